@@ -1,0 +1,40 @@
+"""Memorization in diffusion models, measured by the eigenvalues of the Hessian of log p_t(x | c).
+
+The public names are imported on first use, so that ``import jaxmem`` and ``jaxmem --help`` do not load JAX.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "NoiseSchedule": "jaxmem.diffusion",
+    "DDIM": "jaxmem.diffusion",
+    "bind": "jaxmem.score",
+    "ScorePair": "jaxmem.score",
+    "score_jacobian": "jaxmem.jacobian",
+    "spectrum": "jaxmem.spectra",
+    "Spectrum": "jaxmem.spectra",
+    "exact_spectra": "jaxmem.spectra",
+    "count_positive": "jaxmem.spectra",
+    "Count": "jaxmem.spectra",
+}
+
+__all__ = ["__version__", *_HOME]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from jaxmem.diffusion import DDIM, NoiseSchedule
+    from jaxmem.jacobian import score_jacobian
+    from jaxmem.score import ScorePair, bind
+    from jaxmem.spectra import Count, Spectrum, count_positive, exact_spectra, spectrum
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'jaxmem' has no attribute {name!r}; it has {', '.join(sorted(_HOME))}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

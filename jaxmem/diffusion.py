@@ -1,0 +1,230 @@
+"""Noise schedules, the parametrisations of a network's output, and deterministic DDIM sampling.
+
+The forward process is ``x_t = alpha_t x_0 + sigma_t eps``. Timesteps are 0-based indices into the schedule's tables,
+as in diffusers.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+Prediction = Literal["eps", "v", "x0", "flow", "score"]
+ScheduleKind = Literal["linear", "scaled_linear", "cosine"]
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """The signal and noise scales alpha_t, sigma_t with alpha_t² + sigma_t² = 1 (variance preserving).
+
+    The tables follow from the betas: ``alpha_t² = prod_{s<=t} (1 - beta_s)``. ``linear`` spaces beta evenly (Ho et al.
+    2020: 1e-4 to 0.02), ``scaled_linear`` spaces sqrt(beta) evenly (Stable Diffusion: 0.00085 to 0.012), ``cosine``
+    takes them from cos² (Nichol and Dhariwal 2021, offset 0.008, beta at most 0.999) and ignores the two bounds.
+    """
+
+    kind: ScheduleKind = "linear"
+    num_timesteps: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(ScheduleKind):
+            raise ValueError(f"schedule kind: expected one of {get_args(ScheduleKind)}, got {self.kind!r}")
+        if self.num_timesteps < 1:
+            raise ValueError(f"num_timesteps: expected at least 1, got {self.num_timesteps}")
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise ValueError(
+                f"betas: expected 0 < beta_start <= beta_end < 1, got {self.beta_start} and {self.beta_end}"
+            )
+
+    @classmethod
+    def stable_diffusion(cls) -> "NoiseSchedule":
+        """The table of Stable Diffusion 1.x and 2.x (its ``scheduler_config.json``)."""
+        return cls("scaled_linear", 1000, 0.00085, 0.012)
+
+    @cached_property
+    def betas(self) -> np.ndarray:
+        if self.kind == "linear":
+            return np.linspace(self.beta_start, self.beta_end, self.num_timesteps)
+        if self.kind == "scaled_linear":
+            return np.linspace(self.beta_start**0.5, self.beta_end**0.5, self.num_timesteps) ** 2
+        knots = np.cos((np.arange(self.num_timesteps + 1) / self.num_timesteps + 0.008) / 1.008 * np.pi / 2) ** 2
+        return np.minimum(1 - knots[1:] / knots[:-1], 0.999)
+
+    @cached_property
+    def _log_alpha_squared(self) -> np.ndarray:
+        # Sums of log1p keep sigma accurate where alpha² is within rounding of 1 (a float32 product loses 3 digits).
+        return np.cumsum(np.log1p(-self.betas))
+
+    @cached_property
+    def alpha(self) -> np.ndarray:
+        """Signal scale per timestep, float64, shape (num_timesteps,)."""
+        return np.exp(0.5 * self._log_alpha_squared)
+
+    @cached_property
+    def sigma(self) -> np.ndarray:
+        """Noise scale per timestep, float64, shape (num_timesteps,)."""
+        return np.sqrt(-np.expm1(self._log_alpha_squared))
+
+    def at(self, t: Int[Array, "*batch"] | int, dtype: Any = jnp.float32) -> tuple[Array, Array]:
+        """``(alpha_t, sigma_t)`` as arrays of ``dtype``; ``t`` may be traced (it is not range-checked then)."""
+        return jnp.asarray(self.alpha, dtype)[t], jnp.asarray(self.sigma, dtype)[t]
+
+    def add_noise(
+        self, x0: Float[Array, "*shape"], eps: Float[Array, "*shape"], t: Int[Array, ""] | int
+    ) -> Float[Array, "*shape"]:
+        """``x_t = alpha_t x0 + sigma_t eps`` for one example."""
+        alpha, sigma = self.at(t, x0.dtype)
+        return alpha * x0 + sigma * eps
+
+
+def to_eps(prediction: Prediction, output: Array, x: Array, alpha: Array | float, sigma: Array | float) -> Array:
+    """The noise estimate behind a network's output.
+
+    ``eps``: itself; ``v``: ``alpha v + sigma x``; ``x0``: ``(x - alpha x0) / sigma``; ``flow`` (rectified flow,
+    ``alpha = 1 - t, sigma = t, v = eps - x0``): ``x + alpha v``; ``score``: ``-sigma s``.
+
+    Raises:
+        ValueError: for an unknown prediction.
+    """
+    if prediction == "eps":
+        return output
+    if prediction == "v":
+        return alpha * output + sigma * x
+    if prediction == "x0":
+        return (x - alpha * output) / sigma
+    if prediction == "flow":
+        return x + alpha * output
+    if prediction == "score":
+        return -sigma * output
+    raise ValueError(f"prediction: expected one of {get_args(Prediction)}, got {prediction!r}")
+
+
+def to_score(prediction: Prediction, output: Array, x: Array, alpha: Array | float, sigma: Array | float) -> Array:
+    """The score ``s = -eps / sigma`` behind a network's output (see `to_eps`)."""
+    if prediction == "score":
+        return output
+    return -to_eps(prediction, output, x, alpha, sigma) / sigma
+
+
+def ddim_step(
+    score: Float[Array, "*shape"],
+    x: Float[Array, "*shape"],
+    now: tuple[Array, Array],
+    then: tuple[Array, Array],
+    clip: float | None = None,
+) -> Float[Array, "*shape"]:
+    """One deterministic step (eta = 0) from ``(alpha, sigma) = now`` to ``then``.
+
+    ``x0 = (x - sigma eps) / alpha``, clipped to ``[-clip, clip]`` if asked; ``x' = alpha' x0 + sigma' eps`` with the
+    unclipped eps, as diffusers does.
+    """
+    alpha, sigma = now
+    eps = -sigma * score
+    x0 = (x - sigma * eps) / alpha
+    if clip is not None:
+        x0 = jnp.clip(x0, -clip, clip)
+    return then[0] * x0 + then[1] * eps
+
+
+@dataclass(frozen=True)
+class DDIM:
+    """The deterministic DDIM sampler (Song et al. 2021a) with diffusers' "leading" timesteps.
+
+    ``timesteps = steps_offset + k (T // num_steps)`` for k from ``num_steps - 1`` down to 0. The last step goes to
+    (alpha, sigma) = (1, 0) if ``final_alpha_one`` (diffusers' ``set_alpha_to_one``, its default), else to the table's
+    first entry (Stable Diffusion, with ``steps_offset=1``).
+    """
+
+    schedule: NoiseSchedule
+    num_steps: int = 50
+    steps_offset: int = 0
+    final_alpha_one: bool = True
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        size = self.schedule.num_timesteps
+        if not 1 <= self.num_steps <= size:
+            raise ValueError(f"num_steps: expected 1 to {size} (the schedule's length), got {self.num_steps}")
+        last = (self.num_steps - 1) * (size // self.num_steps) + self.steps_offset
+        if self.steps_offset < 0 or last >= size:
+            raise ValueError(
+                f"steps_offset: the first timestep would be {last}, outside the schedule's 0 to {size - 1};"
+                f" got steps_offset={self.steps_offset} with num_steps={self.num_steps}"
+            )
+
+    @cached_property
+    def timesteps(self) -> np.ndarray:
+        """The visited timesteps, descending, shape (num_steps,)."""
+        stride = self.schedule.num_timesteps // self.num_steps
+        return np.arange(self.num_steps)[::-1] * stride + self.steps_offset
+
+    def nearest(self, timesteps: Sequence[int]) -> list[int]:
+        """For each timestep the nearest one this sampler visits."""
+        return [int(self.timesteps[np.abs(self.timesteps - t).argmin()]) for t in timesteps]
+
+    def scales(self) -> np.ndarray:
+        """Rows ``(alpha, sigma, alpha', sigma')`` of each step, shape (num_steps, 4)."""
+        alpha, sigma = self.schedule.alpha, self.schedule.sigma
+        previous = self.timesteps - self.schedule.num_timesteps // self.num_steps
+        end = (1.0, 0.0) if self.final_alpha_one else (alpha[0], sigma[0])
+        then = np.where(previous[:, None] >= 0, np.stack([alpha[previous], sigma[previous]], 1), end)
+        return np.column_stack([alpha[self.timesteps], sigma[self.timesteps], then])
+
+
+@partial(jax.jit, static_argnames=("score", "clip"))
+def _batched_step(score: Any, state: Any, x: Array, t: Array, cond: Any, scales: Array, clip: float | None) -> Array:
+    def one(x: Array, cond: Any) -> Array:
+        return ddim_step(
+            score(state, x, t, cond), x, (scales[0], scales[1]), (scales[2], scales[3]), clip
+        )
+
+    return jax.vmap(one)(x, cond)
+
+
+def ddim_path(
+    sampler: DDIM, score: Any, state: Any, noise: Float[Array, "n *shape"], cond: Any = None
+) -> Iterator[tuple[int, Float[Array, "n *shape"]]]:
+    """Yield ``(t, x_t)`` before each step and ``(-1, x_0)`` at the end, for a batch of starting noises.
+
+    ``cond`` is any pytree whose leaves have the batch as leading axis, or None. The loop runs in Python, so the caller
+    keeps what it wants and can show progress; one compiled step serves every timestep.
+    """
+    x = noise
+    for t, scales in zip(sampler.timesteps, sampler.scales(), strict=True):
+        yield int(t), x
+        x = _batched_step(
+            score, state, x, jnp.asarray(t, jnp.int32), cond, jnp.asarray(scales, x.dtype), sampler.clip
+        )
+    yield -1, x
+
+
+def sample_ddim(
+    sampler: DDIM,
+    score: Any,
+    state: Any,
+    noise: Float[Array, "n *shape"],
+    cond: Any = None,
+    keep: Sequence[int] = (),
+) -> tuple[Float[Array, "n *shape"], dict[int, Float[Array, "n *shape"]]]:
+    """Sample a batch and return ``(x_0, {t: x_t for t in keep})``.
+
+    Raises:
+        ValueError: if ``keep`` names a timestep that the sampler does not visit.
+    """
+    strangers = sorted(set(keep) - set(sampler.timesteps.tolist()))
+    if strangers:
+        raise ValueError(
+            f"keep: {strangers} are not among the {sampler.num_steps} timesteps of this sampler"
+            f" ({sampler.timesteps[0]} down to {sampler.timesteps[-1]}); use sampler.nearest(...) to snap to them"
+        )
+    kept, x = {}, noise
+    for t, x in ddim_path(sampler, score, state, noise, cond):
+        if t in keep:
+            kept[t] = x
+    return x, kept

@@ -1,0 +1,67 @@
+"""The score contract, and the one door from a Flax module to it.
+
+A score is a pure function of one example, ``score(state, x, t, cond) -> array shaped like x``: ``state`` is any pytree
+of parameters (always an argument, never captured), ``t`` a timestep of the schedule, ``cond`` any pytree or None.
+It must be hashable, because it is a static argument of every compiled function: a frozen dataclass with ``__call__``
+or a module-level function. Two equal scores share one compilation.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jaxmem.diffusion import NoiseSchedule, Prediction, to_score
+
+
+class Score(Protocol):
+    """``(state, x, t, cond) -> score``, for one example."""
+
+    def __call__(self, state: Any, x: Array, t: Any, cond: Any, /) -> Array: ...
+
+    def __hash__(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class NetworkScore:
+    """The score of a Flax NNX network: ``s = to_score(network(x, t, cond))``; equal by its three fields."""
+
+    graphdef: nnx.GraphDef
+    schedule: NoiseSchedule
+    prediction: Prediction
+
+    def __call__(self, state: Any, x: Float[Array, "*shape"], t: Any, cond: Any) -> Float[Array, "*shape"]:
+        alpha, sigma = self.schedule.at(t, x.dtype)
+        output = nnx.merge(self.graphdef, state)(x, t, cond)
+        return to_score(self.prediction, output, x, alpha, sigma)
+
+
+def bind(module: nnx.Module, schedule: NoiseSchedule, prediction: Prediction) -> tuple[NetworkScore, nnx.State]:
+    """Split a Flax module into a hashable score function and its parameters.
+
+    The module is called as ``module(x, t, cond)`` on one example and returns an array shaped like ``x``, which
+    ``prediction`` says how to read: ``"eps"``, ``"v"``, ``"x0"``, ``"flow"`` or ``"score"``. Binding two modules of
+    one architecture gives equal scores, so nothing compiles twice.
+    """
+    graphdef, state = nnx.split(module)
+    return NetworkScore(graphdef, schedule, prediction), state
+
+
+class ScorePair(NamedTuple):
+    """The scores of one point with a condition and without: the input of every conditional-against-marginal detector.
+
+    Guidance follows diffusers: ``guided(g) = uncond + g (cond - uncond)``.
+    """
+
+    cond: Float[Array, "*shape"]
+    uncond: Float[Array, "*shape"]
+
+    @property
+    def difference(self) -> Float[Array, "*shape"]:
+        """``s_delta = s(x, t, c) - s(x, t)``."""
+        return self.cond - self.uncond
+
+    def guided(self, scale: float) -> Float[Array, "*shape"]:
+        """The score under classifier-free guidance of the given scale (1 is the conditional score)."""
+        return self.uncond + scale * self.difference

@@ -1,0 +1,42 @@
+"""Strict JAX, a compilation cache, and `slow` tests only when asked for."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import jax
+import pytest
+
+CACHE = Path(os.environ.get("JAXMEM_TEST_CACHE", Path(tempfile.gettempdir()) / "jaxmem-test-cache"))
+
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# Parameters are arguments: an array of 256 kB closed over by a compiled function is a mistake (schedules are 8 kB).
+jax.config.update("jax_captured_constants_warn_bytes", 256_000)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--run-slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--run-slow"):
+        return
+    for item in items:
+        if "slow" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="slow: run with make test-slow"))
+
+
+@pytest.fixture
+def getkey():
+    """Fresh keys in a fixed order, so that no test names a seed."""
+    counter = iter(range(1_000_000))
+    return lambda: jax.random.fold_in(jax.random.key(20241124), next(counter))
+
+
+@pytest.fixture
+def x64():
+    """Double precision for the duration of one test."""
+    with jax.enable_x64(True):
+        yield
