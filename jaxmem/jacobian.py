@@ -1,0 +1,153 @@
+"""The Jacobian of a score, which is the Hessian of the log density, as an operator linearised once."""
+
+import math
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxmem.operators import Operator
+from jaxmem.score import Score
+
+
+@jax.tree_util.register_pytree_node_class
+class ScoreJacobian(Operator):
+    """J = ∂s/∂x at one point, on flat vectors of length ``size = x.size``; made by `score_jacobian`.
+
+    The forward pass was run once; ``mv`` is the linear map alone and ``rmv`` its transpose. What the linear map needs
+    of the parameters is not copied: the residuals that *are* parameters are put back from ``state``.
+    """
+
+    def __init__(self, value: Array, state: Any, residuals: tuple[Array, ...], layout: "_Layout") -> None:
+        self.value = value  #: the score at the point, shaped like x
+        self._state, self._residuals, self._layout = state, residuals, layout
+
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        return math.prod(self.value.shape)
+
+    @property
+    def dtype(self) -> Any:  # type: ignore[override]
+        return self.value.dtype
+
+    def _linear(self, tangent: Array) -> Array:
+        return self._layout.restore(self._state, self._residuals)(tangent)
+
+    def mv(self, vector: Float[Array, " d"]) -> Float[Array, " d"]:
+        return self._linear(vector.reshape(self.value.shape)).reshape(-1)
+
+    def rmv(self, vector: Float[Array, " d"]) -> Float[Array, " d"]:
+        (cotangent,) = jax.linear_transpose(self._linear, self.value)(vector.reshape(self.value.shape))
+        return cotangent.reshape(-1)
+
+    def tree_flatten(self) -> tuple[tuple[Any, ...], "_Layout"]:
+        return (self.value, self._state, self._residuals), self._layout
+
+    @classmethod
+    def tree_unflatten(cls, layout: "_Layout", children: tuple[Any, ...]) -> "ScoreJacobian":
+        return cls(*children, layout)
+
+
+class _Layout:
+    """How the leaves of a linearised map are put together again from parameters and residuals (static, compared)."""
+
+    def __init__(self, treedef: Any, sources: tuple[int | None, ...]) -> None:
+        self.treedef, self.sources = treedef, sources
+
+    def restore(self, state: Any, residuals: tuple[Array, ...]) -> Any:
+        parameters, rest = jax.tree.leaves(state), iter(residuals)
+        leaves = [next(rest) if source is None else parameters[source] for source in self.sources]
+        return jax.tree.unflatten(self.treedef, leaves)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Layout) and (self.treedef, self.sources) == (other.treedef, other.sources)
+
+    def __hash__(self) -> int:
+        return hash((self.treedef, self.sources))
+
+
+@partial(jax.jit, static_argnames=("score", "precision"))
+def _linearise(score: Score, state: Any, x: Array, t: Array, cond: Any, precision: str) -> tuple[Any, ...]:
+    # The precision is an argument of jit too: it is part of what was compiled, and products keep it.
+    with jax.default_matmul_precision(precision):
+        value, linear = jax.linearize(lambda x: score(state, x, t, cond), x)
+    leaves, treedef = jax.tree.flatten(linear)
+    positions = {id(leaf): index for index, leaf in enumerate(jax.tree.leaves(state))}
+    sources = tuple(positions.get(id(leaf)) for leaf in leaves)
+    residuals = tuple(leaf for leaf, source in zip(leaves, sources, strict=True) if source is None)
+    return value, _Residuals(residuals, _Layout(treedef, sources))
+
+
+@jax.tree_util.register_pytree_node_class
+class _Residuals:
+    """The residuals with their layout: carries the static layout out of the compiled function."""
+
+    def __init__(self, arrays: tuple[Array, ...], layout: _Layout) -> None:
+        self.arrays, self.layout = arrays, layout
+
+    def tree_flatten(self) -> tuple[tuple[Any, ...], _Layout]:
+        return self.arrays, self.layout
+
+    @classmethod
+    def tree_unflatten(cls, layout: _Layout, arrays: tuple[Any, ...]) -> "_Residuals":
+        return cls(tuple(arrays), layout)
+
+
+def score_jacobian(
+    score: Score, state: Any, x: Any, t: Any = 0, cond: Any = None, *, precision: str = "highest"
+) -> ScoreJacobian:
+    """Linearise a score at one point: ``J = ∂s(x, t, c)/∂x = ∇² log p_t(x | c)``.
+
+    Args:
+        score: a hashable function ``(state, x, t, cond) -> array shaped like x`` (see `jaxmem.score`).
+        state: its parameters, any pytree; passed through, never copied.
+        x: one point, floating point, any shape.
+        t: its timestep, an index of the schedule.
+        cond: its condition, any pytree or None.
+        precision: of the matrix products. The default is full float32: GPUs and TPUs otherwise use fewer bits.
+
+    Costs one forward pass; each later product costs about one more. Works under `jax.vmap` (inside the mapped
+    function). Equal scores share one compilation for all points, timesteps and conditions of a shape.
+
+    Raises:
+        ValueError: if the score is not hashable, if x is not floating point, or if the score's output is not an array
+            shaped like x.
+    """
+    x = jnp.asarray(x)
+    check_score(score, state, x, t, cond)
+    value, residuals = _linearise(score, state, x, jnp.asarray(t), cond, precision)
+    return ScoreJacobian(value, state, residuals.arrays, residuals.layout)
+
+
+def check_score(score: Score, state: Any, x: Any, t: Any, cond: Any) -> None:
+    """Check a score against the contract at a point by tracing its shapes; see `score_jacobian` for what is raised."""
+    try:
+        hash(score)
+    except TypeError as error:
+        raise ValueError(
+            f"score: expected a hashable callable (a module-level function, or a frozen dataclass with __call__),"
+            f" got {type(score).__name__}: {error}"
+        ) from error
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"x: expected a floating-point array, got {x.dtype}; convert it first")
+    output = jax.eval_shape(score, state, x, t, cond)
+    shape = getattr(output, "shape", None)
+    if shape != x.shape or output.dtype != x.dtype:
+        got = f"shape {shape} of {output.dtype}" if shape is not None else type(output).__name__
+        raise ValueError(
+            f"score: expected an output like x, shape {x.shape} of {x.dtype}, got {got}."
+            f" A score maps one example; batch it with jax.vmap outside"
+        )
+
+
+def require_finite(value: Any, where: str) -> None:
+    """Raise a ValueError if a score holds NaN or infinity: no spectrum can be right after that."""
+    bad = int(np.size(value) - np.isfinite(np.asarray(value)).sum())
+    if bad:
+        raise ValueError(
+            f"score: {bad} of {np.size(value)} entries are NaN or infinite {where};"
+            f" check the parameters, the point and the timestep"
+        )

@@ -1,0 +1,134 @@
+"""Arnoldi and Lanczos as jitted loops over a matrix-vector product: no score, no Flax, no eigenvalues.
+
+The loops only build the factorisation ``A Qᵀ = Qᵀ H + h q_{m+1} e_mᵀ`` (rows of Q are the basis vectors); the small
+eigenproblem is `jaxmem.spectra.ritz`'s and runs on the host. Both run under `jax.jit` and `jax.vmap`, in float32 or
+float64, and stop cleanly (masked, without NaN) when the Krylov space closes.
+"""
+
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+class Status(IntEnum):
+    """Why a factorisation or a spectrum ended."""
+
+    CONVERGED = 0  #: everything asked for is there
+    BUDGET = 1  #: the steps were used up
+    INVARIANT = 2  #: the Krylov space closed: its Ritz values are eigenvalues
+    NONFINITE = 3  #: a product was NaN or infinite; the steps before it are kept
+
+
+class Factorization(NamedTuple):
+    """A Krylov factorisation of up to m steps; entries past ``num_steps`` are zero."""
+
+    basis: Float[Array, "m+1 d"]  #: orthonormal rows q_1 ... q_{m+1}
+    hessenberg: Float[Array, "m+1 m"]  #: upper Hessenberg (Arnoldi) or tridiagonal (Lanczos)
+    num_steps: Int[Array, ""]  #: steps done, each one application of the operator
+    scale: Float[Array, ""]  #: largest ‖A q‖ seen, a lower bound of ‖A‖₂
+    status: Int[Array, ""]  #: a `Status`; BUDGET while it may go on
+
+
+def begin(start: Float[Array, " d"], max_steps: int) -> Factorization:
+    """An empty factorisation with room for ``max_steps`` steps from a start vector of any non-zero length."""
+    size, dtype = start.shape[0], start.dtype
+    # Scaling by the largest entry first keeps tiny and huge start vectors from under- and overflowing.
+    peak = jnp.max(jnp.abs(start))
+    start = start / jnp.where(peak > 0, peak, 1)
+    norm = jnp.linalg.norm(start)
+    first = start / jnp.where(norm > 0, norm, 1)
+    usable = jnp.isfinite(peak) & (peak > 0)
+    return Factorization(
+        basis=jnp.zeros((max_steps + 1, size), dtype).at[0].set(jnp.where(usable, first, 0)),
+        hessenberg=jnp.zeros((max_steps + 1, max_steps), dtype),
+        num_steps=jnp.zeros((), jnp.int32),
+        scale=jnp.zeros((), dtype),
+        status=jnp.where(usable, jnp.int32(Status.BUDGET), jnp.int32(Status.NONFINITE)),
+    )
+
+
+def _step(mv: Callable[[Array], Array], symmetric: bool, tolerance: float, f: Factorization) -> Factorization:
+    k, basis = f.num_steps, f.basis
+    product = mv(basis[k])
+    scale = jnp.maximum(f.scale, jnp.linalg.norm(product))
+
+    # Classical Gram-Schmidt twice: as orthogonal as rounding allows, and two matrix-vector products instead of k dots.
+    coefficients = jnp.matmul(basis, product, precision="highest")
+    rest = product - jnp.matmul(coefficients, basis, precision="highest")
+    correction = jnp.matmul(basis, rest, precision="highest")
+    rest = rest - jnp.matmul(correction, basis, precision="highest")
+    column = coefficients + correction
+    norm = jnp.linalg.norm(rest)
+
+    finite = jnp.isfinite(norm) & jnp.all(jnp.isfinite(column))
+    closed = norm <= tolerance * scale
+    going = finite & ~closed
+    if symmetric:
+        rows = jnp.arange(column.shape[0])
+        # Above the diagonal the exact entry is the previous norm; the computed one differs from it by rounding only.
+        above = f.hessenberg[k, jnp.maximum(k - 1, 0)]
+        column = jnp.where(rows == k, column, jnp.where((rows == k - 1) & (k > 0), above, 0))
+    column = column.at[k + 1].set(jnp.where(going, norm, 0))
+    return Factorization(
+        basis=basis.at[k + 1].set(jnp.where(going, rest / jnp.where(going, norm, 1), 0)),
+        hessenberg=f.hessenberg.at[:, k].set(jnp.where(finite, column, 0)),
+        num_steps=jnp.where(finite, k + 1, k),
+        scale=jnp.where(finite, scale, f.scale),
+        status=jnp.where(
+            finite, jnp.where(closed, jnp.int32(Status.INVARIANT), f.status), jnp.int32(Status.NONFINITE)
+        ),
+    )
+
+
+def extend(
+    mv: Callable[[Array], Array],
+    factorization: Factorization,
+    num_steps: Any,
+    *,
+    symmetric: bool,
+    tolerance: float | None = None,
+) -> Factorization:
+    """Run up to ``num_steps`` more steps (a traced number is fine; never past the room that `begin` made).
+
+    ``tolerance``: the space counts as closed when the next norm is at most ``tolerance`` times the largest ‖A q‖.
+    Default ``10 eps``: after two Gram-Schmidt passes what is left of an exactly closed space is the rounding of one
+    product, a few eps (measured at d = 16,384; the paper's Algorithm 1 leaves the threshold open).
+    """
+    if tolerance is None:
+        tolerance = 10 * float(jnp.finfo(factorization.basis.dtype).eps)
+    room = factorization.hessenberg.shape[1]
+
+    def body(_: Any, f: Factorization) -> Factorization:
+        # Outside vmap a finished factorisation really skips its products; under vmap they are masked.
+        return jax.lax.cond(may_go_on(f, room), lambda f: _step(mv, symmetric, tolerance, f), lambda f: f, f)
+
+    return jax.lax.fori_loop(0, num_steps, body, factorization)
+
+
+def may_go_on(factorization: Factorization, room: int) -> Bool[Array, ""]:
+    """Whether a further step has room and something to do."""
+    return (factorization.status == Status.BUDGET) & (factorization.num_steps < room)
+
+
+def arnoldi(
+    mv: Callable[[Array], Array], start: Float[Array, " d"], num_steps: int, *, tolerance: float | None = None
+) -> Factorization:
+    """Arnoldi iteration (the paper's Algorithm 1) with full reorthogonalisation, ``num_steps`` applications of ``mv``.
+
+    Memory ``(num_steps + 1) d``; work beyond the products ``4 num_steps² d`` multiply-adds. Real operators only.
+    """
+    return extend(mv, begin(start, num_steps), num_steps, symmetric=False, tolerance=tolerance)
+
+
+def lanczos(
+    mv: Callable[[Array], Array], start: Float[Array, " d"], num_steps: int, *, tolerance: float | None = None
+) -> Factorization:
+    """Lanczos iteration with full reorthogonalisation for a *symmetric* ``mv``: the Hessenberg matrix is tridiagonal.
+
+    Without reorthogonalisation float32 Lanczos repeats converged eigenvalues ("ghosts"), which would count twice.
+    """
+    return extend(mv, begin(start, num_steps), num_steps, symmetric=True, tolerance=tolerance)

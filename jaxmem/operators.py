@@ -1,0 +1,116 @@
+"""Linear operators on flat vectors: the one interface that every spectral method takes.
+
+An operator has ``size``, ``dtype``, ``mv`` (A v), ``rmv`` (Aᵀ v), ``symmetric`` (an operator for ½(A + Aᵀ)),
+``to_dense`` and ``products_per_mv``, the number of products with A or Aᵀ that one ``mv`` costs. Operators are pytrees:
+they cross `jax.jit` boundaries as arguments.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class Operator:
+    """What all operators share; a subclass gives ``size``, ``dtype``, ``mv`` and ``rmv``."""
+
+    size: int
+    dtype: Any
+    products_per_mv: int = 1
+    is_symmetric: bool = False
+
+    def mv(self, vector: Float[Array, " d"]) -> Float[Array, " d"]:
+        raise NotImplementedError  # abstract
+
+    def rmv(self, vector: Float[Array, " d"]) -> Float[Array, " d"]:
+        raise NotImplementedError  # abstract
+
+    @property
+    def symmetric(self) -> "Operator":
+        """The symmetric part ½(A + Aᵀ); A itself where A is declared symmetric."""
+        return self if self.is_symmetric else SymmetricPart(self)
+
+    def to_dense(self, chunk: int = 112) -> Float[Array, "d d"]:
+        """The matrix, from ``size`` products taken ``chunk`` at a time.
+
+        Memory beyond the matrix itself is ``chunk`` times what one product holds. The default was the fastest for the
+        28×28 U-Net on two CPU cores (`benchmarks/exact_jacobian.py`); accelerators take larger ones.
+        """
+
+        def column(index: Array) -> Array:
+            return self.mv(jax.nn.one_hot(index, self.size, dtype=self.dtype))
+
+        return jax.lax.map(column, jnp.arange(self.size), batch_size=min(chunk, self.size)).T
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SymmetricPart(Operator):
+    """½(A + Aᵀ) of an operator: two products per application."""
+
+    operator: Operator
+    products_per_mv = 2
+    is_symmetric = True
+
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        return self.operator.size
+
+    @property
+    def dtype(self) -> Any:  # type: ignore[override]
+        return self.operator.dtype
+
+    def mv(self, vector: Float[Array, " d"]) -> Float[Array, " d"]:
+        return 0.5 * (self.operator.mv(vector) + self.operator.rmv(vector))
+
+    rmv = mv
+
+    def to_dense(self, chunk: int = 112) -> Float[Array, "d d"]:
+        dense = self.operator.to_dense(chunk)
+        return 0.5 * (dense + dense.T)
+
+
+@jax.tree_util.register_pytree_node_class
+class MatrixOperator(Operator):
+    """A matrix that is there already.
+
+    Args:
+        matrix: shape (d, d), floating point.
+        is_symmetric: declare it symmetric, so that a product is counted once; not checked.
+
+    Raises:
+        ValueError: if the matrix is not square and floating point.
+    """
+
+    def __init__(self, matrix: Any, *, is_symmetric: bool = False) -> None:
+        matrix = jnp.asarray(matrix)
+        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not jnp.issubdtype(matrix.dtype, jnp.floating):
+            raise ValueError(
+                f"matrix: expected a square floating-point array, got shape {matrix.shape} of {matrix.dtype}"
+            )
+        self.matrix, self.is_symmetric = matrix, is_symmetric
+
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        return self.matrix.shape[0]
+
+    @property
+    def dtype(self) -> Any:  # type: ignore[override]
+        return self.matrix.dtype
+
+    def mv(self, vector: Float[Array, " d"]) -> Float[Array, " d"]:
+        return jnp.matmul(self.matrix, vector, precision="highest")
+
+    def rmv(self, vector: Float[Array, " d"]) -> Float[Array, " d"]:
+        return jnp.matmul(vector, self.matrix, precision="highest")
+
+    def tree_flatten(self) -> tuple[tuple[Any], bool]:
+        return (self.matrix,), self.is_symmetric
+
+    @classmethod
+    def tree_unflatten(cls, is_symmetric: bool, children: tuple[Any]) -> "MatrixOperator":
+        operator = object.__new__(cls)  # transformations pass placeholders: no checks here
+        operator.matrix, operator.is_symmetric = children[0], is_symmetric
+        return operator
