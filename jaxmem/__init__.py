@@ -16,18 +16,30 @@ _HOME = {
     "score_jacobian": "jaxmem.jacobian",
     "spectrum": "jaxmem.spectra",
     "Spectrum": "jaxmem.spectra",
-    "exact_spectra": "jaxmem.spectra",
+    "batch_spectra": "jaxmem.spectra",
     "count_positive": "jaxmem.spectra",
     "Count": "jaxmem.spectra",
 }
 
-__all__ = ["__version__", *_HOME]  # noqa: PLE0604
+__all__ = [
+    "DDIM",
+    "Count",
+    "NoiseSchedule",
+    "ScorePair",
+    "Spectrum",
+    "__version__",
+    "batch_spectra",
+    "bind",
+    "count_positive",
+    "score_jacobian",
+    "spectrum",
+]
 
 if TYPE_CHECKING:
     from jaxmem.diffusion import DDIM, NoiseSchedule
     from jaxmem.jacobian import score_jacobian
     from jaxmem.score import ScorePair, bind
-    from jaxmem.spectra import Count, Spectrum, count_positive, exact_spectra, spectrum
+    from jaxmem.spectra import Count, Spectrum, batch_spectra, count_positive, spectrum
 
 
 def __getattr__(name: str) -> Any:

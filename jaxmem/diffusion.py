@@ -27,7 +27,7 @@ class NoiseSchedule:
     takes them from cos² (Nichol and Dhariwal 2021, offset 0.008, beta at most 0.999) and ignores the two bounds.
     """
 
-    kind: ScheduleKind = "linear"
+    kind: str = "linear"  # a ScheduleKind
     num_timesteps: int = 1000
     beta_start: float = 1e-4
     beta_end: float = 0.02
@@ -83,8 +83,8 @@ class NoiseSchedule:
         return alpha * x0 + sigma * eps
 
 
-def to_eps(prediction: Prediction, output: Array, x: Array, alpha: Array | float, sigma: Array | float) -> Array:
-    """The noise estimate behind a network's output.
+def to_eps(prediction: str, output: Any, x: Any, alpha: Any, sigma: Any) -> Any:
+    """The noise estimate behind a network's output; ``prediction`` is one of `Prediction`.
 
     ``eps``: itself; ``v``: ``alpha v + sigma x``; ``x0``: ``(x - alpha x0) / sigma``; ``flow`` (rectified flow,
     ``alpha = 1 - t, sigma = t, v = eps - x0``): ``x + alpha v``; ``score``: ``-sigma s``.
@@ -105,7 +105,7 @@ def to_eps(prediction: Prediction, output: Array, x: Array, alpha: Array | float
     raise ValueError(f"prediction: expected one of {get_args(Prediction)}, got {prediction!r}")
 
 
-def to_score(prediction: Prediction, output: Array, x: Array, alpha: Array | float, sigma: Array | float) -> Array:
+def to_score(prediction: str, output: Any, x: Any, alpha: Any, sigma: Any) -> Any:
     """The score ``s = -eps / sigma`` behind a network's output (see `to_eps`)."""
     if prediction == "score":
         return output
@@ -180,9 +180,7 @@ class DDIM:
 @partial(jax.jit, static_argnames=("score", "clip"))
 def _batched_step(score: Any, state: Any, x: Array, t: Array, cond: Any, scales: Array, clip: float | None) -> Array:
     def one(x: Array, cond: Any) -> Array:
-        return ddim_step(
-            score(state, x, t, cond), x, (scales[0], scales[1]), (scales[2], scales[3]), clip
-        )
+        return ddim_step(score(state, x, t, cond), x, (scales[0], scales[1]), (scales[2], scales[3]), clip)
 
     return jax.vmap(one)(x, cond)
 
@@ -198,9 +196,7 @@ def ddim_path(
     x = noise
     for t, scales in zip(sampler.timesteps, sampler.scales(), strict=True):
         yield int(t), x
-        x = _batched_step(
-            score, state, x, jnp.asarray(t, jnp.int32), cond, jnp.asarray(scales, x.dtype), sampler.clip
-        )
+        x = _batched_step(score, state, x, jnp.asarray(t, jnp.int32), cond, jnp.asarray(scales, x.dtype), sampler.clip)
     yield -1, x
 
 

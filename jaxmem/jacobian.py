@@ -26,11 +26,11 @@ class ScoreJacobian(Operator):
         self._state, self._residuals, self._layout = state, residuals, layout
 
     @property
-    def size(self) -> int:  # type: ignore[override]
+    def size(self) -> int:
         return math.prod(self.value.shape)
 
     @property
-    def dtype(self) -> Any:  # type: ignore[override]
+    def dtype(self) -> Any:
         return self.value.dtype
 
     def _linear(self, tangent: Array) -> Array:
@@ -47,7 +47,7 @@ class ScoreJacobian(Operator):
         return (self.value, self._state, self._residuals), self._layout
 
     @classmethod
-    def tree_unflatten(cls, layout: "_Layout", children: tuple[Any, ...]) -> "ScoreJacobian":
+    def tree_unflatten(cls, layout: "_Layout", children: tuple[Any, Any, Any]) -> "ScoreJacobian":
         return cls(*children, layout)
 
 

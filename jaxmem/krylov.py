@@ -78,9 +78,7 @@ def _step(mv: Callable[[Array], Array], symmetric: bool, tolerance: float, f: Fa
         hessenberg=f.hessenberg.at[:, k].set(jnp.where(finite, column, 0)),
         num_steps=jnp.where(finite, k + 1, k),
         scale=jnp.where(finite, scale, f.scale),
-        status=jnp.where(
-            finite, jnp.where(closed, jnp.int32(Status.INVARIANT), f.status), jnp.int32(Status.NONFINITE)
-        ),
+        status=jnp.where(finite, jnp.where(closed, jnp.int32(Status.INVARIANT), f.status), jnp.int32(Status.NONFINITE)),
     )
 
 
@@ -95,11 +93,11 @@ def extend(
     """Run up to ``num_steps`` more steps (a traced number is fine; never past the room that `begin` made).
 
     ``tolerance``: the space counts as closed when the next norm is at most ``tolerance`` times the largest ‖A q‖.
-    Default ``10 eps``: after two Gram-Schmidt passes what is left of an exactly closed space is the rounding of one
-    product, a few eps (measured at d = 16,384; the paper's Algorithm 1 leaves the threshold open).
+    Default ``20 eps``: after two Gram-Schmidt passes what is left of a closed space is the rounding of one product, 0.6
+    to 7 eps for rank-5 operators at d = 300 and 16,384 (the paper's Algorithm 1 leaves the threshold open).
     """
     if tolerance is None:
-        tolerance = 10 * float(jnp.finfo(factorization.basis.dtype).eps)
+        tolerance = 20 * float(jnp.finfo(factorization.basis.dtype).eps)
     room = factorization.hessenberg.shape[1]
 
     def body(_: Any, f: Factorization) -> Factorization:

@@ -16,10 +16,16 @@ from jaxtyping import Array, Float
 class Operator:
     """What all operators share; a subclass gives ``size``, ``dtype``, ``mv`` and ``rmv``."""
 
-    size: int
-    dtype: Any
-    products_per_mv: int = 1
-    is_symmetric: bool = False
+    products_per_mv = 1
+    is_symmetric = False
+
+    @property
+    def size(self) -> int:
+        raise NotImplementedError  # abstract
+
+    @property
+    def dtype(self) -> Any:
+        raise NotImplementedError  # abstract
 
     def mv(self, vector: Float[Array, " d"]) -> Float[Array, " d"]:
         raise NotImplementedError  # abstract
@@ -55,11 +61,11 @@ class SymmetricPart(Operator):
     is_symmetric = True
 
     @property
-    def size(self) -> int:  # type: ignore[override]
+    def size(self) -> int:
         return self.operator.size
 
     @property
-    def dtype(self) -> Any:  # type: ignore[override]
+    def dtype(self) -> Any:
         return self.operator.dtype
 
     def mv(self, vector: Float[Array, " d"]) -> Float[Array, " d"]:
@@ -93,11 +99,11 @@ class MatrixOperator(Operator):
         self.matrix, self.is_symmetric = matrix, is_symmetric
 
     @property
-    def size(self) -> int:  # type: ignore[override]
+    def size(self) -> int:
         return self.matrix.shape[0]
 
     @property
-    def dtype(self) -> Any:  # type: ignore[override]
+    def dtype(self) -> Any:
         return self.matrix.dtype
 
     def mv(self, vector: Float[Array, " d"]) -> Float[Array, " d"]:

@@ -24,9 +24,20 @@ def _scales(schedule: NoiseSchedule, t: int) -> tuple[float, float]:
 def _low_rank_spectrum(shift: float, columns: np.ndarray, core: np.ndarray) -> np.ndarray:
     """Descending eigenvalues of ``shift·I + U C Uᵀ`` (U is d × r) through the r × r problem of U's R factor."""
     size = columns.shape[0]
-    triangle = np.linalg.qr(columns, mode="r")
+    triangle = np.asarray(np.linalg.qr(columns, mode="r"))
     few = np.linalg.eigvalsh(triangle @ core @ triangle.T) + shift
     return np.sort(np.concatenate([few, np.full(size - len(few), shift)]))[::-1]
+
+
+def _weighted_mean(logits: Array, values: Array) -> Array:
+    """``softmax(logits) @ values``, both taken relative to the heaviest component.
+
+    Far from the data at small t, logits and component scores are so large that their float32 differences, and above
+    all the derivatives of those, would be rounding; relative to the heaviest component they cancel exactly.
+    """
+    best = jnp.argmax(jax.lax.stop_gradient(logits))
+    weights = jax.nn.softmax(logits - logits[best])
+    return values[best] + jnp.matmul(weights, values - values[best][None, :], precision="highest")
 
 
 class GaussianMixture(NamedTuple):
@@ -41,9 +52,7 @@ class GaussianMixture(NamedTuple):
 def gaussian(mean: Any, factor: Any, variance: float = 0.0) -> GaussianMixture:
     """One Gaussian N(mean, variance I + F Fᵀ), with F of shape (d, r): its own Cholesky factor, or a few directions."""
     mean, factor = jnp.asarray(mean), jnp.asarray(factor)
-    return GaussianMixture(
-        jnp.zeros(1, mean.dtype), mean[None], factor[None], jnp.full(1, variance, mean.dtype)
-    )
+    return GaussianMixture(jnp.zeros(1, mean.dtype), mean[None], factor[None], jnp.full(1, variance, mean.dtype))
 
 
 @dataclass(frozen=True)
@@ -62,21 +71,28 @@ class GaussianMixtureScore:
 
         def component(log_weight: Array, mean: Array, factor: Array, variance: Array) -> tuple[Array, Array]:
             spherical = alpha**2 * variance + sigma**2
-            inner = spherical * jnp.eye(factor.shape[1], dtype=x.dtype) + alpha**2 * jnp.matmul(
-                factor.T, factor, precision="highest"
-            )
-            cholesky = jnp.linalg.cholesky(inner)
             offset = x - alpha * mean
-            projected = jnp.matmul(factor.T, offset, precision="highest")
-            solved = jax.scipy.linalg.cho_solve((cholesky, True), projected)
-            score = -(offset - alpha**2 * jnp.matmul(factor, solved, precision="highest")) / spherical
-            log_det = (x.shape[0] - factor.shape[1]) * jnp.log(spherical) + 2 * jnp.sum(
-                jnp.log(jnp.diagonal(cholesky))
-            )
+            size, rank = factor.shape
+            if rank >= size:
+                covariance = spherical * jnp.eye(size, dtype=x.dtype) + alpha**2 * jnp.matmul(
+                    factor, factor.T, precision="highest"
+                )
+                cholesky = jnp.linalg.cholesky(covariance)
+                score = -jax.scipy.linalg.cho_solve((cholesky, True), offset)
+                log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(cholesky)))
+            else:  # Woodbury: nothing of size d × d
+                inner = spherical * jnp.eye(rank, dtype=x.dtype) + alpha**2 * jnp.matmul(
+                    factor.T, factor, precision="highest"
+                )
+                cholesky = jnp.linalg.cholesky(inner)
+                projected = jnp.matmul(factor.T, offset, precision="highest")
+                solved = jax.scipy.linalg.cho_solve((cholesky, True), projected)
+                score = -(offset - alpha**2 * jnp.matmul(factor, solved, precision="highest")) / spherical
+                log_det = (size - rank) * jnp.log(spherical) + 2 * jnp.sum(jnp.log(jnp.diagonal(cholesky)))
             return log_weight - 0.5 * log_det + 0.5 * jnp.dot(offset, score, precision="highest"), score
 
         logits, scores = jax.vmap(component)(*state)
-        return jnp.matmul(jax.nn.softmax(logits), scores, precision="highest")
+        return _weighted_mean(logits, scores)
 
     def _components(self, state: GaussianMixture, x: Any, t: int) -> tuple[np.ndarray, ...]:
         """Responsibilities (k), component scores (k, d), spherical precisions (k), low-rank cores (k, r, r)."""
@@ -90,9 +106,9 @@ class GaussianMixtureScore:
         offsets = x - alpha * means
         projected = np.einsum("kdr,kd->kr", factors, offsets)
         scores = -(offsets - np.einsum("kdr,krs,ks->kd", factors, cores, projected)) / spherical[:, None]
-        log_det = len(x) * np.log(spherical) + np.linalg.slogdet(
-            np.eye(rank) + gram / spherical[:, None, None]
-        ).logabsdet
+        log_det = (
+            len(x) * np.log(spherical) + np.linalg.slogdet(np.eye(rank) + gram / spherical[:, None, None]).logabsdet
+        )
         logits = log_weights - 0.5 * log_det + 0.5 * np.einsum("kd,kd->k", offsets, scores)
         weights = np.exp(logits - logits.max())
         return weights / weights.sum(), scores, spherical, cores
@@ -137,8 +153,7 @@ class EmpiricalScore:
     ) -> Float[Array, " d"]:
         alpha, sigma = self.schedule.at(t, x.dtype)
         logits = -jnp.sum((x[None, :] - alpha * state) ** 2, axis=1) / (2 * sigma**2)
-        mean = jnp.matmul(jax.nn.softmax(logits), state, precision="highest")
-        return (alpha * mean - x) / sigma**2
+        return (alpha * _weighted_mean(logits, state) - x) / sigma**2
 
     def _weights(self, state: Any, x: Any, t: int) -> tuple[np.ndarray, np.ndarray]:
         alpha, sigma = _scales(self.schedule, t)

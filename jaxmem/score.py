@@ -6,21 +6,16 @@ It must be hashable, because it is a static argument of every compiled function:
 or a module-level function. Two equal scores share one compilation.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxmem.diffusion import NoiseSchedule, Prediction, to_score
+from jaxmem.diffusion import NoiseSchedule, to_score
 
-
-class Score(Protocol):
-    """``(state, x, t, cond) -> score``, for one example."""
-
-    def __call__(self, state: Any, x: Array, t: Any, cond: Any, /) -> Array: ...
-
-    def __hash__(self) -> int: ...
+Score = Callable[[Any, Array, Any, Any], Array]  #: ``(state, x, t, cond) -> score``, for one example
 
 
 @dataclass(frozen=True)
@@ -29,7 +24,7 @@ class NetworkScore:
 
     graphdef: nnx.GraphDef
     schedule: NoiseSchedule
-    prediction: Prediction
+    prediction: str  # a Prediction
 
     def __call__(self, state: Any, x: Float[Array, "*shape"], t: Any, cond: Any) -> Float[Array, "*shape"]:
         alpha, sigma = self.schedule.at(t, x.dtype)
@@ -37,7 +32,7 @@ class NetworkScore:
         return to_score(self.prediction, output, x, alpha, sigma)
 
 
-def bind(module: nnx.Module, schedule: NoiseSchedule, prediction: Prediction) -> tuple[NetworkScore, nnx.State]:
+def bind(module: nnx.Module, schedule: NoiseSchedule, prediction: str) -> tuple[NetworkScore, nnx.State]:
     """Split a Flax module into a hashable score function and its parameters.
 
     The module is called as ``module(x, t, cond)`` on one example and returns an array shaped like ``x``, which

@@ -1,7 +1,9 @@
 """Strict JAX, a compilation cache, and `slow` tests only when asked for."""
 
+import importlib
 import os
 import tempfile
+import warnings
 from pathlib import Path
 
 import jax
@@ -40,3 +42,26 @@ def x64():
     """Double precision for the duration of one test."""
     with jax.enable_x64(True):
         yield
+
+
+def optional_import(name: str):
+    """Import a test-only peer, or skip with the reason; its own import warnings are not ours."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            pytest.skip(f"{name} is not installed: pip install 'jaxmem[test]' brings it (README, Development)")
+
+
+@pytest.fixture(scope="session")
+def torch():
+    """The parity oracle, or a skip."""
+    return optional_import("torch")
+
+
+@pytest.fixture(scope="session")
+def diffusers():
+    """The schedulers and pipelines we compare with, or a skip."""
+    optional_import("torch")
+    return optional_import("diffusers")

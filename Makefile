@@ -1,0 +1,44 @@
+# Each target builds its own environment from nothing; nothing outside this folder is written.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= runs
+
+.PHONY: venv venv-test demo test test-slow lint bench notebooks clean
+
+venv: $(VENV)/ready
+venv-test: $(VENV)/ready-test
+
+$(VENV)/ready: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/ready-test: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --editable '.[test,notebook]'
+	touch $@
+
+demo: venv
+	$(BIN)/jaxmem reproduce mnist --preset small --out $(OUT)/mnist
+
+lint: venv-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: venv-test lint
+	$(BIN)/python -m pytest
+
+test-slow: venv-test
+	$(BIN)/python -m pytest --run-slow
+
+bench: venv-test
+	$(BIN)/python benchmarks/exact_jacobian.py
+	$(BIN)/python benchmarks/table.py
+
+notebooks: venv-test
+	$(BIN)/python notebooks/execute.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

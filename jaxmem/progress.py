@@ -1,0 +1,88 @@
+"""Progress of the long steps: one callable, handed down; how it looks is decided here alone."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+# progress(task, completed, total): `completed` of `total` units of `task` are done. `completed` is absolute, so a
+# resumed step may start anywhere; the first call of a task shows it, `completed == total` closes it.
+Progress = Callable[[str, int, int], None]
+
+
+def silent(task: str, completed: int, total: int) -> None:
+    """The default of every function that takes a progress callable: shows nothing."""
+
+
+class PlainLines:
+    """Progress as ordinary lines for logs: the start, the end and at most one line every ``every`` seconds per task."""
+
+    def __init__(self, stream: TextIO, every: float = 15.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self.stream, self.every, self.clock = stream, every, clock
+        self._first: dict[str, tuple[float, int]] = {}
+        self._last: dict[str, float] = {}
+
+    def __call__(self, task: str, completed: int, total: int) -> None:
+        now = self.clock()
+        new = task not in self._first
+        if new:
+            self._first[task] = (now, completed)
+        done = completed >= total
+        if not (new or done or now - self._last[task] >= self.every):
+            return
+        self._last[task] = now
+        started, offset = self._first[task]
+        text = f"{task}: {completed:,}/{total:,}"
+        if completed > offset:
+            seconds = now - started
+            left = seconds * (total - completed) / (completed - offset)
+            text += f", {_clock(seconds)} elapsed" + ("" if done else f", about {_clock(left)} left")
+        print(text, file=self.stream, flush=True)
+        if done:  # the same task may come again (another model, another epoch)
+            del self._first[task], self._last[task]
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes}:{seconds:02d}"
+
+
+@contextmanager
+def show_progress(stream: TextIO | None = None) -> Iterator[Progress]:
+    """Yield a progress callable: live bars on a terminal, occasional plain lines anywhere else.
+
+    Args:
+        stream: where to write; standard error by default, so that standard output stays clean for results.
+    """
+    stream = sys.stderr if stream is None else stream
+    if not stream.isatty():
+        yield PlainLines(stream)
+        return
+
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=Console(file=stream)) as bars:
+        ids = {}
+
+        def advance(task: str, completed: int, total: int) -> None:
+            if task not in ids or bars.tasks[ids[task]].finished:
+                ids[task] = bars.add_task(task, total=total, completed=completed)
+            bars.update(ids[task], completed=completed, total=total)
+
+        yield advance

@@ -1,0 +1,166 @@
+"""Spectra of many points: points × timesteps × conditions, one compilation, bounded memory."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxmem.jacobian import check_score, score_jacobian
+from jaxmem.krylov import Factorization, Status
+from jaxmem.score import Score
+from jaxmem.spectra.result import Spectrum, check_method, rounding_noise
+from jaxmem.spectra.ritz import ritz_pairs
+from jaxmem.spectra.single import Probe, krylov_noise, run_krylov
+
+
+@partial(jax.jit, static_argnames=("score", "chunk"))
+def _dense_group(score: Score, state: Any, x: Array, t: Array, cond: Any, chunk: int) -> tuple[Array, ...]:
+    def one(x: Array, t: Array, cond: Any) -> tuple[Array, ...]:
+        operator = score_jacobian(score, state, x, t, cond)
+        matrix = operator.to_dense(chunk)
+        vector = jax.random.rademacher(jax.random.key(0), (operator.size,), x.dtype) / operator.size**0.5
+        error = jnp.linalg.norm(jnp.matmul(matrix, vector, precision="highest") - operator.mv(vector))
+        asymmetry = jnp.linalg.norm(matrix - matrix.T) / jnp.linalg.norm(matrix)
+        # Where the matrix is not finite the solver may never return: it gets zeros, and the caller is told.
+        finite = jnp.all(jnp.isfinite(matrix))
+        safe = jnp.where(finite, matrix, 0)
+        return jnp.linalg.eigvalsh(0.5 * (safe + safe.T))[::-1], asymmetry, error, finite
+
+    return jax.vmap(one)(x, t, cond)
+
+
+@partial(jax.jit, static_argnames=("score", "num_steps", "symmetric"))
+def _krylov_group(
+    score: Score, state: Any, x: Array, t: Array, cond: Any, keys: Array, num_steps: int, symmetric: bool
+) -> tuple[Factorization, Probe]:
+    def one(x: Array, t: Array, cond: Any, key: Array) -> tuple[Factorization, Probe]:
+        operator = score_jacobian(score, state, x, t, cond)
+        start = jax.random.normal(key, (operator.size,), operator.dtype)
+        return run_krylov(operator, start, num_steps, symmetric=symmetric)
+
+    return jax.vmap(one)(x, t, cond, keys)
+
+
+def batch_spectra(
+    score: Score,
+    state: Any,
+    x: Float[Array, "n *shape"],
+    t: Any,
+    cond: Any = None,
+    *,
+    method: str = "eigh",
+    num_steps: int | None = None,
+    key: Any = None,
+    points: int = 1,
+    chunk: int = 112,
+    on_points: Callable[[int, int], None] | None = None,
+) -> Spectrum:
+    """The spectra of n points at their timesteps and conditions; every array of the result has n as leading axis.
+
+    Args:
+        score: the score function, and ``state`` its parameters (see `score_jacobian`).
+        state: the parameters.
+        x: points, shape (n, ...). For points × timesteps × conditions, repeat and flatten.
+        t: one timestep for all, or n of them.
+        cond: None, or a pytree whose leaves have n as leading axis.
+        method: ``"eigh"`` (symmetric part, on the device), ``"lanczos"`` or ``"arnoldi"``; ``"eig"`` is not batched.
+        num_steps: Krylov steps.
+        key: random key for Krylov starts; point i starts from ``fold_in(key, i)``.
+        points: how many points one compiled call takes together.
+        chunk: Jacobian columns taken together per point.
+        on_points: called with (points done, n) after each group.
+
+    Memory beyond the parameters: ``points`` times (``chunk`` times what one product holds, plus four d × d matrices),
+    or for Krylov ``points · (num_steps + 1) · d`` numbers. The last group is filled up by repeating a point, so one
+    program serves all.
+
+    Raises:
+        ValueError: as `spectrum`, or if leading axes disagree; a score that is NaN or infinite names its point.
+    """
+    x = jnp.asarray(x)
+    count = x.shape[0] if x.ndim else 0
+    if count == 0:
+        raise ValueError(f"x: expected at least one point with the points as leading axis, got shape {x.shape}")
+    if points < 1 or chunk < 1:
+        raise ValueError(f"points and chunk: expected at least 1, got {points} and {chunk}")
+    t = jnp.asarray(t)
+    if t.shape not in ((), (count,)):
+        raise ValueError(f"t: expected one timestep or {count} of them, got shape {t.shape}")
+    t = jnp.broadcast_to(t, (count,))
+    wrong = [leaf.shape for leaf in jax.tree.leaves(cond) if jnp.ndim(leaf) == 0 or leaf.shape[0] != count]
+    if wrong:
+        raise ValueError(f"cond: expected leaves with a leading axis of {count} (the points), got shape {wrong[0]}")
+    if method == "eig":
+        raise ValueError("method: 'eig' is not batched (accelerators have no such solver); use spectrum per point")
+    size = int(np.prod(x.shape[1:]))
+    check_method(method, size, num_steps)
+    if num_steps is not None and key is None:
+        raise ValueError("key: Krylov methods need a random key, for instance jax.random.key(0)")
+    check_score(score, state, x[0], t[0], jax.tree.map(lambda leaf: leaf[0], cond))
+
+    points = min(points, count)
+    groups = []
+    for first in range(0, count, points):
+        index = np.minimum(np.arange(first, first + points), count - 1)
+        group = (x[index], t[index], jax.tree.map(lambda leaf, index=index: leaf[index], cond))
+        if num_steps is None:
+            result = _dense_result(score, state, group, chunk, first)
+        else:
+            result = _krylov_result(score, state, group, method, num_steps, key, index)
+        keep = min(points, count - first)
+        groups.append([part[:keep] for part in result])
+        if on_points is not None:
+            on_points(first + keep, count)
+    eigenvalues, residuals, num_products, status, asymmetry, noise = map(np.concatenate, zip(*groups, strict=True))
+    seed = None if key is None or num_steps is None else np.asarray(jax.random.key_data(key))
+    return Spectrum(eigenvalues, residuals, None, num_products, status, asymmetry, noise, x.dtype, method, seed)
+
+
+def _refuse_nonfinite(bad: np.ndarray, first: int) -> None:
+    if bad.any():
+        raise ValueError(
+            f"score: the Jacobian at point {first + int(bad.argmax())} holds NaN or infinity;"
+            f" check the parameters, the point and the timestep"
+        )
+
+
+def _dense_result(score: Score, state: Any, group: tuple[Any, ...], chunk: int, first: int) -> list[np.ndarray]:
+    x = group[0]
+    eigenvalues, asymmetry, error, finite = jax.device_get(_dense_group(score, state, *group, chunk))
+    _refuse_nonfinite(~finite, first)
+    count, size = eigenvalues.shape
+    # LAPACK's symmetric solver has a backward error of a few eps ‖A‖; sqrt(d) eps is above what was seen.
+    solver = size**0.5 * float(jnp.finfo(x.dtype).eps)
+    noise = rounding_noise(error, size, np.abs(eigenvalues).max(1), solver)
+    return [
+        eigenvalues,
+        np.repeat(noise[:, None], size, 1),
+        np.full(count, size + 1),
+        np.full(count, int(Status.CONVERGED)),
+        asymmetry,
+        noise,
+    ]
+
+
+def _krylov_result(
+    score: Score, state: Any, group: tuple[Any, ...], method: str, num_steps: int, key: Any, index: np.ndarray
+) -> list[np.ndarray]:
+    symmetric = method == "lanczos"
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+    factorizations, probes = jax.device_get(_krylov_group(score, state, *group, keys, num_steps, symmetric))
+    _refuse_nonfinite(factorizations.status == Status.NONFINITE, int(index[0]))
+    count = len(index)
+    eigenvalues = np.full((count, num_steps), np.nan, np.float64 if symmetric else np.complex128)
+    residuals, noise = np.full((count, num_steps), np.nan), np.zeros(count)
+    for i in range(count):
+        one = jax.tree.map(lambda leaf, i=i: leaf[i], factorizations)
+        pairs = ritz_pairs(one, symmetric=symmetric)
+        noise[i] = krylov_noise(one, pairs, jax.tree.map(lambda leaf, i=i: leaf[i], probes))
+        eigenvalues[i, : len(pairs.values)] = pairs.values
+        residuals[i, : len(pairs.values)] = np.maximum(pairs.residuals, noise[i])
+    products = factorizations.num_steps * (2 if symmetric else 1) + 3
+    return [eigenvalues, residuals, products, factorizations.status, probes.asymmetry, noise]

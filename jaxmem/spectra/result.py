@@ -1,0 +1,66 @@
+"""The one result type of every spectral method."""
+
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+
+from jaxmem.krylov import Status
+
+Method = Literal["eigh", "eig", "lanczos", "arnoldi"]
+
+
+class Spectrum(NamedTuple):
+    """Eigenvalues of an operator with what is needed to trust them; arrays are NumPy's.
+
+    For a batch every array has the points as leading axis. Eigenvalues are descending (by real part, then imaginary
+    part, where complex). Krylov methods that stopped early fill the missing eigenvalues with NaN.
+    """
+
+    eigenvalues: np.ndarray  #: real for ``eigh`` and ``lanczos`` (symmetric part), complex for ``eig`` and ``arnoldi``
+    residuals: np.ndarray  #: per eigenvalue, ‖A y - θ y‖ for its unit Ritz vector, and never below ``noise``
+    vectors: np.ndarray | None  #: unit eigenvectors or Ritz vectors as rows, in the order of ``eigenvalues``
+    num_products: np.ndarray  #: applications of A or Aᵀ to one vector, those of the measurements included
+    status: np.ndarray  #: a `Status` per point
+    asymmetry: np.ndarray  #: ‖A - Aᵀ‖ / ‖A‖, Frobenius; by one random probe for Krylov methods
+    noise: np.ndarray  #: how far rounding can have moved an eigenvalue, measured (see `rounding_noise`)
+    dtype: Any  #: of the products
+    method: str  #: a `Method`
+    seed: np.ndarray | None  #: key data of the start vector; None for dense methods and for a given start
+
+    def converged(self, rtol: float = 1e-4) -> np.ndarray:
+        """Mask of the eigenvalues whose residual is at most ``rtol`` times the largest absolute eigenvalue."""
+        return self.residuals <= rtol * np.nanmax(np.abs(self.eigenvalues), axis=-1, keepdims=True)
+
+
+def rounding_noise(product_noise: Any, num_vectors: int, norm: Any, orthogonality_loss: Any = 0.0) -> Any:
+    """Bound on the error of eigenvalues from rounding: ``sqrt(m) eta + omega ‖A‖``.
+
+    ``eta`` is the measured error of one product with a unit vector, so m products have an error matrix of Frobenius
+    norm at most ``sqrt(m) eta``, which by Weyl's inequality bounds the shift of every eigenvalue; ``omega`` is the
+    measured loss of orthogonality of the basis, or the backward error of the dense solver, relative to ‖A‖.
+    """
+    return np.sqrt(num_vectors) * product_noise + orthogonality_loss * norm
+
+
+def check_method(method: str, size: int, num_steps: int | None, max_dense: int = 4096) -> None:
+    """Refuse unknown methods, missing or impossible step numbers, and dense problems of a size that will not fit."""
+    if method not in get_args(Method):
+        raise ValueError(f"method: expected one of {get_args(Method)}, got {method!r}")
+    if method in ("eigh", "eig"):
+        if num_steps is not None:
+            raise ValueError(f"num_steps: expected None for the dense method {method!r}, got {num_steps}")
+        if size > max_dense:
+            raise ValueError(
+                f"method {method!r} holds a dense {size} × {size} matrix; it is meant for sizes up to {max_dense}."
+                f" Use method='lanczos' or 'arnoldi' with num_steps, or count_positive with a budget"
+            )
+    elif num_steps is None or not 1 <= num_steps <= size:
+        raise ValueError(f"num_steps: expected 1 to {size} (the operator's size) for {method!r}, got {num_steps}")
+
+
+def order_descending(eigenvalues: np.ndarray) -> np.ndarray:
+    """Indices that sort by descending real part, then by descending imaginary part."""
+    return np.lexsort((-eigenvalues.imag, -eigenvalues.real))
+
+
+__all__ = ["Method", "Spectrum", "Status", "check_method", "order_descending", "rounding_noise"]

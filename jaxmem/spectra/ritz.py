@@ -1,0 +1,45 @@
+"""Ritz values, residuals and vectors of a Krylov factorisation.
+
+The small eigenproblem runs on the host in float64, whatever the device and the precision of the products: it is cheap,
+accelerators have no non-symmetric eigensolver, and its own rounding then never matters.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxmem.krylov import Factorization
+from jaxmem.spectra.result import order_descending
+
+
+class Ritz(NamedTuple):
+    """Ritz pairs of one factorisation, descending; k of them after k steps."""
+
+    values: np.ndarray  #: (k,)
+    residuals: np.ndarray  #: (k,), |h_{k+1,k}| |e_kᵀ y|
+    coordinates: np.ndarray  #: (k, k), unit rows: the Ritz vectors in the Krylov basis
+    orthogonality_loss: float  #: largest |Q Qᵀ - I|, times k: a bound on its norm
+
+
+def ritz_pairs(factorization: Factorization, *, symmetric: bool) -> Ritz:
+    """Solve the projected eigenproblem of one (unbatched) factorisation."""
+    steps = int(factorization.num_steps)
+    projected = np.asarray(factorization.hessenberg, np.float64)
+    square = projected[:steps, :steps]
+    if symmetric:
+        values, coordinates = np.linalg.eigh((square + square.T) / 2)
+    else:
+        values, coordinates = np.linalg.eig(square)
+        values, coordinates = values.astype(np.complex128), coordinates.astype(np.complex128)
+    coupling = abs(projected[steps, steps - 1]) if steps else 0.0
+    residuals = coupling * np.abs(coordinates[-1]) if steps else np.zeros(0)
+    order = order_descending(values)
+    basis = np.asarray(factorization.basis[:steps], np.float64)
+    defect = np.abs(basis @ basis.T - np.eye(steps)).max(initial=0.0)
+    return Ritz(values[order], residuals[order], coordinates.T[order], float(defect * steps))
+
+
+def ritz_vectors(factorization: Factorization, pairs: Ritz) -> np.ndarray:
+    """Unit Ritz vectors as rows, shape (k, d)."""
+    basis = np.asarray(factorization.basis)[: len(pairs.values)]
+    return pairs.coordinates.astype(np.result_type(basis.dtype, pairs.coordinates.dtype)) @ basis

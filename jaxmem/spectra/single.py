@@ -1,0 +1,171 @@
+"""The spectrum of one operator."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxmem.jacobian import require_finite
+from jaxmem.krylov import Factorization, Status, arnoldi, lanczos
+from jaxmem.operators import Operator
+from jaxmem.spectra.result import Spectrum, check_method, order_descending, rounding_noise
+from jaxmem.spectra.ritz import Ritz, ritz_pairs, ritz_vectors
+
+
+class Probe(NamedTuple):
+    """What a few products with one random vector tell about an operator."""
+
+    noise: Array  #: ‖A v - A(3 v)/3‖ for unit v: two roundings of one product
+    asymmetry: Array  #: ‖A v - Aᵀ v‖ / ‖A v‖
+    norm: Array  #: ‖A v‖
+
+
+def probe(operator: Operator, vector: Float[Array, " d"]) -> Probe:
+    """Measure rounding and asymmetry with three products (two where the operator is declared symmetric)."""
+    vector = vector / jnp.linalg.norm(vector)
+    product = operator.mv(vector)
+    again = operator.mv(3 * vector) / 3  # 3 is no power of two: every rounding differs
+    norm = jnp.linalg.norm(product)
+    gap = jnp.zeros_like(norm) if operator.is_symmetric else jnp.linalg.norm(product - operator.rmv(vector))
+    return Probe(jnp.linalg.norm(product - again), gap / jnp.where(norm > 0, norm, 1), norm)
+
+
+def probe_products(operator: Operator) -> int:
+    """Products that `probe` spends."""
+    return 2 if operator.is_symmetric else 3
+
+
+@partial(jax.jit, static_argnames=("num_steps", "symmetric"))
+def run_krylov(
+    operator: Operator, start: Float[Array, " d"], num_steps: int, *, symmetric: bool
+) -> tuple[Factorization, Probe]:
+    """Arnoldi on A, or Lanczos on its symmetric part, with the probe of A; pure, may be vmapped."""
+    if symmetric:
+        factorization = lanczos(operator.symmetric.mv, start, num_steps)
+    else:
+        factorization = arnoldi(operator.mv, start, num_steps)
+    return factorization, probe(operator, start)
+
+
+def krylov_noise(factorization: Factorization, pairs: Ritz, measured: Probe) -> float:
+    """The rounding bound of one factorisation's Ritz values."""
+    steps = len(pairs.values)
+    return float(rounding_noise(measured.noise, steps, factorization.scale, pairs.orthogonality_loss))
+
+
+@partial(jax.jit, static_argnames="chunk")
+def _dense(operator: Operator, chunk: int) -> tuple[Array, Array]:
+    matrix = operator.to_dense(chunk)
+    vector = jax.random.rademacher(jax.random.key(0), (operator.size,), operator.dtype) / operator.size**0.5
+    # The same product through the matrix and through the operator: two independent roundings.
+    return matrix, jnp.linalg.norm(jnp.matmul(matrix, vector, precision="highest") - operator.mv(vector))
+
+
+def spectrum(
+    operator: Operator,
+    method: str = "eigh",
+    *,
+    num_steps: int | None = None,
+    key: Any = None,
+    start: Any = None,
+    vectors: bool = False,
+    chunk: int = 112,
+) -> Spectrum:
+    """Eigenvalues of an operator A, here mostly of the Hessian of log p_t(x | c).
+
+    Args:
+        operator: made by `score_jacobian`, `MatrixOperator`, or anything with their interface.
+        method: ``"eigh"``: all eigenvalues of ½(A + Aᵀ), dense, d products. ``"eig"``: all of A, complex.
+            ``"lanczos"``: ``num_steps`` Ritz values of ½(A + Aᵀ), two products a step. ``"arnoldi"``: of A, one
+            product a step (the paper's Algorithm 1). A learned Jacobian is not exactly symmetric: the two kinds
+            differ by as much as ``asymmetry`` says.
+        num_steps: Krylov steps, 1 to d.
+        key: random key of the start vector (Gaussian), for Krylov methods.
+        start: a start vector of length d instead of ``key``.
+        vectors: also return eigenvectors or Ritz vectors, as rows.
+        chunk: products taken together by the dense methods (see `Operator.to_dense`).
+
+    The dense solver and the small Krylov eigenproblem run on the host in float64. Dense methods hold the d × d matrix
+    three times over and refuse d > 4,096.
+
+    Raises:
+        ValueError: on an unknown method, a size or step number out of range, no key, a start vector that is zero or of
+            the wrong shape, or a score or product that is NaN or infinite.
+    """
+    size = operator.size
+    check_method(method, size, num_steps)
+    if hasattr(operator, "value"):
+        require_finite(operator.value, "at this point")
+    if method in ("eigh", "eig"):
+        return _dense_spectrum(operator, method, vectors, chunk)
+    assert num_steps is not None  # checked above; for the type checker
+    start_vector, seed = _start_vector(operator, key, start)
+    symmetric = method == "lanczos"
+    factorization, measured = jax.device_get(run_krylov(operator, start_vector, num_steps, symmetric=symmetric))
+    if factorization.status == Status.NONFINITE:
+        raise ValueError(
+            f"operator: product {int(factorization.num_steps) + 1} was NaN or infinite; check the parameters, the point"
+            f" and the timestep"
+        )
+    pairs = ritz_pairs(factorization, symmetric=symmetric)
+    noise = krylov_noise(factorization, pairs, measured)
+    per_step = operator.symmetric.products_per_mv if symmetric else operator.products_per_mv
+    return Spectrum(
+        eigenvalues=pairs.values,
+        residuals=np.maximum(pairs.residuals, noise),
+        vectors=ritz_vectors(factorization, pairs) if vectors else None,
+        num_products=np.asarray(len(pairs.values) * per_step + probe_products(operator)),
+        status=np.asarray(factorization.status),
+        asymmetry=np.asarray(measured.asymmetry),
+        noise=np.asarray(noise),
+        dtype=operator.dtype,
+        method=method,
+        seed=seed,
+    )
+
+
+def _dense_spectrum(operator: Operator, method: str, vectors: bool, chunk: int) -> Spectrum:
+    matrix, product_noise = (np.asarray(part, np.float64) for part in _dense(operator, chunk))
+    if not np.isfinite(matrix).all():
+        raise ValueError("operator: its matrix holds NaN or infinity; check the parameters, the point and the timestep")
+    norm = np.linalg.norm(matrix)
+    asymmetry = np.linalg.norm(matrix - matrix.T) / norm if norm > 0 else np.zeros(())
+    if method == "eigh":
+        values, columns = (
+            np.linalg.eigh((matrix + matrix.T) / 2) if vectors else (np.linalg.eigvalsh((matrix + matrix.T) / 2), None)
+        )
+    else:
+        values, columns = np.linalg.eig(matrix) if vectors else (np.linalg.eigvals(matrix), None)
+        values = values.astype(np.complex128)
+    order = order_descending(values)
+    noise = rounding_noise(product_noise, operator.size, np.abs(values).max())
+    return Spectrum(
+        eigenvalues=values[order],
+        residuals=np.full(len(values), noise),
+        vectors=None if columns is None else columns.T[order],
+        num_products=np.asarray((operator.size + 1) * operator.products_per_mv),
+        status=np.asarray(int(Status.CONVERGED)),
+        asymmetry=np.asarray(asymmetry),
+        noise=np.asarray(noise),
+        dtype=operator.dtype,
+        method=method,
+        seed=None,
+    )
+
+
+def _start_vector(operator: Operator, key: Any, start: Any) -> tuple[Array, np.ndarray | None]:
+    if start is None:
+        if key is None:
+            raise ValueError("key: Krylov methods need a random key (jax.random.key(0)) or a start vector")
+        return jax.random.normal(key, (operator.size,), operator.dtype), np.asarray(jax.random.key_data(key))
+    start = jnp.asarray(start, operator.dtype)
+    if start.shape != (operator.size,):
+        raise ValueError(f"start: expected shape ({operator.size},), got {start.shape}")
+    if not np.isfinite(start).all():
+        raise ValueError("start: the start vector holds NaN or infinity")
+    if not np.any(start):
+        raise ValueError("start: the start vector is zero, and spans no Krylov space; pass a key for a random one")
+    return start, None
