@@ -1,0 +1,202 @@
+"""A small class-conditional U-Net for images, shaped so that nearly all of its work is matrix products.
+
+The image is folded into patches before the first layer (28×28 becomes 14×14 with patch 2) and 3×3 convolutions are
+im2col products: XLA's own convolutions are slow on a CPU in reverse mode (a 784-dimensional Jacobian by
+``linear_transpose`` took 9 times as long with them).
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jaxmem.diffusion import NoiseSchedule
+
+
+def fold(x: Float[Array, "height width features"], patch: int) -> Float[Array, "rows columns folded"]:
+    """Non-overlapping ``patch × patch`` squares as channels (space to depth)."""
+    height, width, features = x.shape
+    x = x.reshape(height // patch, patch, width // patch, patch, features)
+    return x.transpose(0, 2, 1, 3, 4).reshape(height // patch, width // patch, patch * patch * features)
+
+
+def unfold(x: Float[Array, "rows columns folded"], patch: int) -> Float[Array, "height width features"]:
+    """The inverse of `fold`."""
+    rows, columns, folded = x.shape
+    x = x.reshape(rows, columns, patch, patch, folded // patch**2)
+    return x.transpose(0, 2, 1, 3, 4).reshape(rows * patch, columns * patch, folded // patch**2)
+
+
+class Conv3x3(nnx.Module):
+    """A 3×3 convolution, stride 1, zero padding, as one matrix product over nine shifted copies of the input.
+
+    The kernel is (9 · in_features, out_features), row-major in (row, column, feature): an HWIO kernel reshaped.
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, rngs: nnx.Rngs, zero: bool = False) -> None:
+        init = nnx.initializers.zeros if zero else nnx.initializers.lecun_normal()
+        self.linear = nnx.Linear(9 * in_features, out_features, kernel_init=init, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "rows columns features"]) -> Float[Array, "rows columns out"]:
+        rows, columns, _ = x.shape
+        padded = jnp.pad(x, ((1, 1), (1, 1), (0, 0)))
+        shifts = [padded[i : i + rows, j : j + columns] for i in range(3) for j in range(3)]
+        return self.linear(jnp.concatenate(shifts, axis=-1))
+
+
+def normalise(x: Float[Array, "rows columns features"], groups: int) -> Float[Array, "rows columns features"]:
+    """Zero mean and unit variance over (rows, columns, features of a group), epsilon 1e-5.
+
+    The variance takes two passes: E[x²] − E[x]² loses digits in float32, and its derivatives more of them.
+    """
+    grouped = x.reshape(*x.shape[:2], groups, -1)
+    centred = grouped - grouped.mean((0, 1, 3), keepdims=True)
+    variance = (centred * centred).mean((0, 1, 3), keepdims=True)
+    return (centred * jax.lax.rsqrt(variance + 1e-5)).reshape(x.shape)
+
+
+class GroupNorm(nnx.Module):
+    """`normalise`, then a learned scale and shift per feature."""
+
+    def __init__(self, num_features: int, num_groups: int) -> None:
+        self.num_groups = num_groups
+        self.scale = nnx.Param(jnp.ones(num_features))
+        self.shift = nnx.Param(jnp.zeros(num_features))
+
+    def __call__(self, x: Float[Array, "rows columns features"]) -> Float[Array, "rows columns features"]:
+        return normalise(x, self.num_groups) * self.scale[...][None, None] + self.shift[...][None, None]
+
+
+class ResBlock(nnx.Module):
+    """``skip(x) + conv(silu((1 + scale) norm(conv(silu(norm(x)))) + shift))``; the embedding gives scale and shift."""
+
+    def __init__(self, in_features: int, out_features: int, embedding: int, groups: int, *, rngs: nnx.Rngs) -> None:
+        self.norm1 = GroupNorm(in_features, groups)
+        self.conv1 = Conv3x3(in_features, out_features, rngs=rngs)
+        self.modulation = nnx.Linear(embedding, 2 * out_features, rngs=rngs)
+        self.groups = groups
+        self.conv2 = Conv3x3(out_features, out_features, rngs=rngs, zero=True)
+        same = in_features == out_features
+        self.skip = None if same else nnx.Linear(in_features, out_features, use_bias=False, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "rows columns features"], embedding: Float[Array, " embedding"]
+    ) -> Float[Array, "rows columns out"]:
+        scale, shift = jnp.split(self.modulation(embedding), 2)
+        hidden = self.conv1(jax.nn.silu(self.norm1(x)))
+        hidden = self.conv2(jax.nn.silu(normalise(hidden, self.groups) * (1 + scale)[None, None] + shift[None, None]))
+        return hidden + (x if self.skip is None else self.skip(x))
+
+
+class UNet(nnx.Module):
+    """A noise predictor for one image: ``eps(x, t, c) = gate (x - alpha_t image) / sigma_t + residual``.
+
+    The network puts out three maps. ``image`` and ``gate`` are a clean image and how firmly it is believed, pixel by
+    pixel, ``residual`` is everything else. Where a pixel is certain (a memorized image, a constant background) the
+    true ``∂eps/∂x`` is ``1/sigma_t``, up to 100: the gate states that slope exactly instead of asking convolutions to
+    learn it. The gate's logit is ``4 output - 2 log(alpha_t / sigma_t)``: with output 0 it is the best linear
+    denoiser of unit-variance pixels. ``log(alpha_t / sigma_t)`` is also the time feature, because it resolves the
+    first timesteps (4.6, 4.0, 3.7, ...) and the table index does not.
+
+    Bind with ``prediction="eps"`` and the same schedule. All operations are smooth, so Jacobians and second-order
+    losses exist. Defaults fit MNIST on two CPU cores: 0.3 M parameters, 35 MFLOP a call.
+
+    Raises:
+        ValueError: at construction for sizes that do not fold, at a call for an image of another shape or a class
+            where none was configured (or none where one was).
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int] = (28, 28, 1),
+        *,
+        num_classes: int = 10,
+        schedule: NoiseSchedule | None = None,
+        patch: int = 2,
+        features: Sequence[int] = (32, 64),
+        num_blocks: Sequence[int] = (1, 2),
+        embedding: int = 128,
+        groups: int = 8,
+        rngs: nnx.Rngs,
+    ) -> None:
+        height, width, channels = shape
+        stride = patch * 2 ** (len(features) - 1)
+        if height % stride or width % stride:
+            raise ValueError(
+                f"shape: height and width must be multiples of {stride} (patch {patch}, {len(features)} levels),"
+                f" got {height}×{width}"
+            )
+        if len(num_blocks) != len(features):
+            raise ValueError(f"num_blocks: expected one number per level ({len(features)}), got {tuple(num_blocks)}")
+        if any(f % groups for f in features):
+            raise ValueError(f"features: expected multiples of groups={groups}, got {tuple(features)}")
+        self.shape, self.patch, self.num_classes = tuple(shape), patch, num_classes
+        self.features, self.num_blocks = tuple(features), tuple(num_blocks)
+        self.schedule = NoiseSchedule() if schedule is None else schedule
+
+        self.time1 = nnx.Linear(32, embedding, rngs=rngs)
+        self.time2 = nnx.Linear(embedding, embedding, rngs=rngs)
+        self.classes = nnx.Embed(num_classes, embedding, rngs=rngs) if num_classes else None
+        width_in = features[0]
+        self.stem = nnx.Linear(patch * patch * channels, width_in, rngs=rngs)
+        # Convolutions know the place only through their padding; a memorized image needs it from the first layer.
+        self.position = nnx.Param(jnp.zeros((height // patch, width // patch, width_in)))
+
+        def block(inner: int, outer: int) -> ResBlock:
+            return ResBlock(inner, outer, embedding, groups, rngs=rngs)
+
+        down, shrink = [], []
+        for level, outer in enumerate(features):
+            if level:
+                shrink.append(nnx.Linear(4 * width_in, outer, rngs=rngs))
+                width_in = outer
+            down.append(nnx.List([block(outer, outer) for _ in range(num_blocks[level])]))
+        up, grow = [], []
+        for level in reversed(range(len(features) - 1)):
+            outer = features[level]
+            grow.append(nnx.Linear(width_in, 4 * outer, use_bias=False, rngs=rngs))
+            up.append(nnx.List([block(outer if i else 2 * outer, outer) for i in range(num_blocks[level])]))
+            width_in = outer
+        self.down, self.shrink = nnx.List(down), nnx.List(shrink)
+        self.up, self.grow = nnx.List(up), nnx.List(grow)
+        self.norm = GroupNorm(width_in, groups)
+        self.out = Conv3x3(width_in, 3 * patch * patch * channels, rngs=rngs, zero=True)
+
+    def _embed(self, log_snr: Float[Array, ""], cond: Int[Array, ""] | int | None) -> Float[Array, " embedding"]:
+        # log(alpha / sigma) spans about 10: wavelengths from 25 (the whole range) down to 0.8.
+        angles = log_snr * jnp.geomspace(0.25, 8.0, 16)
+        hidden = self.time2(jax.nn.silu(self.time1(jnp.concatenate([jnp.sin(angles), jnp.cos(angles)]))))
+        if self.classes is not None:
+            hidden = hidden + self.classes.embedding[...][cond]
+        return jax.nn.silu(hidden)
+
+    def __call__(
+        self, x: Float[Array, "height width channels"], t: Int[Array, ""] | int, cond: Int[Array, ""] | int | None
+    ) -> Float[Array, "height width channels"]:
+        if x.shape != self.shape:
+            raise ValueError(f"x: expected one image of shape {self.shape}, got {x.shape}; use jax.vmap for a batch")
+        if (cond is None) == (self.num_classes > 0):
+            wanted = f"a class from 0 to {self.num_classes - 1}" if self.num_classes else "None (num_classes is 0)"
+            raise ValueError(f"cond: expected {wanted}, got {cond}")
+        alpha, sigma = self.schedule.at(t, x.dtype)
+        log_snr = jnp.log(alpha / sigma)
+        embedding = self._embed(log_snr, cond)
+
+        hidden = self.stem(fold(x, self.patch)) + self.position[...]
+        skips: list[Array] = []
+        for level, blocks in enumerate(self.down):
+            if level:
+                skips.append(hidden)
+                hidden = self.shrink[level - 1](fold(hidden, 2))
+            for block in blocks:
+                hidden = block(hidden, embedding)
+        for grow, blocks in zip(self.grow, self.up, strict=True):
+            hidden = jnp.concatenate([unfold(grow(hidden), 2), skips.pop()], axis=-1)
+            for block in blocks:
+                hidden = block(hidden, embedding)
+        maps = unfold(self.out(jax.nn.silu(self.norm(hidden))), self.patch)
+        logit, image, residual = jnp.split(maps, 3, axis=-1)
+        gate = jax.nn.sigmoid(4 * logit - 2 * log_snr)
+        return gate * (x - alpha * image) / sigma + residual
