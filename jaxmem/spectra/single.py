@@ -38,15 +38,15 @@ def probe_products(operator: Operator) -> int:
     return 2 if operator.is_symmetric else 3
 
 
-@partial(jax.jit, static_argnames=("num_steps", "symmetric"))
+@partial(jax.jit, static_argnames=("num_steps", "symmetric", "tolerance"))
 def run_krylov(
-    operator: Operator, start: Float[Array, " d"], num_steps: int, *, symmetric: bool
+    operator: Operator, start: Float[Array, " d"], num_steps: int, *, symmetric: bool, tolerance: float | None = None
 ) -> tuple[Factorization, Probe]:
     """Arnoldi on A, or Lanczos on its symmetric part, with the probe of A; pure, may be vmapped."""
     if symmetric:
-        factorization = lanczos(operator.symmetric.mv, start, num_steps)
+        factorization = lanczos(operator.symmetric.mv, start, num_steps, tolerance=tolerance)
     else:
-        factorization = arnoldi(operator.mv, start, num_steps)
+        factorization = arnoldi(operator.mv, start, num_steps, tolerance=tolerance)
     return factorization, probe(operator, start)
 
 
@@ -71,6 +71,7 @@ def spectrum(
     num_steps: int | None = None,
     key: Any = None,
     start: Any = None,
+    tolerance: float | None = None,
     vectors: bool = False,
     chunk: int = 112,
 ) -> Spectrum:
@@ -85,6 +86,7 @@ def spectrum(
         num_steps: Krylov steps, 1 to d.
         key: random key of the start vector (Gaussian), for Krylov methods.
         start: a start vector of length d instead of ``key``.
+        tolerance: when a Krylov space counts as closed (see `jaxmem.krylov.extend`); 0 never stops before ``num_steps``.
         vectors: also return eigenvectors or Ritz vectors, as rows.
         chunk: products taken together by the dense methods (see `Operator.to_dense`).
 
@@ -104,7 +106,9 @@ def spectrum(
     assert num_steps is not None  # checked above; for the type checker
     start_vector, seed = _start_vector(operator, key, start)
     symmetric = method == "lanczos"
-    factorization, measured = jax.device_get(run_krylov(operator, start_vector, num_steps, symmetric=symmetric))
+    factorization, measured = jax.device_get(
+        run_krylov(operator, start_vector, num_steps, symmetric=symmetric, tolerance=tolerance)
+    )
     if factorization.status == Status.NONFINITE:
         raise ValueError(
             f"operator: product {int(factorization.num_steps) + 1} was NaN or infinite; check the parameters, the point"

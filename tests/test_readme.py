@@ -1,0 +1,27 @@
+import re
+from pathlib import Path
+
+import numpy as np
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def test_the_example_runs_and_says_what_the_comments_say(capsys):
+    (block,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    namespace: dict = {}
+    exec(compile(block, "README.md", "exec"), namespace)
+    exact = np.sort(np.asarray(namespace["amplitudes"], np.float64) ** 2 - 1)[::-1]
+    np.testing.assert_allclose(namespace["exact"].eigenvalues, exact, atol=1e-5)  # float32 products of numbers up to 3
+    assert abs(namespace["few"].eigenvalues[0] - exact[0]) <= namespace["few"].residuals[0]
+    assert "estimate=250.0" in capsys.readouterr().out
+
+
+def test_the_example_is_about_ten_lines():
+    (block,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    assert len([line for line in block.splitlines() if line.strip()]) <= 14
+
+
+def test_files_named_in_the_readme_exist():
+    text = README.read_text()
+    for path in re.findall(r"`((?:jaxmem|benchmarks|notebooks)/[\w/.]*)`", text):
+        assert (README.parent / path).exists(), path
