@@ -78,7 +78,7 @@ def show_progress(stream: TextIO | None = None) -> Iterator[Progress]:
         TimeRemainingColumn(),
     )
     with Bars(*columns, console=Console(file=stream)) as bars:
-        ids = {}
+        ids: dict = {}
 
         def advance(task: str, completed: int, total: int) -> None:
             if task not in ids or bars.tasks[ids[task]].finished:
