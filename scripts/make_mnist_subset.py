@@ -20,8 +20,8 @@ OUT = Path(__file__).parents[1] / "jaxmem" / "data" / mnist.SUBSET_FILE
 def subset_bytes(data_dir: str | Path) -> bytes:
     """The subset as the bytes of an .npz file."""
     full = mnist.load_mnist(data_dir)
-    digits = mnist.select_digits(full.train_images, full.train_labels, num_copies=1)
-    arrays = {"threes": digits.general, "nine": digits.memorized, "train_index": digits.train_index}
+    digits = mnist.draw_digits(full.train_images, full.train_labels, num_copies=1)
+    arrays = {"threes": digits.images[:-1], "nine": digits.images[-1], "train_index": digits.train_index}
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
         for name, array in arrays.items():

@@ -56,14 +56,15 @@ def test_the_subset_is_there_without_any_file():
 
 def test_the_default_digits_come_from_the_subset(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(mnist, "load_mnist", lambda *_: pytest.fail("read full MNIST"))
-    digits = mnist.load_digits()
+    digits = mnist.select_digits()
     threes, nine = mnist.load_subset()
-    np.testing.assert_array_equal(digits.general, threes)
+    np.testing.assert_array_equal(digits.images[~digits.memorized], threes)
     np.testing.assert_array_equal(digits.images[3000:], np.repeat(nine[None], 30, axis=0))
-    np.testing.assert_array_equal(digits.memorized, nine)
+    assert digits.memorized.tolist() == [False] * 3000 + [True] * 30
+    assert digits.sha256 == mnist.select_digits().sha256 != mnist.select_digits(num_copies=29).sha256
     assert np.bincount(digits.labels).tolist() == [0, 0, 0, 3000, 0, 0, 0, 0, 0, 30]
-    small = mnist.load_digits(num_general=7, num_copies=2)
-    np.testing.assert_array_equal(small.general, threes[:7])
+    small = mnist.select_digits(num_general=7, num_copies=2)
+    np.testing.assert_array_equal(small.images[:7], threes[:7])
     assert small.images.shape == (9, 28, 28)
 
 
@@ -209,15 +210,15 @@ def some_images() -> tuple[np.ndarray, np.ndarray]:
 
 def test_any_two_digits_may_be_chosen():
     images, labels = some_images()
-    digits = mnist.select_digits(images, labels, 0, 7, num_general=19, num_copies=4, seed=5)
+    digits = mnist.draw_digits(images, labels, 0, 7, num_general=19, num_copies=4, seed=5)
     assert digits.images.shape == (23, 28, 28)
     assert digits.labels.tolist() == [0] * 19 + [7] * 4
     np.testing.assert_array_equal(digits.images, images[digits.train_index])
-    assert len(np.unique(digits.general.reshape(19, -1), axis=0)) == 19
+    assert len(np.unique(digits.images[~digits.memorized].reshape(19, -1), axis=0)) == 19
     assert len(set(digits.train_index[19:].tolist())) == 1
-    again = mnist.select_digits(images, labels, 0, 7, num_general=10, num_copies=4, seed=5)
-    np.testing.assert_array_equal(again.general, digits.general[:10])
-    other = mnist.select_digits(images, labels, 0, 7, num_general=10, num_copies=4, seed=6)
+    again = mnist.draw_digits(images, labels, 0, 7, num_general=10, num_copies=4, seed=5)
+    np.testing.assert_array_equal(again.images[:10], digits.images[:10])
+    other = mnist.draw_digits(images, labels, 0, 7, num_general=10, num_copies=4, seed=6)
     assert not np.array_equal(other.train_index, again.train_index)
 
 
@@ -236,14 +237,14 @@ def test_any_two_digits_may_be_chosen():
 def test_impossible_choices_are_refused(change: dict, message: str):
     choice = {"general_digit": 0, "memorized_digit": 7, "num_general": 5, "num_copies": 3, "seed": 0} | change
     with pytest.raises(ValueError, match=message):
-        mnist.select_digits(*some_images(), **choice)
+        mnist.draw_digits(*some_images(), **choice)
 
 
 def test_a_class_without_images_is_refused():
     images, labels = some_images()
     keep = labels != 7
     with pytest.raises(ValueError, match="digit 7: expected at least one image"):
-        mnist.select_digits(images[keep], labels[keep], 0, 7, 5, 3)
+        mnist.draw_digits(images[keep], labels[keep], 0, 7, 5, 3)
 
 
 @needs_full
@@ -263,7 +264,7 @@ def test_full_mnist_gives_the_subset():
 
 @needs_full
 def test_other_digits_come_from_full_mnist():
-    digits = mnist.load_digits(4, 7, num_general=50, num_copies=3, data_dir=FULL)
+    digits = mnist.select_digits(4, 7, num_general=50, num_copies=3, data_dir=FULL)
     assert np.bincount(digits.labels).tolist() == [0, 0, 0, 0, 50, 0, 0, 3]
     full = mnist.load_mnist(FULL)
     assert [len(array) for array in full] == [60_000, 60_000, 10_000, 10_000]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 # SHA-256 of the decompressed bytes: the .gz of the mirrors differ in their headers, the content does not.
 SHA256 = {
@@ -27,7 +27,7 @@ MIRRORS = (
 )
 ENVIRONMENT = "JAXMEM_DATA"
 
-# The shipped subset is `select_digits(full MNIST, *these values)`; scripts/make_mnist_subset.py writes it.
+# The shipped subset is `draw_digits(full MNIST, *these values)`; scripts/make_mnist_subset.py writes it.
 SUBSET_FILE = "mnist_3_9.npz"
 SUBSET_SHA256 = "aab38b0b1ef973a9466ef7a6ab0259a48ed0725c9263aa201b7cbfdcaa5a3df5"
 SUBSET_DIGITS = (3, 9)
@@ -50,8 +50,8 @@ class Mnist(NamedTuple):
 class Digits(NamedTuple):
     """A training set with a general class (all images different) and a memorized one (one image, many times).
 
-    The general images come first, then the copies. ``train_index`` is the place of each image among MNIST's 60,000 training
-    images.
+    The general images come first, then the copies. ``train_index`` is the place of each image among the 60,000 training
+    images of MNIST.
     """
 
     images: UInt8[np.ndarray, "n 28 28"]
@@ -59,14 +59,14 @@ class Digits(NamedTuple):
     train_index: Int[np.ndarray, " n"]
 
     @property
-    def general(self) -> UInt8[np.ndarray, "m 28 28"]:
-        """The images of the general class."""
-        return self.images[self.labels == self.labels[0]]
+    def memorized(self) -> Bool[np.ndarray, " n"]:
+        """Which images are the copies."""
+        return self.labels == self.labels[-1]
 
     @property
-    def memorized(self) -> UInt8[np.ndarray, "28 28"]:
-        """The one image of the memorized class."""
-        return self.images[-1]
+    def sha256(self) -> str:
+        """The sum of the images and labels, for a run's manifest."""
+        return hashlib.sha256(self.images.tobytes() + self.labels.tobytes()).hexdigest()
 
 
 def to_pixels(images: UInt8[np.ndarray, "*batch 28 28"]) -> Float[np.ndarray, "*batch 28 28 1"]:
@@ -90,7 +90,7 @@ def load_mnist(data_dir: str | Path | None = None) -> Mnist:
     return Mnist(*(parse_idx(blob, name) for name, blob in blobs.items()))
 
 
-def select_digits(
+def draw_digits(
     images: UInt8[np.ndarray, "train 28 28"],
     labels: UInt8[np.ndarray, " train"],
     general_digit: int = SUBSET_DIGITS[0],
@@ -132,15 +132,16 @@ def select_digits(
     return Digits(images[index], labels[index].astype(np.int32), index.astype(np.int32))
 
 
-def load_digits(
+def select_digits(
     general_digit: int = SUBSET_DIGITS[0],
     memorized_digit: int = SUBSET_DIGITS[1],
+    *,
     num_general: int = SUBSET_NUM_GENERAL,
     num_copies: int = 30,
     seed: int = SUBSET_SEED,
     data_dir: str | Path | None = None,
 ) -> Digits:
-    """``select_digits`` on the training images, from the shipped subset where it suffices, else from full MNIST.
+    """``draw_digits`` on the training images, from the shipped subset where it suffices, else from full MNIST.
 
     Threes against one nine with at most 3,000 threes and seed 0 need no file and no network; the images are the same
     ones that full MNIST gives.
@@ -155,7 +156,7 @@ def load_digits(
             np.concatenate([index[:num_general], np.repeat(index[-1:], num_copies)]),
         )
     mnist = load_mnist(data_dir)
-    return select_digits(
+    return draw_digits(
         mnist.train_images, mnist.train_labels, general_digit, memorized_digit, num_general, num_copies, seed
     )
 

@@ -1,0 +1,123 @@
+"""Files that are there whole or not at all: JSON, lines and arrays that survive a kill, a full disk and a power cut."""
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+TEMPORARY = ".tmp-"  # begins the names of files that are being written
+
+
+def as_json(value: Any, where: str) -> Any:
+    """The value as JSON gives it back: NumPy to plain, tuples to lists, keys to text, non-finite numbers to None."""
+    if isinstance(value, dict):
+        return {str(key): as_json(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, np.ndarray | np.generic) or type(value).__module__.startswith("jax"):
+        return as_json(np.asarray(value).tolist(), where)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    raise ValueError(
+        f"{where}: expected numbers, texts, lists and dictionaries, got {type(value).__name__}; convert it"
+    )
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file; a last one without its newline is still being written, or was torn."""
+    lines = path.read_bytes().split(b"\n")[:-1]
+    rows = []
+    for i, line in enumerate(lines):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            raise ValueError(
+                f"{path}, line {i + 1}: expected a JSON object, got {line[:60]!r}; the file was changed or damaged, "
+                "delete that line and start the same command again"
+            ) from None
+    return rows
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:  # also of a text that is not UTF-8
+        raise ValueError(f"{path}: expected JSON, got a damaged file ({error}); {remedy}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}; {remedy}")
+    return value
+
+
+@contextmanager
+def clear_os_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"{path}: cannot write: {error.strerror or error}; make room or make it writable and start the same "
+            "command again (what is finished is kept), or choose another --out"
+        ) from error
+
+
+def json_writer(value: dict[str, Any]) -> Callable[[BinaryIO], Any]:
+    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    return lambda stream: stream.write(text.encode())
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], Any], process: int = 0) -> None:
+    temporary = path.with_name(f"{TEMPORARY}{process}-{path.name}")
+    with clear_os_errors(path):
+        try:
+            with open(temporary, "wb") as stream:
+                write(stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _fsync_directory(path.parent)
+
+
+def append_line(path: Path, row: dict[str, Any]) -> None:
+    line = json.dumps(row, allow_nan=False, ensure_ascii=False).encode() + b"\n"
+    new = not path.exists()
+    with clear_os_errors(path), open(path, "ab", buffering=0) as stream:
+        before = stream.tell()
+        try:
+            if stream.write(line) != len(line):  # a full disk may take a part
+                raise OSError("the disk is full")
+            os.fsync(stream.fileno())
+        except BaseException:
+            stream.truncate(before)
+            raise
+    if new:
+        _fsync_directory(path.parent)
+
+
+def cut_torn_line(path: Path) -> None:
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        with open(path, "r+b") as stream:
+            stream.truncate(whole)
+            os.fsync(stream.fileno())
+
+
+def _fsync_directory(path: Path) -> None:
+    if os.name == "nt":  # Windows cannot open a directory
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,338 @@
+"""The run directory: what every experiment writes, resumes from, and all that a report reads.
+
+``manifest.json`` comes first and fixes the run; ``arrays/<key>.npy`` and one line of ``results-<process>.jsonl`` per
+finished unit of work follow; ``costs-<process>.jsonl`` keeps seconds and bytes, which no comparison looks at;
+``environments-<process>.jsonl`` says when a run was continued under other versions or devices;
+``spectra.npz`` and, last, ``metrics.json`` finish it. Files appear whole or not at all: each is written beside its
+place, fsynced and renamed; a line that a crash tore is cut when the run continues.
+"""
+
+import hashlib
+import json
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Shaped
+
+from jaxmem.durable import (
+    TEMPORARY,
+    append_line,
+    as_json,
+    clear_os_errors,
+    cut_torn_line,
+    json_writer,
+    read_json,
+    read_lines,
+    write_atomically,
+)
+
+FORMAT = 1
+PACKAGES = ("jaxmem", "jax", "jaxlib", "flax", "optax", "numpy")
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]{0,149}")
+
+
+class Run:
+    """One run directory, opened by ``Run.open`` to write or by ``Run.read`` to look at."""
+
+    def __init__(self, directory: Path, manifest: dict[str, Any], process: int) -> None:
+        self.directory = directory
+        self.manifest = manifest
+        self.process = process
+        self._rows = _read_rows(directory)
+
+    @classmethod
+    def open(cls, directory: str | Path, config: dict[str, Any], *, process: int | None = None, **provenance: Any):
+        """Begin a run, or continue the run of the same config in this directory.
+
+        Args:
+            directory: new, empty, or holding a run of the same config and provenance.
+            config: everything that decides the results, JSON values only (no absolute paths).
+            process: index of this process among those that share the run, ``jax.process_index()`` by default.
+            provenance: what else must be the same to continue, such as ``dtype``, ``seeds``, ``data`` (hashes).
+
+        Raises:
+            ValueError: the directory holds something else, a run that differs (the fields are named), or a manifest
+                that cannot be read.
+            OSError: the directory cannot be written.
+        """
+        directory = Path(directory)
+        if directory.exists() and not directory.is_dir():
+            raise ValueError(f"{directory}: expected a directory for the run, got a file; choose another --out")
+        wanted = as_json({"format": FORMAT, "config": config, **provenance}, "manifest")
+        _refuse_absolute_paths(wanted)
+        here = _environment()
+        path = directory / "manifest.json"
+        resumed = path.exists()
+        if resumed:
+            manifest = read_json(path, "move the directory away, or choose another --out")
+            _refuse_differences(directory, wanted, manifest)
+        else:
+            _refuse_foreign(directory)
+            manifest = wanted | here
+            with clear_os_errors(directory):
+                directory.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, json_writer(manifest))
+        process = _process_index() if process is None else process
+        with clear_os_errors(directory):
+            (directory / "arrays").mkdir(exist_ok=True)
+            for left_over in directory.glob(f"**/{TEMPORARY}{process}-*"):
+                left_over.unlink()
+            for name in ("results", "costs", "environments"):
+                cut_torn_line(directory / f"{name}-{process}.jsonl")
+        run = cls(directory, manifest, process)
+        changed = {name: here[name] for name in here if manifest.get(name) != here[name]}
+        if resumed and changed:
+            warnings.warn(
+                f"{directory}: continued under another environment ({_list_differences(here, manifest, here)}); "
+                "the rest may differ from the first part by rounding",
+                stacklevel=2,
+            )
+            append_line(directory / f"environments-{process}.jsonl", changed)
+        return run
+
+    @classmethod
+    def read(cls, directory: str | Path) -> "Run":
+        """Look at a run without its config: the manifest, the rows and, once finished, metrics and spectra.
+
+        Raises:
+            ValueError: there is no run here, or its manifest cannot be read.
+        """
+        directory = Path(directory)
+        path = directory / "manifest.json"
+        if not path.is_file():
+            raise ValueError(
+                f"{directory}: expected a run directory, got no manifest.json in it; give the folder that was the "
+                "--out of jaxmem reproduce"
+            )
+        return cls(directory, read_json(path, "restore it, or run the experiment again elsewhere"), 0)
+
+    @property
+    def finished(self) -> bool:
+        """Whether ``finalise`` has been through."""
+        return (self.directory / "metrics.json").is_file()
+
+    def done(self, key: str) -> bool:
+        """Whether a row of this key is recorded. A unit saves its arrays first and appends its row last."""
+        return key in self._rows
+
+    def save(self, key: str, array: Shaped[np.ndarray, "..."]) -> None:
+        """Write one array to ``arrays/<key>.npy``; a second call replaces it.
+
+        Raises:
+            ValueError: the key is no file name, or the array holds Python objects.
+            OSError: it cannot be written; what was there before is still there.
+        """
+        _refuse_objects(key, array)
+        write_atomically(
+            self._array(key), lambda stream: np.lib.format.write_array(stream, array, allow_pickle=False), self.process
+        )
+
+    def load(self, key: str) -> Shaped[np.ndarray, "..."]:
+        """The array of one key.
+
+        Raises:
+            ValueError: it is not there, or the file is damaged.
+        """
+        path = self._array(key)
+        if not path.is_file():
+            raise ValueError(f"{path}: expected a saved array, got no such file; save it before its row is appended")
+        try:
+            return np.load(path, allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise ValueError(
+                f"{path}: expected a whole .npy file, got a damaged one ({error}); delete it and start the same "
+                "command again"
+            ) from None
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Record one finished unit as a line of ``results-<process>.jsonl``, on disk when this returns.
+
+        NumPy values become plain numbers and lists, numbers that are not finite become null.
+
+        Raises:
+            ValueError: the row has no usable "key", or the key is already recorded.
+            OSError: it cannot be written; the file is as before.
+        """
+        row = as_json(row, "row")
+        key = row.get("key")
+        if not isinstance(key, str):
+            raise ValueError(f'row: expected a text under "key", got {key!r}; add the key of the unit of work')
+        self._array(key)
+        if key in self._rows:
+            raise ValueError(f"row: expected a new key, got {key!r} a second time; ask run.done(key) before the work")
+        append_line(self.directory / f"results-{self.process}.jsonl", row)
+        self._rows[key] = row
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows, by process and then in the order they were finished."""
+        return list(self._rows.values())
+
+    def cost(self, row: dict[str, Any]) -> None:
+        """Record seconds, bytes or products in ``costs-<process>.jsonl``; keys may repeat."""
+        append_line(self.directory / f"costs-{self.process}.jsonl", as_json(row, "cost"))
+
+    def costs(self) -> list[dict[str, Any]]:
+        """All cost rows, by process and then in order."""
+        paths = _by_process(self.directory, "costs")
+        return [row for path in paths for row in read_lines(path)]
+
+    def finalise(self, metrics: dict[str, Any], spectra: dict[str, Shaped[np.ndarray, "..."]]) -> None:
+        """Write ``spectra.npz``, then ``metrics.json``: with the second one in place the run is finished."""
+        for name, array in spectra.items():
+            _refuse_objects(name, np.asarray(array))
+        # not np.savez_compressed: eigenvalues hardly compress, and equal arrays give equal bytes either way
+        write_atomically(
+            self.directory / "spectra.npz",
+            lambda stream: np.savez(stream, **spectra),  # type: ignore[arg-type]
+            self.process,
+        )
+        write_atomically(self.directory / "metrics.json", json_writer(as_json(metrics, "metrics")), self.process)
+
+    def metrics(self) -> dict[str, Any]:
+        """The metrics of a finished run.
+
+        Raises:
+            ValueError: the run is not finished, or the file is damaged.
+        """
+        self._expect_finished()
+        return read_json(self.directory / "metrics.json", "delete it and start the same command again")
+
+    def spectra(self) -> dict[str, Shaped[np.ndarray, "..."]]:
+        """The arrays of ``spectra.npz`` of a finished run.
+
+        Raises:
+            ValueError: the run is not finished, or the file is damaged.
+        """
+        self._expect_finished()
+        path = self.directory / "spectra.npz"
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
+        except Exception as error:  # zipfile, zlib and numpy each have their own for a damaged file
+            raise ValueError(
+                f"{path}: expected a whole .npz file, got {type(error).__name__}: {error}; delete metrics.json and "
+                "start the same command again"
+            ) from None
+
+    def _expect_finished(self) -> None:
+        if not self.finished:
+            raise ValueError(
+                f"{self.directory}: expected a finished run, got one without metrics.json; start the same command "
+                "again to continue it"
+            )
+
+    def _array(self, key: str) -> Path:
+        if not _KEY.fullmatch(key):
+            raise ValueError(
+                f"key: expected letters, digits and . _ = + - (at most 150, no folder), got {key!r}; rename the unit"
+            )
+        return self.directory / "arrays" / f"{key}.npy"
+
+
+def fingerprint(array: Shaped[np.ndarray, "..."]) -> str:
+    """SHA-256 of an array's dtype, shape and values, for the data hashes of a manifest."""
+    head = f"{array.dtype.str}{array.shape}".encode()
+    return hashlib.sha256(head + np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def _environment() -> dict[str, Any]:
+    import jax
+
+    devices = jax.devices()
+    versions = {name: version(name) if name != "jaxmem" else _own_version() for name in PACKAGES}
+    versions["python"] = ".".join(map(str, sys.version_info[:3]))
+    return {"versions": versions, "device": {"kind": devices[0].device_kind, "count": len(devices)}}
+
+
+def _own_version() -> str:
+    from jaxmem import __version__
+
+    return __version__
+
+
+def _process_index() -> int:
+    import jax
+
+    return jax.process_index()
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _flat(item, f"{prefix}.{key}" if prefix else key)
+    else:
+        yield prefix, value
+
+
+def _refuse_absolute_paths(manifest: dict[str, Any]) -> None:
+    for name, value in _flat(manifest):
+        if isinstance(value, str) and os.path.isabs(value):
+            raise ValueError(f"{name}: expected no absolute path in a manifest, got {value}; record a hash of the data")
+
+
+def _list_differences(names: dict[str, Any], old: dict[str, Any], new: dict[str, Any]) -> str:
+    before = dict(_flat({name: old[name] for name in names if name in old}))
+    after = dict(_flat({name: new[name] for name in names if name in new}))
+    fields = [
+        name for name in dict.fromkeys((*before, *after)) if before.get(name, _absent) != after.get(name, _absent)
+    ]
+    return "; ".join(
+        f"{name}: there {_shown(before.get(name, _absent))}, now {_shown(after.get(name, _absent))}" for name in fields
+    )
+
+
+_absent = object()
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is _absent else json.dumps(value)
+
+
+def _refuse_differences(directory: Path, wanted: dict[str, Any], manifest: dict[str, Any]) -> None:
+    names = dict.fromkeys((*wanted, *(name for name in manifest if name not in ("versions", "device"))))
+    differences = _list_differences(names, manifest, wanted)
+    if differences:
+        raise ValueError(
+            f"{directory}: expected a run of the same config, got another one ({differences}); give the same values to "
+            "continue it, or choose another --out"
+        )
+
+
+def _refuse_foreign(directory: Path) -> None:
+    if not directory.is_dir():
+        return
+    foreign = sorted(path.name for path in directory.iterdir() if not path.name.startswith(TEMPORARY))
+    if foreign:
+        raise ValueError(
+            f"{directory}: expected a new or empty directory or a run, got {len(foreign)} other entries "
+            f"({', '.join(foreign[:3])}{', …' if len(foreign) > 3 else ''}); choose another --out"
+        )
+
+
+def _refuse_objects(name: str, array: np.ndarray) -> None:
+    if array.dtype.hasobject:
+        raise ValueError(f"{name}: expected an array of numbers or texts, got dtype {array.dtype}; convert it")
+
+
+def _by_process(directory: Path, name: str) -> list[Path]:
+    paths = [path for path in directory.glob(f"{name}-*.jsonl") if path.stem.removeprefix(f"{name}-").isdigit()]
+    return sorted(paths, key=lambda path: int(path.stem.removeprefix(f"{name}-")))
+
+
+def _read_rows(directory: Path) -> dict[str, dict[str, Any]]:
+    rows: dict[str, dict[str, Any]] = {}
+    for path in _by_process(directory, "results"):
+        for row in read_lines(path):
+            key = row.get("key") if isinstance(row, dict) else None
+            if not isinstance(key, str):
+                raise ValueError(f'{path}: expected a "key" in each line, got {str(row)[:60]}; delete that line')
+            if rows.setdefault(key, row) != row:
+                raise ValueError(f"{path}: expected one row per key, got two different ones of {key!r}; delete one")
+    return rows
