@@ -51,7 +51,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     except ValueError as error:  # also of a text that is not UTF-8
         raise ValueError(f"{path}: expected JSON, got a damaged file ({error}); {remedy}") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}; {remedy}")
+        raise ValueError(f"{path}: expected JSON with an object at the top, got {type(value).__name__}; {remedy}")
     return value
 
 

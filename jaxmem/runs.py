@@ -213,7 +213,7 @@ class Run:
         self._expect_finished()
         path = self.directory / "spectra.npz"
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as arrays:
                 return {name: arrays[name] for name in arrays.files}
         except Exception as error:  # zipfile, zlib and numpy each have their own for a damaged file
             raise ValueError(

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 class Nearest(NamedTuple):
     """The nearest training example of each sample: its index and its distance, and those of the next ones."""
 
-    index: Int[Array, " n"]
+    index: Int[Array, " n"]  # type: ignore[assignment]
     distance: Float[Array, " n"]
     indices: Int[Array, "n k"]
     distances: Float[Array, "n k"]
