@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.fft
+import scipy.special
 from jaxtyping import Array, Float
 
 from jaxmem.diffusion import NoiseSchedule
@@ -95,7 +96,7 @@ class GaussianMixtureScore:
         return _weighted_mean(logits, scores)
 
     def _components(self, state: GaussianMixture, x: Any, t: int) -> tuple[np.ndarray, ...]:
-        """Responsibilities (k), component scores (k, d), spherical precisions (k), low-rank cores (k, r, r)."""
+        """Log responsibilities up to a constant, scores (k, d), spherical variances (k), low-rank cores (k, r, r)."""
         alpha, sigma = _scales(self.schedule, t)
         log_weights, means, factors, variances = (np.asarray(part, np.float64) for part in state)
         x, rank = np.asarray(x, np.float64), factors.shape[2]
@@ -110,12 +111,17 @@ class GaussianMixtureScore:
             len(x) * np.log(spherical) + np.linalg.slogdet(np.eye(rank) + gram / spherical[:, None, None]).logabsdet
         )
         logits = log_weights - 0.5 * log_det + 0.5 * np.einsum("kd,kd->k", offsets, scores)
-        weights = np.exp(logits - logits.max())
-        return weights / weights.sum(), scores, spherical, cores
+        return logits, scores, spherical, cores
+
+    def log_density(self, state: GaussianMixture, x: Any, t: int) -> float:
+        """The log density ``log p_t(x)``, float64; the weights are taken as they are (normalise them)."""
+        logits = self._components(state, x, t)[0]
+        return float(scipy.special.logsumexp(logits) - 0.5 * np.shape(x)[0] * np.log(2 * np.pi))
 
     def hessian(self, state: GaussianMixture, x: Any, t: int) -> np.ndarray:
         """H at a point, float64, shape (d, d)."""
-        weights, scores, spherical, cores = self._components(state, x, t)
+        logits, scores, spherical, cores = self._components(state, x, t)
+        weights = scipy.special.softmax(logits)
         factors = np.asarray(state.factors, np.float64)
         mean_score = weights @ scores
         low_rank = np.einsum("k,kdr,krs,kes->de", weights / spherical, factors, cores, factors)
@@ -127,7 +133,8 @@ class GaussianMixtureScore:
         size, rank, count = np.shape(x)[0], state.factors.shape[2], len(state.log_weights)
         if count * (rank + 1) >= size:
             return np.linalg.eigvalsh(self.hessian(state, x, t))[::-1]
-        weights, scores, spherical, cores = self._components(state, x, t)
+        logits, scores, spherical, cores = self._components(state, x, t)
+        weights = scipy.special.softmax(logits)
         factors = np.asarray(state.factors, np.float64)
         columns = np.concatenate([*factors, (scores - weights @ scores).T], axis=1)
         core = np.zeros((columns.shape[1],) * 2)

@@ -80,6 +80,25 @@ def test_score_is_the_gradient_of_the_noised_log_density(x64):
         np.testing.assert_allclose(ours, [slope], rtol=1e-6)  # central differences of step 1e-5 leave 1e-8
 
 
+def test_mixture_log_density_integrates_to_one_and_has_the_score_as_slope():
+    state = GaussianMixture(
+        jnp.log(jnp.array([0.25, 0.75])),
+        jnp.array([[0.5, 0.0], [-0.5, 0.3]]),
+        jnp.ones((2, 2, 1)) * 0.4,
+        jnp.array([0.0, 0.3]),
+    )
+    score, t = GaussianMixtureScore(SCHEDULE), 300
+    axis = np.linspace(-6, 6, 121)
+    density = [np.exp(score.log_density(state, np.array([a, b]), t)) for a in axis for b in axis]
+    np.testing.assert_allclose(np.sum(density) * 0.1**2, 1, rtol=1e-6)  # the trapezoid rule is spectral here
+    x, step = np.array([0.3, -0.8]), 1e-5
+    slope = [
+        (score.log_density(state, x + step * e, t) - score.log_density(state, x - step * e, t)) / (2 * step)
+        for e in np.eye(2)
+    ]
+    np.testing.assert_allclose(score(state, jnp.asarray(x, jnp.float32), t), slope, rtol=1e-4)  # float32 score
+
+
 def test_gaussian_hessian_is_minus_the_noised_precision():
     rng = np.random.default_rng(3)
     factor = rng.normal(size=(6, 6))

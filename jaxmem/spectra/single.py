@@ -86,7 +86,7 @@ def spectrum(
         num_steps: Krylov steps, 1 to d.
         key: random key of the start vector (Gaussian), for Krylov methods.
         start: a start vector of length d instead of ``key``.
-        tolerance: when a Krylov space counts as closed (see `jaxmem.krylov.extend`); 0 never stops before ``num_steps``.
+        tolerance: when a Krylov space counts as closed (see `jaxmem.krylov.extend`); 0 goes on to ``num_steps``.
         vectors: also return eigenvectors or Ritz vectors, as rows.
         chunk: products taken together by the dense methods (see `Operator.to_dense`).
 

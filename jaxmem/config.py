@@ -1,0 +1,178 @@
+"""Every configuration: frozen dataclasses of plain values, importable without JAX.
+
+Each class is one flag group of the command line; a run's manifest holds exactly these values.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a score network is trained: Adam with warm-up and cosine decay to zero, an average of the parameters."""
+
+    num_steps: int = 4000
+    batch_size: int = 64
+    learning_rate: float = 2e-3  # the peak
+    warmup_steps: int = 100
+    gradient_clip: float = 1.0  # on the global norm
+    ema_decay: float = 0.999  # of the parameter average; rises to this from 0.1 over the first steps
+    second_order: Literal["none", "exact", "sliced"] = "none"
+    second_order_weight: float = 0.1  # the paper states none
+    second_order_start: float = 0.0  # fraction of the steps before the second-order loss joins
+    timestep_power: float = 1.0  # t = T u^power with u uniform: above 1, more small timesteps
+    checkpoint_every: int = 250
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least("num_steps", self.num_steps, 1)
+        _at_least("batch_size", self.batch_size, 1)
+        _at_least("checkpoint_every", self.checkpoint_every, 1)
+        _in_range("warmup_steps", self.warmup_steps, 0, self.num_steps)
+        for name in ("learning_rate", "gradient_clip", "second_order_weight", "timestep_power"):
+            _at_least(name, getattr(self, name), 0)
+        _in_range("ema_decay", self.ema_decay, 0, 1)
+        _in_range("second_order_start", self.second_order_start, 0, 1)
+        if self.second_order not in ("none", "exact", "sliced"):
+            raise ValueError(f"second_order: expected 'none', 'exact' or 'sliced', got {self.second_order!r}")
+
+
+@dataclass(frozen=True)
+class Toy2dConfig:
+    """The paper's section 5.1: 3,000 Gaussian points and one distant point 100 times."""
+
+    mean: tuple[float, float] = (0.0, 0.0)
+    covariance: tuple[tuple[float, float], tuple[float, float]] = ((1.0, 0.4), (0.4, 0.5))
+    point: tuple[float, float] = (6.0, 5.0)  # about seven standard deviations from the mean
+    num_gaussian: int = 3000  # the paper's
+    num_copies: int = 100  # the paper's
+    num_samples: int = 5000  # the paper's
+    landing_radius: float = 0.3  # a sample this close to the point counts as memorized; no Gaussian draw is
+    width: int = 128
+    depth: int = 3
+    training: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(
+            num_steps=8000,
+            batch_size=512,
+            learning_rate=2e-3,
+            warmup_steps=200,
+            second_order="exact",
+            second_order_weight=1.0,
+            timestep_power=2.0,
+            checkpoint_every=1000,
+        )
+    )
+    # The comparison, at equal steps; its learning rate was the best of 0.0008, 0.002 and 0.005.
+    first_order_training: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(
+            num_steps=8000,
+            batch_size=512,
+            learning_rate=2e-3,
+            warmup_steps=200,
+            timestep_power=2.0,
+            checkpoint_every=1000,
+        )
+    )
+    field_timestep: int = 100  # of Figure 2a
+    landscape_timestep: int = 100  # of Figure 1
+    data_seed: int = 0
+    sampling_seed: int = 1
+
+    def __post_init__(self) -> None:
+        (a, b), (c, d) = self.covariance
+        if not (a > 0 and d > 0 and b == c and a * d > b * c):
+            raise ValueError(f"covariance: expected a symmetric positive definite 2 × 2 matrix, got {self.covariance}")
+        for name in ("num_gaussian", "num_copies", "num_samples", "width", "depth"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("field_timestep", "landscape_timestep"):
+            _in_range(name, getattr(self, name), 0, 999)
+
+
+@dataclass(frozen=True)
+class MnistConfig:
+    """The paper's section 5.2: many images of one digit, and one image of another many times."""
+
+    general_digit: int = 3  # the paper's
+    memorized_digit: int = 9  # the paper's
+    num_general_images: int = 3000  # the paper's
+    num_copies: int = 30  # the paper's
+    data_dir: str | None = None  # the four IDX files; needed for other digits, else they are downloaded
+    data_seed: int = 0
+    features: tuple[int, ...] = (32, 64)
+    num_blocks: tuple[int, ...] = (1, 2)
+    embedding: int = 128
+    training: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(
+            num_steps=3000,
+            batch_size=32,
+            learning_rate=2e-3,
+            warmup_steps=100,
+            ema_decay=0.998,
+            second_order="sliced",
+            second_order_weight=3e-3,
+            second_order_start=0.8,
+            timestep_power=1.5,
+            checkpoint_every=200,
+        )
+    )
+    num_ddim_steps: int = 1000  # the paper's
+    clip: float | None = 1.0  # of the predicted clean image, as diffusers does by default
+    num_general_samples: int = 48
+    num_memorized_samples: int = 24
+    sample_batch: int = 24
+    sampling_seed: int = 1
+    new_threshold: float = 1.4  # calibrated ℓ2 distance from which a sample is clearly new
+    num_analysed: int = 24  # of each class
+    timesteps: tuple[int, ...] = (0, 1, 20, 50, 100, 200, 500)
+    analysis_batch: int = 8  # samples per unit of work
+    points: int = 1  # Jacobians in one compiled call
+    chunk: int = 28  # columns of a Jacobian taken together
+
+    def __post_init__(self) -> None:
+        stride = 1000 // self.num_ddim_steps if 1 <= self.num_ddim_steps <= 1000 else 0
+        if not stride:
+            raise ValueError(f"num_ddim_steps: expected 1 to 1000, got {self.num_ddim_steps}")
+        missed = [t for t in self.timesteps if not (0 <= t < stride * self.num_ddim_steps and t % stride == 0)]
+        if missed or not self.timesteps or list(self.timesteps) != sorted(set(self.timesteps)):
+            raise ValueError(
+                f"timesteps: expected ascending timesteps that {self.num_ddim_steps} DDIM steps visit (multiples of"
+                f" {stride or 1} below 1000), got {self.timesteps}"
+            )
+        for name in ("num_copies", "sample_batch", "num_analysed", "analysis_batch", "points", "chunk"):
+            _at_least(name, getattr(self, name), 1)
+        _at_least("num_general_samples", self.num_general_samples, self.num_analysed)
+        _at_least("num_memorized_samples", self.num_memorized_samples, self.num_analysed)
+
+
+def _at_least(name: str, value: int | float, low: int | float) -> None:
+    if not value >= low:
+        raise ValueError(f"{name}: expected at least {low}, got {value}")
+
+
+def _in_range(name: str, value: int | float, low: int | float, high: int | float) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{name}: expected {low} to {high}, got {value}")
+
+
+# The sizes of the paper. Training is longer than on two cores; the paper states neither steps nor network.
+TOY2D_PRESETS = {
+    "small": Toy2dConfig(),
+    "paper": Toy2dConfig(
+        training=replace(Toy2dConfig().training, num_steps=30_000),
+        first_order_training=replace(Toy2dConfig().first_order_training, num_steps=30_000),
+    ),
+}
+MNIST_PRESETS = {
+    "small": MnistConfig(),
+    "paper": MnistConfig(
+        features=(64, 128, 128),
+        num_blocks=(2, 2, 2),
+        training=replace(MnistConfig().training, num_steps=30_000, batch_size=128),
+        num_general_samples=10_000,
+        num_memorized_samples=2000,
+        num_analysed=2000,
+        sample_batch=250,
+        timesteps=(0, 1, 20, *range(50, 1000, 50)),
+        analysis_batch=50,
+    ),
+}

@@ -1,0 +1,256 @@
+"""The paper's section 5.2: a diffusion model that memorized one digit image and generalised over another digit.
+
+Trains a class-conditional U-Net on many images of one digit and one image of another repeated, samples both classes
+with DDIM, keeps the clearly new samples of the general class, and takes the whole spectrum of ∂s/∂x of every kept
+sample along its sampling path. Writes a run (`jaxmem.runs`): arrays, ``metrics.json`` and ``spectra.npz``.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from sklearn.metrics import roc_auc_score
+
+from jaxmem.config import MnistConfig
+from jaxmem.data.mnist import Digits, select_digits, to_pixels
+from jaxmem.diffusion import DDIM, NoiseSchedule, sample_ddim
+from jaxmem.experiments.stages import timed, wall_seconds
+from jaxmem.memorization.distances import calibrated_l2, nearest_training
+from jaxmem.memorization.sharpness import below_bound, positive_count, tangent_count
+from jaxmem.networks.unet import UNet
+from jaxmem.progress import Progress, silent
+from jaxmem.runs import Run
+from jaxmem.score import NetworkScore, bind
+from jaxmem.spectra import batch_spectra
+from jaxmem.training import train
+
+SCHEDULE = NoiseSchedule()  # DDPM linear, 1,000 steps: the paper's
+CLASSES = ("general", "memorized")
+
+
+def score_network(config: MnistConfig) -> tuple[NetworkScore, Any]:
+    """The untrained U-Net of a configuration, bound: ``(score, state)``."""
+    module = UNet(
+        features=config.features,
+        num_blocks=config.num_blocks,
+        embedding=config.embedding,
+        schedule=SCHEDULE,
+        rngs=nnx.Rngs(config.training.seed),
+    )
+    return bind(module, SCHEDULE, "eps")
+
+
+def run_mnist(config: MnistConfig, out: Path, progress: Progress = silent) -> dict[str, Any]:
+    """Run or resume the experiment in the folder ``out`` and return its metrics.
+
+    Raises:
+        ValueError: if ``out`` holds another run, or the data are missing or damaged; before any work.
+    """
+    digits = select_digits(
+        config.general_digit,
+        config.memorized_digit,
+        num_general=config.num_general_images,
+        num_copies=config.num_copies,
+        seed=config.data_seed,
+        data_dir=config.data_dir,
+    )
+    # Where the data lie is no part of what was computed; what they are is.
+    identity = {name: value for name, value in asdict(config).items() if name != "data_dir"}
+    run = Run.open(
+        out, identity, seeds={"data": config.data_seed, "training": config.training.seed}, data=digits.sha256
+    )
+    if run.finished:
+        return run.metrics()
+    score, state = score_network(config)
+    pixels, labels = to_pixels(digits.images), digits.labels.astype(np.int32)
+
+    with timed(run, "train"):
+        result = train(
+            score,
+            state,
+            (jnp.asarray(pixels), jnp.asarray(labels)),
+            SCHEDULE,
+            config.training,
+            checkpoint_dir=out / "checkpoints",
+            on_step=lambda step, total: progress("train", step, total),
+        )
+    state = result.state
+    with timed(run, "sample"):
+        sample_digits(config, run, score, state, progress)
+    arrays = choose_samples(config, run, digits, progress)
+    with timed(run, "spectra"):
+        arrays |= analyse(config, run, score, state, arrays, progress)
+    metrics = mnist_metrics(arrays)
+    run.finalise(metrics | {"wall_seconds": wall_seconds(run)}, arrays)
+    return run.metrics()
+
+
+def _batches(config: MnistConfig) -> Iterator[tuple[str, int, int, int]]:
+    """Units of sampling, fixed by the configuration: (key, digit, first sample of its class, number)."""
+    for name, digit, total in (
+        ("general", config.general_digit, config.num_general_samples),
+        ("memorized", config.memorized_digit, config.num_memorized_samples),
+    ):
+        for first in range(0, total, config.sample_batch):
+            yield f"{name}-{first:05d}", digit, first, min(config.sample_batch, total - first)
+
+
+def sample_digits(config: MnistConfig, run: Run, score: Any, state: Any, progress: Progress) -> None:
+    """Sample every batch that the run does not have yet; keep x_0 and x_t at the analysed timesteps."""
+    sampler = DDIM(SCHEDULE, config.num_ddim_steps, clip=config.clip)
+    units = list(_batches(config))
+    total = sum(number for *_, number in units)
+    done = 0
+    for key, digit, first, number in units:
+        progress("sample", done, total)
+        if not run.done(f"sample-{key}"):
+            # The general and the memorized class start from the same noises: only the condition differs.
+            noise_key = jax.random.fold_in(jax.random.key(config.sampling_seed), first)
+            noise = jax.random.normal(noise_key, (config.sample_batch, 28, 28, 1))
+            cond = jnp.full(config.sample_batch, digit, jnp.int32)
+            samples, kept = sample_ddim(sampler, score, state, noise, cond, keep=config.timesteps)
+            path = np.stack([np.asarray(kept[t])[:number] for t in config.timesteps], 1)
+            run.save(f"samples-{key}", np.asarray(samples)[:number, ..., 0])
+            run.save(f"path-{key}", path)
+            run.append({"key": f"sample-{key}", "digit": digit, "first": first, "number": number})
+        done += number
+        progress("sample", done, total)
+
+
+def choose_samples(config: MnistConfig, run: Run, digits: Digits, progress: Progress) -> dict[str, np.ndarray]:
+    """Measure every sample against the training set and choose the clearly new ones, and memorized ones, to analyse."""
+    samples = np.concatenate([run.load(f"samples-{key}") for key, *_ in _batches(config)])
+    labels = np.concatenate([np.full(number, digit) for _, digit, _, number in _batches(config)])
+    training = to_pixels(digits.images).reshape(len(digits.images), -1)
+    flat = samples.reshape(len(samples), -1)
+    # The copies are one image: the 50 nearest of a nine would all be the same one, and its calibrated distance 2.
+    distinct = np.concatenate([training[~digits.memorized], training[digits.memorized][:1]])
+    calibrated, index, distance = [], [], []
+    for first in range(0, len(flat), config.sample_batch):
+        group = jnp.asarray(flat[first : first + config.sample_batch])
+        nearest = nearest_training(group, jnp.asarray(distinct))
+        index.append(np.asarray(nearest.index))
+        distance.append(np.asarray(nearest.distance))
+        calibrated.append(np.asarray(calibrated_l2(group, jnp.asarray(distinct))))
+        progress("compare with the training set", min(first + config.sample_batch, len(flat)), len(flat))
+    calibrated_all, nearest_index = np.concatenate(calibrated), np.concatenate(index)
+    memorized_sample = labels == config.memorized_digit
+    new = np.flatnonzero(~memorized_sample & (calibrated_all >= config.new_threshold))[: config.num_analysed]
+    copies = np.flatnonzero(memorized_sample)[: config.num_analysed]
+    if len(new) < config.num_analysed:
+        raise ValueError(
+            f"only {len(new)} of {config.num_general_samples} samples of digit {config.general_digit} are clearly new"
+            f" (calibrated distance at least {config.new_threshold}), {config.num_analysed} were asked for:"
+            f" train longer, sample more (--num-general-samples) or lower --new-threshold"
+        )
+    analysed = np.concatenate([new, copies])
+    return {
+        "samples": samples,
+        "sample_label": labels,
+        "calibrated_l2": calibrated_all,
+        "nearest_distance": np.concatenate(distance),
+        "nearest_is_memorized": nearest_index == len(distinct) - 1,
+        "nearest_image": distinct[nearest_index].reshape(-1, 28, 28),
+        "training_memorized": distinct[-1].reshape(28, 28),
+        "threshold": np.asarray(config.new_threshold),
+        "analysed": analysed,
+        "label": labels[analysed],
+        "memorized": memorized_sample[analysed],
+    }
+
+
+def analyse(
+    config: MnistConfig, run: Run, score: Any, state: Any, arrays: dict[str, np.ndarray], progress: Progress
+) -> dict[str, np.ndarray]:
+    """All 784 eigenvalues of every chosen sample at every timestep, in units of (group of samples, timestep)."""
+    paths = np.concatenate([run.load(f"path-{key}") for key, *_ in _batches(config)])[arrays["analysed"]]
+    cond = jnp.asarray(arrays["label"].astype(np.int32))
+    count, steps = paths.shape[:2]
+    groups = [
+        range(first, min(first + config.analysis_batch, count)) for first in range(0, count, config.analysis_batch)
+    ]
+    done, total = 0, count * steps
+    for column, t in enumerate(config.timesteps):
+        for group in groups:
+            key = f"spectra-{group.start:05d}-t{t:03d}"
+            progress("spectra", done, total)
+            if not run.done(key):
+                rows = np.asarray(group)
+                found = batch_spectra(
+                    score,
+                    state,
+                    jnp.asarray(paths[rows, column]),
+                    t,
+                    cond[rows],
+                    points=config.points,
+                    chunk=config.chunk,
+                )
+                run.save(key, np.column_stack([found.eigenvalues, found.asymmetry, found.noise]))
+                run.append({"key": key, "timestep": t, "products": int(found.num_products.sum())})
+            done += len(group)
+            progress("spectra", done, total)
+    table = np.stack(
+        [np.concatenate([run.load(f"spectra-{g.start:05d}-t{t:03d}") for g in groups]) for t in config.timesteps], 1
+    )
+    products = sum(row.get("products", 0) for row in run.rows())
+    return {
+        "eigenvalues": table[..., :-2].astype(np.float32),
+        "asymmetry": table[..., -2],
+        "noise": table[..., -1],
+        "timestep": np.asarray(config.timesteps),
+        "sigma": SCHEDULE.sigma[list(config.timesteps)],
+        "method": np.asarray("eigh"),
+        "num_products": np.asarray(products),
+    }
+
+
+def _per_class(values: np.ndarray, memorized: np.ndarray, statistics: dict[str, Callable[..., Any]]) -> dict[str, Any]:
+    chosen = {"general": values[~memorized], "memorized": values[memorized]}
+    return {name: {key: float(f(part)) for key, f in statistics.items()} for name, part in chosen.items()}
+
+
+def mnist_metrics(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Everything in ``metrics.json`` but the seconds, from the arrays of ``spectra.npz`` alone."""
+    eigenvalues, memorized = arrays["eigenvalues"], np.asarray(arrays["memorized"], bool)
+    timesteps = [int(t) for t in arrays["timestep"]]
+    spread = {"mean": np.mean, "min": np.min, "max": np.max}
+
+    def table(values: np.ndarray, statistics: Any = spread) -> dict[str, Any]:
+        return {str(t): _per_class(values[:, i], memorized, statistics) for i, t in enumerate(timesteps)}
+
+    counts = positive_count(eigenvalues)
+    class_of = np.asarray(arrays["sample_label"])
+    copied = class_of == np.asarray(arrays["label"])[memorized][0]
+    kept = np.zeros(len(class_of), bool)
+    kept[arrays["analysed"]] = True
+    return {
+        "num_samples": {
+            "generated": {"general": int((~copied).sum()), "memorized": int(copied.sum())},
+            "clearly_new": int((~copied & (arrays["calibrated_l2"] >= arrays["threshold"])).sum()),
+            "analysed": {"general": int((~memorized).sum()), "memorized": int(memorized.sum())},
+        },
+        "positive_count": table(counts),
+        "certified_positive_count": table(positive_count(eigenvalues, arrays["noise"])),
+        "tangent_count": table(tangent_count(eigenvalues, arrays["sigma"])),
+        "auc_positive_count": {str(t): float(roc_auc_score(~memorized, counts[:, i])) for i, t in enumerate(timesteps)},
+        "largest_eigenvalue": table(eigenvalues[..., 0]),
+        "smallest_eigenvalue": table(eigenvalues[..., -1]),
+        "share_below_bound": table(below_bound(eigenvalues, arrays["sigma"]), {"mean": np.mean}),
+        "asymmetry": table(arrays["asymmetry"], {"mean": np.mean}),
+        "nearest_train_distance": {
+            "general": float(arrays["nearest_distance"][kept & ~copied].mean()),
+            "memorized": float(arrays["nearest_distance"][kept & copied].mean()),
+        },
+        "calibrated_l2": {
+            "general": float(arrays["calibrated_l2"][kept & ~copied].mean()),
+            "memorized": float(arrays["calibrated_l2"][kept & copied].mean()),
+            "threshold": float(arrays["threshold"]),
+        },
+        "memorized_are_the_training_image": float(arrays["nearest_is_memorized"][copied].mean()),
+        "num_products": int(arrays["num_products"]),
+    }
