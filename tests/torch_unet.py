@@ -46,7 +46,9 @@ class TorchUNet(nn.Module):
         self.time1, self.time2 = nn.Linear(32, embedding), nn.Linear(embedding, embedding)
         self.classes = nn.Embedding(twin.num_classes, embedding) if twin.num_classes else None
         self.stem = nn.Conv2d(channels, features[0], patch, stride=patch)
-        self.position = nn.Parameter(torch.zeros(1, features[0], height // patch, width // patch))
+        maps = max(twin.num_classes, 1)
+        self.position = nn.Parameter(torch.zeros(maps, features[0], height // patch, width // patch))
+        self.prior = nn.Parameter(torch.zeros(maps, 3 * channels, height, width))
         self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
         self.up, self.grow = nn.ModuleList(), nn.ModuleList()
         for level, outer in enumerate(features):
@@ -67,6 +69,7 @@ class TorchUNet(nn.Module):
                 )
             )
         self.norm = nn.GroupNorm(groups, features[0], eps=1e-5)
+        self.modulation = nn.Linear(embedding, 2 * features[0])
         self.out = nn.Conv2d(features[0], 3 * patch * patch * channels, 3, padding=1)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, cond: torch.Tensor | None) -> torch.Tensor:
@@ -77,7 +80,8 @@ class TorchUNet(nn.Module):
         if self.classes is not None:
             embedding = embedding + self.classes(cond)
         embedding = F.silu(embedding)
-        hidden = self.stem(x) + self.position
+        row = torch.zeros_like(t) if cond is None else cond
+        hidden = self.stem(x) + self.position[row]
         skips = []
         for level, blocks in enumerate(self.down):
             if level:
@@ -89,7 +93,9 @@ class TorchUNet(nn.Module):
             hidden = torch.cat([grow(hidden), skips.pop()], dim=1)
             for block in blocks:
                 hidden = block(hidden, embedding)
-        maps = F.pixel_shuffle(self.out(F.silu(self.norm(hidden))), self.patch)
+        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
+        hidden = self.norm(hidden) * (1 + scale) + shift
+        maps = F.pixel_shuffle(self.out(F.silu(hidden)), self.patch) + 4 * self.prior[row]
         logit, image, residual = maps.chunk(3, dim=1)
         gate = torch.sigmoid(4 * logit - 2 * log_snr)
         return gate * (x - alpha * image) / sigma + residual
@@ -137,12 +143,13 @@ def from_state(twin: UNet, state: nnx.State) -> TorchUNet:
         if target.skip is not None:
             window(target.skip, source["skip"])
 
-    for name in ("time1", "time2"):
+    for name in ("time1", "time2", "modulation"):
         linear(getattr(model, name), values[name])
     if model.classes is not None:
         put(model.classes.weight, values["classes"]["embedding"])
     window(model.stem, values["stem"])
-    put(model.position, np.array(values["position"]).transpose(2, 0, 1)[None])
+    for name in ("position", "prior"):
+        put(getattr(model, name), np.array(values[name]).transpose(0, 3, 1, 2))
     for i, target in enumerate(model.shrink):
         window(target, values["shrink"][i])
     for i, target in enumerate(model.grow):

@@ -49,12 +49,16 @@ class Conv3x3(nnx.Module):
 def normalise(x: Float[Array, "rows columns features"], groups: int) -> Float[Array, "rows columns features"]:
     """Zero mean and unit variance over (rows, columns, features of a group), epsilon 1e-5.
 
-    The variance takes two passes: E[x²] − E[x]² loses digits in float32, and its derivatives more of them.
+    The variance takes two passes: E[x²] − E[x]² loses digits in float32, and its derivatives more of them. Means are
+    taken over pixels first and over a group's features after, which XLA compiles to code 3 times as fast on a CPU.
     """
-    grouped = x.reshape(*x.shape[:2], groups, -1)
-    centred = grouped - grouped.mean((0, 1, 3), keepdims=True)
-    variance = (centred * centred).mean((0, 1, 3), keepdims=True)
-    return (centred * jax.lax.rsqrt(variance + 1e-5)).reshape(x.shape)
+
+    def mean(values: Float[Array, "rows columns features"]) -> Float[Array, "1 1 features"]:
+        by_group = values.mean((0, 1)).reshape(groups, -1)
+        return jnp.broadcast_to(by_group.mean(1, keepdims=True), by_group.shape).reshape(1, 1, -1)
+
+    centred = x - mean(x)
+    return centred * jax.lax.rsqrt(mean(centred * centred) + 1e-5)
 
 
 class GroupNorm(nnx.Module):
@@ -98,10 +102,14 @@ class UNet(nnx.Module):
     true ``∂eps/∂x`` is ``1/sigma_t``, up to 100: the gate states that slope exactly instead of asking convolutions to
     learn it. The gate's logit is ``4 output - 2 log(alpha_t / sigma_t)``: with output 0 it is the best linear
     denoiser of unit-variance pixels. ``log(alpha_t / sigma_t)`` is also the time feature, because it resolves the
-    first timesteps (4.6, 4.0, 3.7, ...) and the table index does not.
+    first timesteps (4.6, 4.2, 4.0, ...) and the table index does not.
+
+    The class enters as an embedding that scales and shifts features, as a map at the first layer and as a map on the
+    outputs: a class of one image in a hundred is seen too rarely to reach the shared layers, and without the maps was
+    drawn as the common class after 2,300 steps of 32 images.
 
     Bind with ``prediction="eps"`` and the same schedule. All operations are smooth, so Jacobians and second-order
-    losses exist. Defaults fit MNIST on two CPU cores: 0.3 M parameters, 35 MFLOP a call.
+    losses exist. Defaults fit MNIST on two CPU cores: 0.38 M parameters, about 35 MFLOP a call.
 
     Raises:
         ValueError: at construction for sizes that do not fold, at a call for an image of another shape or a class
@@ -138,11 +146,15 @@ class UNet(nnx.Module):
 
         self.time1 = nnx.Linear(32, embedding, rngs=rngs)
         self.time2 = nnx.Linear(embedding, embedding, rngs=rngs)
-        self.classes = nnx.Embed(num_classes, embedding, rngs=rngs) if num_classes else None
+        # Unit variance, not Flax's 1/embedding: a class of 1 % of the data is otherwise read as the common one.
+        init = nnx.initializers.normal(1.0)
+        self.classes = nnx.Embed(num_classes, embedding, embedding_init=init, rngs=rngs) if num_classes else None
         width_in = features[0]
         self.stem = nnx.Linear(patch * patch * channels, width_in, rngs=rngs)
         # Convolutions know the place only through their padding; a memorized image needs it from the first layer.
-        self.position = nnx.Param(jnp.zeros((height // patch, width // patch, width_in)))
+        maps, grid = max(num_classes, 1), (height // patch, width // patch)
+        self.position = nnx.Param(0.5 * jax.random.normal(rngs.params(), (maps, *grid, width_in)))
+        self.prior = nnx.Param(jnp.zeros((maps, height, width, 3 * channels)))
 
         def block(inner: int, outer: int) -> ResBlock:
             return ResBlock(inner, outer, embedding, groups, rngs=rngs)
@@ -162,6 +174,7 @@ class UNet(nnx.Module):
         self.down, self.shrink = nnx.List(down), nnx.List(shrink)
         self.up, self.grow = nnx.List(up), nnx.List(grow)
         self.norm = GroupNorm(width_in, groups)
+        self.modulation = nnx.Linear(embedding, 2 * width_in, rngs=rngs)
         self.out = Conv3x3(width_in, 3 * patch * patch * channels, rngs=rngs, zero=True)
 
     def _embed(self, log_snr: Float[Array, ""], cond: Int[Array, ""] | int | None) -> Float[Array, " embedding"]:
@@ -184,7 +197,8 @@ class UNet(nnx.Module):
         log_snr = jnp.log(alpha / sigma)
         embedding = self._embed(log_snr, cond)
 
-        hidden = self.stem(fold(x, self.patch)) + self.position[...]
+        row = 0 if cond is None else cond
+        hidden = self.stem(fold(x, self.patch)) + self.position[...][row]
         skips: list[Array] = []
         for level, blocks in enumerate(self.down):
             if level:
@@ -196,7 +210,10 @@ class UNet(nnx.Module):
             hidden = jnp.concatenate([unfold(grow(hidden), 2), skips.pop()], axis=-1)
             for block in blocks:
                 hidden = block(hidden, embedding)
-        maps = unfold(self.out(jax.nn.silu(self.norm(hidden))), self.patch)
+        scale, shift = jnp.split(self.modulation(embedding), 2)
+        hidden = self.norm(hidden) * (1 + scale)[None, None] + shift[None, None]
+        # The factor is a learning rate: under Adam the maps move four times as fast as other weights.
+        maps = unfold(self.out(jax.nn.silu(hidden)), self.patch) + 4 * self.prior[...][row]
         logit, image, residual = jnp.split(maps, 3, axis=-1)
         gate = jax.nn.sigmoid(4 * logit - 2 * log_snr)
         return gate * (x - alpha * image) / sigma + residual
