@@ -136,3 +136,17 @@ def test_the_learned_jacobian_is_jacfwds(run):
     found = path_hessians(score, state, paths)
     exact = jax.jacfwd(lambda x: score(state, x, jax.numpy.int32(3), None))(paths[1, 3])
     np.testing.assert_allclose(found[1, 3], exact, rtol=1e-4, atol=1e-4 * np.abs(exact).max())
+
+
+def test_figures_of_the_run_are_drawn(run):
+    from jaxmem.report.figures import draw
+
+    out, _, _ = run
+    paths = draw(out)
+    assert [path.name for path in paths] == [
+        "figure1_landscapes.png",
+        "figure2a_scores.png",
+        "figure2b_eigenvalues.png",
+        "hessian_errors.png",
+    ]
+    assert all(path.stat().st_size > 20_000 for path in paths)

@@ -61,9 +61,8 @@ def run_mnist(config: MnistConfig, out: Path, progress: Progress = silent) -> di
     )
     # Where the data lie is no part of what was computed; what they are is.
     identity = {name: value for name, value in asdict(config).items() if name != "data_dir"}
-    run = Run.open(
-        out, identity, seeds={"data": config.data_seed, "training": config.training.seed}, data=digits.sha256
-    )
+    seeds = {"data": config.data_seed, "training": config.training.seed, "sampling": config.sampling_seed}
+    run = Run.open(out, identity, experiment="mnist", seeds=seeds, data=digits.sha256)
     if run.finished:
         return run.metrics()
     score, state = score_network(config)

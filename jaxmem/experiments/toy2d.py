@@ -63,7 +63,7 @@ def run_toy2d(config: Toy2dConfig, out: Path, progress: Progress = silent) -> di
         ValueError: if ``out`` holds another run; before any work.
     """
     seeds = {"data": config.data_seed, "training": config.training.seed, "sampling": config.sampling_seed}
-    run = Run.open(out, asdict(config), seeds=seeds)
+    run = Run.open(out, asdict(config), experiment="toy2d", seeds=seeds)
     if run.finished:
         return run.metrics()
     points = training_points(config)

@@ -1,0 +1,24 @@
+"""The figures of a finished run, whichever experiment wrote it."""
+
+from pathlib import Path
+
+from jaxmem.report import mnist, toy2d
+from jaxmem.runs import Run
+
+DRAWERS = {"toy2d": toy2d.draw, "mnist": mnist.draw}
+
+
+def draw(directory: str | Path) -> list[Path]:
+    """Draw all figures of a run into its ``figures/`` folder and return their paths.
+
+    Raises:
+        ValueError: if there is no finished run in the folder, its files are damaged, or no figures are known for it.
+    """
+    run = Run.read(directory)
+    experiment = run.manifest.get("experiment")
+    if experiment not in DRAWERS:
+        raise ValueError(
+            f"{directory}: expected a run of one of {sorted(DRAWERS)}, got {experiment!r} as the experiment of its"
+            f" manifest; figures are drawn for `jaxmem reproduce` runs"
+        )
+    return DRAWERS[experiment](run.spectra(), run.metrics(), run.directory / "figures")
