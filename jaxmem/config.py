@@ -74,7 +74,7 @@ class Toy2dConfig:
         )
     )
     field_timestep: int = 100  # of Figure 2a
-    landscape_timestep: int = 100  # of Figure 1
+    landscape_timestep: int = 50  # of Figure 1
     data_seed: int = 0
     sampling_seed: int = 1
 
@@ -103,14 +103,14 @@ class MnistConfig:
     embedding: int = 128
     training: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(
-            num_steps=3000,
+            num_steps=2800,
             batch_size=32,
-            learning_rate=2e-3,
+            learning_rate=4e-3,
             warmup_steps=100,
             ema_decay=0.998,
             second_order="sliced",
             second_order_weight=3e-3,
-            second_order_start=0.8,
+            second_order_start=0.85,
             timestep_power=1.5,
             checkpoint_every=200,
         )
@@ -165,8 +165,8 @@ TOY2D_PRESETS = {
 MNIST_PRESETS = {
     "small": MnistConfig(),
     "paper": MnistConfig(
-        features=(64, 128, 128),
-        num_blocks=(2, 2, 2),
+        features=(64, 128),
+        num_blocks=(2, 3),
         training=replace(MnistConfig().training, num_steps=30_000, batch_size=128),
         num_general_samples=10_000,
         num_memorized_samples=2000,

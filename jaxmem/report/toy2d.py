@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.lines import Line2D
 
 from jaxmem.report.style import GENERAL, MEMORIZED, NEUTRAL, REFERENCE, SEQUENTIAL, figure
@@ -21,7 +21,7 @@ def landscapes(arrays: Arrays, path: Path) -> None:
     surfaces = [arrays["landscape_general"], arrays["landscape_memorized"]]
     # Far from the point the log density falls without end; below this floor the shape no longer matters.
     top = max(surface.max() for surface in surfaces)
-    floor = top - 40
+    floor = top - 60
     with figure(path, 7.2, 3.6) as canvas:
         axes = []
         for i, (surface, title) in enumerate(
@@ -33,6 +33,7 @@ def landscapes(arrays: Arrays, path: Path) -> None:
                 x, y, np.maximum(surface, floor), cmap=SEQUENTIAL, vmin=floor, vmax=top, rcount=61, ccount=61, lw=0
             )
             axis.set(zlim=(floor, top), xlabel="offset in $x_1$", ylabel="offset in $x_2$", title=title)
+            axis.set(xticks=(-1, 0, 1), yticks=(-1, 0, 1))
             axis.view_init(elev=24, azim=-55)
             axes.append(axis)
         bar = canvas.colorbar(ScalarMappable(Normalize(floor, top), SEQUENTIAL), ax=axes, shrink=0.6, pad=0.08)
@@ -51,7 +52,7 @@ def score_field(arrays: Arrays, path: Path) -> None:
         )
         # Arrows show the direction, their colour the magnitude: lengths would span three decades.
         unit = field / np.maximum(length, 1e-12)[:, None]
-        arrows = axis.quiver(*grid.T, *unit.T, length, cmap=SEQUENTIAL, scale=38, width=0.0032)
+        arrows = axis.quiver(*grid.T, *unit.T, length, cmap=SEQUENTIAL, norm=LogNorm(), scale=38, width=0.0032)
         for trajectory, colour, name in zip(arrays["second_order_paths"], COLOURS, NAMES, strict=True):
             axis.plot(*trajectory.T, color=colour, lw=2, label=f"path of a {name}")
             axis.plot(*trajectory[0], "o", color=colour, ms=7, mec="white")

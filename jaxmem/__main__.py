@@ -1,0 +1,7 @@
+"""``python -m jaxmem``."""
+
+import sys
+
+from jaxmem.cli import main
+
+sys.exit(main())

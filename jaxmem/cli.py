@@ -1,0 +1,127 @@
+"""The command line: parse, call one function, print. JAX loads only when there is work."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from jaxmem import __version__
+from jaxmem.config import MNIST_PRESETS, TOY2D_PRESETS, MnistConfig, Toy2dConfig
+
+Preset = Literal["small", "paper"]
+
+
+@dataclass(frozen=True)
+class Toy2d:
+    """A Gaussian and one distant point, repeated: learned Hessians against the closed form (section 5.1)."""
+
+    config: Annotated[Toy2dConfig, tyro.conf.arg(name="")]
+    out: Path
+    """Folder of the run; an unfinished run of the same configuration in it is continued."""
+    preset: Preset = "small"
+    """Sizes for two CPU cores, or the paper's. Other flags change single values of it."""
+
+    def __call__(self) -> None:
+        from jaxmem.experiments.toy2d import run_toy2d
+        from jaxmem.progress import show_progress
+
+        with show_progress() as progress:
+            run_toy2d(self.config, self.out, progress)
+        _show(self.out)
+
+
+@dataclass(frozen=True)
+class Mnist:
+    """One handwritten nine memorized, threes not: spectra of ∂s/∂x along the sampling path (section 5.2)."""
+
+    config: Annotated[MnistConfig, tyro.conf.arg(name="")]
+    out: Path
+    """Folder of the run; an unfinished run of the same configuration in it is continued."""
+    preset: Preset = "small"
+    """Sizes for two CPU cores, or the paper's. Other flags change single values of it."""
+
+    def __call__(self) -> None:
+        from jaxmem.experiments.mnist import run_mnist
+        from jaxmem.progress import show_progress
+
+        with show_progress() as progress:
+            run_mnist(self.config, self.out, progress)
+        _show(self.out)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Draw the figures of a finished run again, and print its table."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+
+    def __call__(self) -> None:
+        _show(self.run)
+
+
+def _show(directory: Path) -> None:
+    from rich.console import Console
+
+    from jaxmem.report.figures import draw
+    from jaxmem.report.tables import print_summary
+
+    print_summary(directory, draw(directory), Console())
+
+
+def _parse(arguments: Sequence[str]) -> Toy2d | Mnist | Figures:
+    preset = _preset(arguments)
+    # A preset decides the defaults of all other flags, so it is looked up before they are parsed.
+    toy2d = TOY2D_PRESETS.get(preset, TOY2D_PRESETS["small"])
+    mnist = MNIST_PRESETS.get(preset, MNIST_PRESETS["small"])
+
+    @dataclass(frozen=True)
+    class Reproduce:
+        """Reproduce an experiment of the paper: train, sample, take spectra, draw its figures."""
+
+        experiment: (
+            Annotated[Toy2d, tyro.conf.subcommand("toy2d", default=Toy2d(toy2d, tyro.MISSING))]
+            | Annotated[Mnist, tyro.conf.subcommand("mnist", default=Mnist(mnist, tyro.MISSING))]
+        )
+
+    command = tyro.cli(
+        tyro.conf.OmitSubcommandPrefixes[  # type: ignore[misc]
+            Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
+            | Annotated[Figures, tyro.conf.subcommand("figures")]
+        ],
+        prog="jaxmem",
+        args=list(arguments),
+        description="Memorization in diffusion models, by the eigenvalues of the Hessian of the learned log density.",
+    )
+    return command.experiment if isinstance(command, Reproduce) else command
+
+
+def _preset(arguments: Sequence[str]) -> str:
+    for i, argument in enumerate(arguments):
+        if argument == "--preset" and i + 1 < len(arguments):
+            return arguments[i + 1]
+        if argument.startswith("--preset="):
+            return argument.removeprefix("--preset=")
+    return "small"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code: 0 done, 2 bad input, 130 interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if list(arguments) == ["--version"]:
+        print(f"jaxmem {__version__}")
+        return 0
+    try:
+        _parse(arguments)()
+    except KeyboardInterrupt:
+        print("\nInterrupted. Nothing finished is lost: the same command continues the run.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0  # the reader of our output has seen enough
+    except (ValueError, OSError) as error:
+        print(f"jaxmem: {error}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,146 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jaxmem import cli
+from jaxmem.config import MNIST_PRESETS, TOY2D_PRESETS
+
+ROOT = Path(__file__).parent.parent
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+COMMANDS = ([], ["reproduce"], ["reproduce", "toy2d"], ["reproduce", "mnist"], ["figures"])
+TINY = [
+    *("--num-general-images", "60", "--num-copies", "5", "--features", "8", "16", "--num-blocks", "1", "1"),
+    *("--embedding", "16", "--num-ddim-steps", "10", "--timesteps", "0", "200", "--num-general-samples", "2"),
+    *("--num-memorized-samples", "2", "--sample-batch", "2", "--num-analysed", "2", "--new-threshold", "0"),
+    *("--analysis-batch", "2", "--chunk", "112", "--training.num-steps", "40", "--training.warmup-steps", "5"),
+    *("--training.batch-size", "8", "--training.checkpoint-every", "10"),
+]
+
+
+def run(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "jaxmem", *arguments], env=ENVIRONMENT, capture_output=True, text=True, **options
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*command, "--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert len(text) > 200
+    assert text.splitlines()[2][0].isupper()  # a sentence, not an empty description
+
+
+def test_help_and_version_do_not_load_jax():
+    script = (
+        "import sys, jaxmem.cli as c\ntry: c.main(sys.argv[1:])\nexcept SystemExit: pass\nprint('jax' in sys.modules)"
+    )
+    for arguments in (["--help"], ["--version"], ["reproduce", "mnist", "--help"]):
+        done = subprocess.run(
+            [sys.executable, "-c", script, *arguments], env=ENVIRONMENT, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip().endswith("False"), arguments
+
+
+def test_version_is_the_packages():
+    from importlib.metadata import PackageNotFoundError, version
+
+    import jaxmem
+
+    assert run("--version").stdout.strip() == f"jaxmem {jaxmem.__version__}"
+    assert f'version = "{jaxmem.__version__}"' in (ROOT / "pyproject.toml").read_text()
+    try:
+        assert version("jaxmem") == jaxmem.__version__
+    except PackageNotFoundError:
+        pytest.skip("jaxmem is not installed, only importable")
+
+
+@pytest.mark.parametrize(("experiment", "presets"), [("toy2d", TOY2D_PRESETS), ("mnist", MNIST_PRESETS)])
+@pytest.mark.parametrize("preset", ["small", "paper"])
+@pytest.mark.parametrize("form", ["{} {}", "{}={}"])
+def test_presets_set_defaults_and_flags_change_them(experiment, presets, preset, form):
+    chosen = form.format("--preset", preset).split()
+    command = cli._parse(["reproduce", experiment, *chosen, "--out", "there", "--training.learning-rate", "0.5"])
+    assert command.out == Path("there")
+    assert command.config.training.learning_rate == 0.5
+    expected = presets[preset]
+    assert command.config.training.num_steps == expected.training.num_steps
+    assert {**vars(command.config), "training": None} == {**vars(expected), "training": None}
+
+
+def test_the_papers_sizes():
+    paper = MNIST_PRESETS["paper"]
+    assert (paper.num_general_images, paper.num_copies) == (3000, 30)
+    assert (paper.num_general_samples, paper.num_analysed, paper.num_ddim_steps) == (10_000, 2000, 1000)
+    assert set(range(50, 1000, 50)) < set(paper.timesteps)
+    toy = TOY2D_PRESETS["paper"]
+    assert (toy.num_gaussian, toy.num_copies, toy.num_samples) == (3000, 100, 5000)
+
+
+@pytest.mark.parametrize("preset", ["small", "paper"])
+def test_the_networks_of_the_presets_exist(preset):
+    import jax
+
+    from jaxmem.experiments.mnist import score_network
+
+    shapes = jax.eval_shape(lambda: score_network(MNIST_PRESETS[preset])[1])
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) > 300_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["figures", "nowhere"], "nowhere: expected a run directory"),
+        (["reproduce", "toy2d", "--out", "{out}", "--training.num-steps", "0"], "num_steps: expected at least 1"),
+        (["reproduce", "mnist", "--out", "{out}", "--timesteps", "5", "1"], "timesteps: expected ascending"),
+        (["reproduce", "mnist", "--out", "{out}", "--memorized-digit", "3"], "memorized_digit"),
+        (["reproduce", "mnist", "--out", "{out}", "--general-digit", "4", "--data-dir", "{out}"], "train-images-idx3"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(arguments, match, tmp_path):
+    out = tmp_path / "run"
+    done = run(*(a.format(out=out) for a in arguments))
+    assert done.returncode == 2
+    assert match in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not out.exists()
+
+
+def test_unknown_flags_are_refused():
+    done = run("reproduce", "toy2d", "--out", "x", "--sharpness", "3")
+    assert done.returncode == 2
+    assert "--sharpness" in done.stderr + done.stdout
+
+
+def test_interrupt_kill_and_resume_end_in_the_same_run(tmp_path):
+    command = [sys.executable, "-m", "jaxmem", "reproduce", "mnist", *TINY, "--out"]
+    for sent, code in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
+        with subprocess.Popen([*command, str(tmp_path / "a")], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as p:
+            deadline = time.monotonic() + 120
+            while not list((tmp_path / "a" / "checkpoints").glob("step-*")) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            p.send_signal(sent)
+            _, errors = p.communicate()
+        assert p.returncode == code, errors
+        if sent == signal.SIGINT:
+            assert "the same command continues the run" in errors
+            assert "Traceback" not in errors
+    done = run("reproduce", "mnist", *TINY, "--out", str(tmp_path / "a"), check=True)
+    assert "A positive eigenvalue is a direction in which the sample can move" in done.stdout
+    assert len(list((tmp_path / "a" / "figures").glob("*.png"))) == 4
+    run("reproduce", "mnist", *TINY, "--out", str(tmp_path / "b"), check=True)
+    resumed, whole = ((tmp_path / name / "spectra.npz").read_bytes() for name in "ab")
+    assert resumed == whole
+    manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
+    assert manifest["experiment"] == "mnist"
+    assert str(ROOT) not in json.dumps(manifest)
+    redrawn = run("figures", str(tmp_path / "a"), check=True)
+    assert "figure5_counts.png" in redrawn.stdout
