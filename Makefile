@@ -35,7 +35,6 @@ test-slow: venv-test
 
 bench: venv-test
 	$(BIN)/python benchmarks/exact_jacobian.py
-	$(BIN)/python benchmarks/table.py
 
 notebooks: venv-test
 	$(BIN)/python notebooks/execute.py

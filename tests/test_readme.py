@@ -25,3 +25,15 @@ def test_files_named_in_the_readme_exist():
     text = README.read_text()
     for path in re.findall(r"`((?:jaxmem|benchmarks|notebooks)/[\w/.]*)`", text):
         assert (README.parent / path).exists(), path
+
+
+def test_the_benchmark_is_the_committed_measurement():
+    import importlib.util
+    import json
+
+    root = README.parent
+    spec = importlib.util.spec_from_file_location("exact_jacobian", root / "benchmarks" / "exact_jacobian.py")
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    result = json.loads((root / "benchmarks" / "results" / "exact_jacobian.json").read_text())
+    assert benchmark.readme_section(result) in README.read_text()
