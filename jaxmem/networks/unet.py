@@ -1,8 +1,8 @@
 """A small class-conditional U-Net for images, shaped so that nearly all of its work is matrix products.
 
 The image is folded into patches before the first layer (28×28 becomes 14×14 with patch 2) and 3×3 convolutions are
-im2col products: inside ``lax.map`` XLA's own convolutions are slow on a CPU in reverse mode (a 784-dimensional Jacobian
-by ``linear_transpose`` took 9 times as long with them). Outside of loops they are the faster ones.
+products of shifted copies: inside ``lax.map`` XLA's own convolutions are slow on a CPU in reverse mode (a
+784-dimensional Jacobian by ``linear_transpose`` took 9 times as long with them).
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,11 @@ def unfold(x: Float[Array, "rows columns folded"], patch: int) -> Float[Array, "
 
 
 class Conv3x3(nnx.Module):
-    """A 3×3 convolution, stride 1, zero padding, as one matrix product over nine shifted copies of the input.
+    """A 3×3 convolution, stride 1, zero padding, as one matrix product over three shifted copies of the input.
+
+    The product takes three neighbouring pixels of a row to their shares in the three rows around it, which are then
+    added: a third of the memory traffic of nine shifted copies (im2col), and exact Jacobians in 0.6 to 0.75 of the time
+    on two CPU cores, at the same speed in training.
 
     The kernel is (9 · in_features, out_features), row-major in (row, column, feature): an HWIO kernel reshaped.
     """
@@ -40,10 +44,14 @@ class Conv3x3(nnx.Module):
         self.linear = nnx.Linear(9 * in_features, out_features, kernel_init=init, rngs=rngs)
 
     def __call__(self, x: Float[Array, "rows columns features"]) -> Float[Array, "rows columns out"]:
-        rows, columns, _ = x.shape
-        padded = jnp.pad(x, ((1, 1), (1, 1), (0, 0)))
-        shifts = [padded[i : i + rows, j : j + columns] for i in range(3) for j in range(3)]
-        return self.linear(jnp.concatenate(shifts, axis=-1))
+        rows, columns, features = x.shape
+        out = self.linear.out_features
+        padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0)))
+        triples = jnp.concatenate([padded[:, j : j + columns] for j in range(3)], axis=-1)
+        kernel = self.linear.kernel[...].reshape(3, 3 * features, out).transpose(1, 0, 2).reshape(3 * features, 3 * out)
+        shares = jnp.pad(jnp.matmul(triples, kernel), ((1, 1), (0, 0), (0, 0)))
+        above, here, below = (shares[i : i + rows, :, i * out : (i + 1) * out] for i in range(3))
+        return above + here + below + self.linear.bias[...][None, None]  # type: ignore[index]
 
 
 def normalise(x: Float[Array, "rows columns features"], groups: int) -> Float[Array, "rows columns features"]:

@@ -72,12 +72,13 @@ def _toy2d(metrics: dict[str, Any], config: dict[str, Any], console: Console) ->
         table.add_column(name, justify="right")
     sources = (metrics["hessian_rel_error"], metrics["first_order"]["hessian_rel_error"])
     for t in ("900", "500", "300", "200", "100", "50", "20"):
-        table.add_row(t, *(f"{100 * source[t][path]:.1f}" for source in sources for path in ("memorized", "general")))
+        errors = [source[t][path] for source in sources for path in ("memorized", "general")]
+        table.add_row(t, *(f"{error:.1%}".rstrip("%") for error in errors))
     medians = [100 * source["hessian_rel_error_median"] for source in (metrics, metrics["first_order"])]
     table.add_row("median 20–900", f"{medians[0]:.2f}", "", f"{medians[1]:.2f}", "", style="bold")
     console.print(table)
     console.print(
         f"{metrics['memorized_fraction']:.1%} of {config['num_samples']:,} samples landed on the duplicated point,"
-        f" which is {share:.1%} of the data. On the path to it both eigenvalues fall to −1/σ²: a sharp isolated peak. On the"
-        " path to the Gaussian they stay near those of the Gaussian."
+        f" which is {share:.1%} of the data. On the path to it both eigenvalues fall to −1/σ²: a sharp isolated peak."
+        " On the path to the Gaussian they stay near those of the Gaussian."
     )

@@ -56,7 +56,7 @@ def batch_spectra(
     num_steps: int | None = None,
     key: Any = None,
     points: int = 1,
-    chunk: int = 112,
+    chunk: int = 28,
     on_points: Callable[[int, int], None] | None = None,
 ) -> Spectrum:
     """The spectra of n points at their timesteps and conditions; every array of the result has n as leading axis.

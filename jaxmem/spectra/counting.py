@@ -24,7 +24,7 @@ class Count(NamedTuple):
 
 
 def count_positive(
-    operator: Operator, budget: int | None = None, key: Any = None, *, steps_per_probe: int = 50, chunk: int = 112
+    operator: Operator, budget: int | None = None, key: Any = None, *, steps_per_probe: int = 50, chunk: int = 28
 ) -> Count:
     """Count the positive eigenvalues of ½(A + Aᵀ).
 

@@ -73,7 +73,7 @@ def spectrum(
     start: Any = None,
     tolerance: float | None = None,
     vectors: bool = False,
-    chunk: int = 112,
+    chunk: int = 28,
 ) -> Spectrum:
     """Eigenvalues of an operator A, here mostly of the Hessian of log p_t(x | c).
 
