@@ -28,10 +28,10 @@ lint: venv-test
 	$(BIN)/mypy
 
 test: venv-test lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: venv-test
-	$(BIN)/python -m pytest --run-slow
+	$(BIN)/python -m pytest --run-slow --numprocesses 2 --dist loadfile
 
 bench: venv-test
 	$(BIN)/python benchmarks/exact_jacobian.py
