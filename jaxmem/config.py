@@ -111,7 +111,7 @@ class MnistConfig:
             second_order="sliced",
             second_order_weight=3e-3,
             second_order_start=0.85,
-            timestep_power=1.5,
+            timestep_power=2.0,
             checkpoint_every=200,
         )
     )

@@ -1,6 +1,5 @@
 """The number of positive eigenvalues: exact where it fits the budget, else a certified bound and an estimate."""
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -69,7 +68,7 @@ def count_positive(
     for i in range(num_probes):
         probe_key = jax.random.fold_in(key, i)
         start = jax.random.rademacher(probe_key, (operator.size,), operator.dtype)
-        factorization, measured = jax.device_get(_lanczos(operator, start, steps))
+        factorization, measured = jax.device_get(run_krylov(operator, start, steps, symmetric=True))
         if factorization.status == Status.NONFINITE:
             raise ValueError(
                 "operator: a product was NaN or infinite; check the parameters, the point and the timestep"
@@ -83,6 +82,3 @@ def count_positive(
     half = float(scipy.stats.t.ppf(0.975, num_probes - 1) * estimates.std(ddof=1) / num_probes**0.5)
     interval = (max(float(lower), mean - half), min(float(operator.size), max(float(lower), mean + half)))
     return Count(lower, max(mean, float(lower)), interval, threshold, products)
-
-
-_lanczos = partial(run_krylov, symmetric=True)
