@@ -111,10 +111,14 @@ class MnistConfig:
             second_order="sliced",
             second_order_weight=3e-3,
             second_order_start=0.85,
-            timestep_power=2.0,
+            timestep_power=1.5,
             checkpoint_every=200,
         )
     )
+    # Share of each batch that is the memorized image; 30 of 3,030 would be 0.01. The two conditional densities are
+    # separate targets: the share moves effort between them, not the optimum. With 0.01 and 2,800 steps the gate of the
+    # memorized class stayed shut at t = 0 and 1, and rounding-sized positive eigenvalues (130 of 784) stayed with it.
+    memorized_share: float = 0.15
     num_ddim_steps: int = 1000  # the paper's
     clip: float | None = 1.0  # of the predicted clean image, as diffusers does by default
     num_general_samples: int = 48
@@ -140,6 +144,7 @@ class MnistConfig:
             )
         for name in ("num_copies", "sample_batch", "num_analysed", "analysis_batch", "points", "chunk"):
             _at_least(name, getattr(self, name), 1)
+        _in_range("memorized_share", self.memorized_share, 0, 1)
         _at_least("num_general_samples", self.num_general_samples, self.num_analysed)
         _at_least("num_memorized_samples", self.num_memorized_samples, self.num_analysed)
 

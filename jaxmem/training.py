@@ -108,12 +108,13 @@ def _step(
     order: str,
     now: _Progressing,
     data: tuple[Array, Any],
+    probabilities: Array,
     step: Array,
 ) -> tuple[_Progressing, Array]:
     # Everything random in a step follows from (seed, step): a resumed training repeats it exactly.
     keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step), 4)
     size = config.batch_size
-    index = jax.random.randint(keys[0], (size,), 0, data[0].shape[0])
+    index = jax.random.choice(keys[0], data[0].shape[0], (size,), p=probabilities)
     x0, cond = data[0][index], jax.tree.map(lambda leaf: leaf[index], data[1])
     # Timesteps are stratified over the batch: less variance than independent ones, the same expectation.
     uniform = (jnp.arange(size) + jax.random.uniform(keys[1], (size,))) / size
@@ -150,6 +151,7 @@ def train(
     schedule: NoiseSchedule,
     config: TrainingConfig,
     *,
+    probabilities: Float[Array, " n"] | None = None,
     checkpoint_dir: Path | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> TrainingResult:
@@ -166,6 +168,7 @@ def train(
         data: all examples, and their conditions (a pytree with the examples as leading axis) or None.
         schedule: of the noise.
         config: the recipe.
+        probabilities: with which each example is drawn, summing to 1; equal ones by default.
         checkpoint_dir: where to keep checkpoints and resume from; None keeps none.
         on_step: called with (steps done, steps in all) after every step.
 
@@ -177,6 +180,13 @@ def train(
     wrong = [np.shape(leaf) for leaf in jax.tree.leaves(data[1]) if np.shape(leaf)[:1] != (count,)]
     if count == 0 or wrong:
         raise ValueError(f"data: expected examples and conditions of one length, got {count} and {wrong or 'none'}")
+    if probabilities is None:
+        probabilities = jnp.full(count, 1 / count)
+    if probabilities.shape != (count,) or not np.isclose(np.sum(probabilities), 1, atol=1e-3):
+        raise ValueError(
+            f"probabilities: expected {count} of them (one per example) with sum 1, got shape {probabilities.shape} with"
+            f" sum {np.sum(probabilities):.3g}"
+        )
     # The step donates its arguments: it must own them.
     now = _Progressing(jax.tree.map(jnp.copy, state), _optimizer(config).init(state), jax.tree.map(jnp.copy, state))
     first = 0
@@ -189,7 +199,7 @@ def train(
         on_step(first, config.num_steps)
     for step in range(first, config.num_steps):
         order = config.second_order if step >= second_from else "none"
-        now, parts = _step(score, schedule, config, order, now, data, jnp.int32(step))
+        now, parts = _step(score, schedule, config, order, now, data, probabilities, jnp.int32(step))
         pending.append(parts)
         saving = checkpoint_dir is not None and ((step + 1) % config.checkpoint_every == 0)
         if len(pending) == 50 or saving or step + 1 == config.num_steps:

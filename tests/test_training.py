@@ -265,6 +265,16 @@ def test_bad_data_is_named():
     score, state = network()
     with pytest.raises(ValueError, match="data: expected examples and conditions of one length"):
         train(score, state, (DATA[0], jnp.zeros(3)), SCHEDULE, small())
+    with pytest.raises(ValueError, match="probabilities: expected 50 of them"):
+        train(score, state, DATA, SCHEDULE, small(), probabilities=jnp.ones(50))
+
+
+def test_examples_are_drawn_with_their_probabilities():
+    # Only the first example is ever drawn: NaN in all others does no harm.
+    score, state = network()
+    data = (DATA[0].at[1:].set(jnp.nan), None)
+    result = train(score, state, data, SCHEDULE, small(), probabilities=jnp.zeros(50).at[0].set(1.0))
+    assert np.isfinite(result.losses).all()
 
 
 def test_training_state_is_donated_without_waiting():

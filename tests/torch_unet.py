@@ -97,7 +97,7 @@ class TorchUNet(nn.Module):
         hidden = self.norm(hidden) * (1 + scale) + shift
         maps = F.pixel_shuffle(self.out(F.silu(hidden)), self.patch) + 4 * self.prior[row]
         logit, image, residual = maps.chunk(3, dim=1)
-        gate = torch.sigmoid((4 + 2 * torch.nn.functional.softplus(log_snr) ** 2) * logit - 2 * log_snr)
+        gate = torch.sigmoid(4 * (1 + torch.nn.functional.softplus(log_snr)) * logit - 2 * log_snr)
         return gate * (x - alpha * image) / sigma + residual
 
 

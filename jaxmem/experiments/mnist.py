@@ -67,6 +67,8 @@ def run_mnist(config: MnistConfig, out: Path, progress: Progress = silent) -> di
         return run.metrics()
     score, state = score_network(config)
     pixels, labels = to_pixels(digits.images), digits.labels.astype(np.int32)
+    share, memorized = config.memorized_share, digits.memorized
+    probabilities = np.where(memorized, share / memorized.sum(), (1 - share) / (~memorized).sum())
 
     with timed(run, "train"):
         result = train(
@@ -75,6 +77,7 @@ def run_mnist(config: MnistConfig, out: Path, progress: Progress = silent) -> di
             (jnp.asarray(pixels), jnp.asarray(labels)),
             SCHEDULE,
             config.training,
+            probabilities=jnp.asarray(probabilities, jnp.float32),
             checkpoint_dir=out / "checkpoints",
             on_step=lambda step, total: progress("train", step, total),
         )

@@ -108,10 +108,8 @@ class UNet(nnx.Module):
     The network puts out three maps. ``image`` and ``gate`` are a clean image and how firmly it is believed, pixel by
     pixel, ``residual`` is everything else. Where a pixel is certain (a memorized image, a constant background) the
     true ``∂eps/∂x`` is ``1/sigma_t``, up to 100: the gate states that slope exactly instead of asking convolutions to
-    learn it. With ``r = log(alpha_t / sigma_t)`` the gate's logit is ``(4 + 2 softplus(r)²) output - 2 r``: with
-    output 0 it is the best linear denoiser of unit-variance pixels, and an output that has opened the gate at small t
-    opens it further as t → 0, where a class of 1 % of the data is seen a dozen times in a training (with a factor of
-    4 the memorized image kept 130 positive eigenvalues at t = 0, with ``4 + 4 softplus(r)`` 19). r is also the time
+    learn it. With ``r = log(alpha_t / sigma_t)`` the gate's logit is ``4 (1 + softplus(r)) output - 2 r``: with output
+    0 it is the best linear denoiser of unit-variance pixels, and the factor lets it open as t → 0. r is also the time
     feature, because it resolves the first timesteps (4.6, 4.2, 4.0, ...) and the table index does not.
 
     The class enters as an embedding that scales and shifts features, as a map at the first layer and as a map on the
@@ -226,5 +224,5 @@ class UNet(nnx.Module):
         # The factor is a learning rate: under Adam the maps move four times as fast as other weights.
         maps = unfold(self.out(jax.nn.silu(hidden)), self.patch) + 4 * self.prior[...][row]
         logit, image, residual = jnp.split(maps, 3, axis=-1)
-        gate = jax.nn.sigmoid((4 + 2 * jax.nn.softplus(log_snr) ** 2) * logit - 2 * log_snr)
+        gate = jax.nn.sigmoid(4 * (1 + jax.nn.softplus(log_snr)) * logit - 2 * log_snr)
         return gate * (x - alpha * image) / sigma + residual
