@@ -108,13 +108,16 @@ def _step(
     order: str,
     now: _Progressing,
     data: tuple[Array, Any],
-    probabilities: Array,
+    probabilities: Array | None,
     step: Array,
 ) -> tuple[_Progressing, Array]:
     # Everything random in a step follows from (seed, step): a resumed training repeats it exactly.
     keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step), 4)
     size = config.batch_size
-    index = jax.random.choice(keys[0], data[0].shape[0], (size,), p=probabilities)
+    if probabilities is None:
+        index = jax.random.randint(keys[0], (size,), 0, data[0].shape[0])
+    else:
+        index = jax.random.choice(keys[0], data[0].shape[0], (size,), p=probabilities)
     x0, cond = data[0][index], jax.tree.map(lambda leaf: leaf[index], data[1])
     # Timesteps are stratified over the batch: less variance than independent ones, the same expectation.
     uniform = (jnp.arange(size) + jax.random.uniform(keys[1], (size,))) / size
@@ -180,12 +183,12 @@ def train(
     wrong = [np.shape(leaf) for leaf in jax.tree.leaves(data[1]) if np.shape(leaf)[:1] != (count,)]
     if count == 0 or wrong:
         raise ValueError(f"data: expected examples and conditions of one length, got {count} and {wrong or 'none'}")
-    if probabilities is None:
-        probabilities = jnp.full(count, 1 / count)
-    if probabilities.shape != (count,) or not np.isclose(np.sum(probabilities), 1, atol=1e-3):
+    if probabilities is not None and not (
+        probabilities.shape == (count,) and np.isclose(np.sum(probabilities), 1, atol=1e-3)
+    ):
         raise ValueError(
-            f"probabilities: expected {count} of them (one per example) with sum 1, got shape {probabilities.shape} with"
-            f" sum {np.sum(probabilities):.3g}"
+            f"probabilities: expected {count} of them (one per example) with sum 1, got shape {probabilities.shape}"
+            f" with sum {np.sum(probabilities):.3g}"
         )
     # The step donates its arguments: it must own them.
     now = _Progressing(jax.tree.map(jnp.copy, state), _optimizer(config).init(state), jax.tree.map(jnp.copy, state))
