@@ -1,5 +1,7 @@
 """A small score network for flat vectors."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -47,7 +49,7 @@ class MLP(nnx.Module):
         self.hidden = nnx.List([nnx.Linear(width, width, rngs=rngs) for _ in range(depth)])
         self.out = nnx.Linear(width, 1 + 2 * size, kernel_init=nnx.initializers.zeros, rngs=rngs)
 
-    def __call__(self, x: Float[Array, " size"], t: Array, cond: None) -> Float[Array, " size"]:
+    def __call__(self, x: Float[Array, " size"], t: Any, cond: Any) -> Float[Array, " size"]:
         if x.shape != (self.size,):
             raise ValueError(f"x: expected one vector of shape ({self.size},), got {x.shape}; use jax.vmap for a batch")
         if cond is not None:
