@@ -28,10 +28,11 @@ def _digests(folder: Path) -> dict[str, list[Any]]:
     }
 
 
-def save_checkpoint(directory: Path, step: int, tree: Any) -> None:
+def save_checkpoint(directory: Path, step: int, tree: Any, recipe: dict[str, Any] | None = None) -> None:
     """Write ``tree`` (a pytree of arrays) as the checkpoint of ``step`` and drop all but the newest two.
 
-    The folder gets its name by a rename after everything in it, checksums included, is on disk.
+    The folder gets its name by a rename after everything in it, checksums included, is written. ``recipe`` (plain
+    values) is what the training was asked for; only the same one may resume.
     """
     directory = directory.absolute()
     directory.mkdir(parents=True, exist_ok=True)
@@ -42,7 +43,7 @@ def save_checkpoint(directory: Path, step: int, tree: Any) -> None:
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(partial / "arrays", arrays)
         checkpointer.wait_until_finished()
-    index = {"step": step, "leaves": _leaves(tree), "files": _digests(partial)}
+    index = {"step": step, "recipe": recipe or {}, "leaves": _leaves(tree), "files": _digests(partial)}
     (partial / _INDEX).write_text(json.dumps(index))
     if final.exists():
         shutil.rmtree(final)
@@ -51,7 +52,7 @@ def save_checkpoint(directory: Path, step: int, tree: Any) -> None:
         shutil.rmtree(old)
 
 
-def restore_checkpoint(directory: Path, like: Any) -> tuple[int, Any] | None:
+def restore_checkpoint(directory: Path, like: Any, recipe: dict[str, Any] | None = None) -> tuple[int, Any] | None:
     """The newest checkpoint as ``(step, tree)`` with the structure of ``like``; None where there is none.
 
     Raises:
@@ -67,7 +68,7 @@ def restore_checkpoint(directory: Path, like: Any) -> tuple[int, Any] | None:
     remedy = f"delete {newest.parent.name}/{newest.name} to go on without it{before}"
     try:
         index = json.loads((newest / _INDEX).read_text())
-        recorded, leaves, step = index["files"], index["leaves"], index["step"]
+        recorded, leaves, step, saved = index["files"], index["leaves"], index["step"], index["recipe"]
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"checkpoint {newest.name}: {_INDEX} is missing or damaged ({error}); {remedy}") from error
     actual = _digests(newest)
@@ -83,6 +84,16 @@ def restore_checkpoint(directory: Path, like: Any) -> tuple[int, Any] | None:
         raise ValueError(
             f"checkpoint {newest.name}: it holds another model or optimiser ({len(leaves)} arrays, expected"
             f" {len(jax.tree.leaves(like))}, or other names or shapes); choose another folder"
+        )
+    wanted = json.loads(json.dumps(recipe or {}))
+    if other := [
+        f"{name} {saved.get(name)!r} there, {wanted.get(name)!r} here"
+        for name in sorted(saved.keys() | wanted.keys())
+        if saved.get(name) != wanted.get(name)
+    ]:
+        raise ValueError(
+            f"checkpoint {newest.name}: it is of a training with another configuration ({', '.join(other)}); choose"
+            f" another folder, or ask for the same training"
         )
     abstract = {
         f"{i:05d}": jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype) for i, leaf in enumerate(jax.tree.leaves(like))

@@ -10,7 +10,9 @@ With ``x_t = alpha x_0 + sigma eps`` and ``l = sigma s(x_t) + eps`` the losses o
 The paper trains with the sum over timesteps and states no weight for the second part.
 """
 
+import hashlib
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -100,6 +102,25 @@ def _optimizer(config: TrainingConfig) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(config.gradient_clip), optax.adam(rate, b2=0.99))
 
 
+def _recipe(config: TrainingConfig, schedule: NoiseSchedule, data: Any, probabilities: Any) -> dict[str, Any]:
+    """What the parameters of a step depend on: a checkpoint of another recipe does not continue this one."""
+
+    def digest(tree: Any) -> str:
+        return hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree))).hexdigest()[:12]
+
+    values = asdict(config)
+    del values["checkpoint_every"]
+    return values | {
+        "schedule": repr(schedule),
+        "data": digest(data),
+        "probabilities": None if probabilities is None else digest(probabilities),
+    }
+
+
+def _finite(now: _Progressing) -> bool:
+    return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves((now.parameters, now.average)))
+
+
 @partial(jax.jit, static_argnames=("score", "schedule", "config", "order"), donate_argnames="now")
 def _step(
     score: Score,
@@ -176,8 +197,8 @@ def train(
         on_step: called with (steps done, steps in all) after every step.
 
     Raises:
-        ValueError: if data and conditions disagree, the newest checkpoint is damaged or another model's, or the loss
-            becomes NaN or infinite (the last good checkpoint stays).
+        ValueError: if data and conditions disagree, the newest checkpoint is damaged, another model's or of another
+            configuration, or the loss or the parameters become NaN or infinite (the last good checkpoint stays).
     """
     count = data[0].shape[0]
     wrong = [np.shape(leaf) for leaf in jax.tree.leaves(data[1]) if np.shape(leaf)[:1] != (count,)]
@@ -193,7 +214,8 @@ def train(
     # The step donates its arguments: it must own them.
     now = _Progressing(jax.tree.map(jnp.copy, state), _optimizer(config).init(state), jax.tree.map(jnp.copy, state))
     first = 0
-    if checkpoint_dir is not None and (found := restore_checkpoint(checkpoint_dir, now)):
+    recipe = None if checkpoint_dir is None else _recipe(config, schedule, data, probabilities)
+    if checkpoint_dir is not None and (found := restore_checkpoint(checkpoint_dir, now, recipe)):
         first, now = found
     second_from = round(config.second_order_start * config.num_steps)
     losses: list[np.ndarray] = []
@@ -214,8 +236,16 @@ def train(
                     f" lower --training.learning-rate or --training.second-order-weight"
                 )
             losses.append(np.array([step + 1, *means]))
-        if checkpoint_dir is not None and (saving or step + 1 == config.num_steps):
-            save_checkpoint(checkpoint_dir, step + 1, now)
+        if saving or step + 1 == config.num_steps:
+            # A loss can be finite where its gradient is not: the parameters that leave here are looked at themselves.
+            if not _finite(now):
+                raise ValueError(
+                    f"training: the parameters became NaN or infinite before step {step + 1} though the loss is"
+                    f" {means[0]}: its gradient is not finite; lower --training.learning-rate or look for a square"
+                    f" root or a division at 0 in the score"
+                )
+            if checkpoint_dir is not None:
+                save_checkpoint(checkpoint_dir, step + 1, now, recipe)
         if on_step is not None:
             on_step(step + 1, config.num_steps)
     return TrainingResult(now.average, np.array(losses).reshape(-1, 3))

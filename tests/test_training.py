@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -151,16 +152,24 @@ def test_resuming_gives_the_same_bits(tmp_path):
 
 
 SCRIPT = """
-import sys
+import os, signal, sys
 from pathlib import Path
 import numpy as np, jax
 sys.path.insert(0, {tests!r})
 from test_training import DATA, SCHEDULE, network, small
+from jaxmem import checkpoints
 from jaxmem.training import train
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+where, at = sys.argv[1], int(sys.argv[2])
+digests = checkpoints._digests
+if where == "write":  # the arrays of a checkpoint are there, its index and its name are not
+    checkpoints._digests = lambda folder: die() if folder.name == f"partial-{{at:08d}}" else digests(folder)
 score, state = network()
-config = small(num_steps=600, checkpoint_every=50)
-result = train(score, state, DATA, SCHEDULE, config, checkpoint_dir=Path({folder!r}),
-    on_step=lambda step, total: print(step, flush=True))
+result = train(score, state, DATA, SCHEDULE, small(num_steps=300, checkpoint_every=50), checkpoint_dir=Path({folder!r}),
+    on_step=lambda step, total: die() if (where, step) == ("step", at) else print(step))
 np.savez({out!r}, *jax.tree.leaves(result.state))
 """
 
@@ -170,18 +179,16 @@ def test_kill_nine_and_resume_gives_the_same_bits(tmp_path):
     script = textwrap.dedent(SCRIPT).format(tests=str(Path(__file__).parent), folder=str(folder), out=str(out))
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
     command = [sys.executable, "-c", script]
-    for after in (70, 260):
-        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
-            for line in process.stdout:
-                if int(line) >= after:
-                    process.send_signal(signal.SIGKILL)
-                    break
-            process.wait()
+    # The process kills itself: a parent that kills it can come too late on a busy machine.
+    for where, at, left in (("step", 70, "step-00000050"), ("write", 150, "partial-00000150")):
+        process = subprocess.run([*command, where, str(at)], env=environment, stdout=subprocess.DEVNULL)
         assert process.returncode == -signal.SIGKILL
+        assert sorted(path.name for path in folder.iterdir() if path.name.startswith(left.split("-")[0]))[-1] == left
         assert not out.exists()
-    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+    last = subprocess.run([*command, "never", "0"], env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    assert last.stdout.split()[0] == "100"  # not from the beginning, and not from the half-written one
     score, state = network()
-    whole = train(score, state, DATA, SCHEDULE, small(num_steps=600)).state
+    whole = train(score, state, DATA, SCHEDULE, small(num_steps=300)).state
     with np.load(out) as saved:
         for name, leaf in zip(saved.files, jax.tree.leaves(whole), strict=True):
             np.testing.assert_array_equal(saved[name], leaf)
@@ -245,6 +252,44 @@ def test_nonfinite_loss_is_named_and_not_saved(tmp_path):
     with pytest.raises(ValueError, match=r"the loss became nan.*lower --training.learning-rate"):
         train(score, state, data, SCHEDULE, small(), checkpoint_dir=tmp_path)
     assert restore_checkpoint(tmp_path, state) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        (dict(num_steps=20), r"step-00000040: .*another configuration \(num_steps 40 there, 20 here\)"),
+        (dict(learning_rate=1e-4, seed=4), "learning_rate 0.002 there, 0.0001 here, seed 3 there, 4 here"),
+    ],
+)
+def test_another_configurations_checkpoint_is_refused(tmp_path, changes, match):
+    score, state = network()
+    config = small(num_steps=40)
+    done = train(score, state, DATA, SCHEDULE, config, checkpoint_dir=tmp_path).state
+    with pytest.raises(ValueError, match=match):
+        train(score, state, DATA, SCHEDULE, replace(config, **changes), checkpoint_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"schedule .*linear.* there, .*cosine.* here"):
+        train(score, state, DATA, NoiseSchedule("cosine"), config, checkpoint_dir=tmp_path)
+    odds = jnp.full(50, 1 / 50)
+    with pytest.raises(ValueError, match=r"probabilities None there, '[0-9a-f]{12}' here"):
+        train(score, state, DATA, SCHEDULE, config, probabilities=odds, checkpoint_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"data '[0-9a-f]{12}' there, '[0-9a-f]{12}' here"):
+        train(score, state, (DATA[0] + 1, None), SCHEDULE, config, checkpoint_dir=tmp_path)
+    # How often to save changes no bit of the result, so it may change.
+    again = train(score, state, DATA, SCHEDULE, replace(config, checkpoint_every=7), checkpoint_dir=tmp_path).state
+    jax.tree.map(np.testing.assert_array_equal, done, again)
+
+
+def infinite_slope(state, x, t, cond):
+    """A score that is finite and whose gradient is not: the derivative of a square root at 0."""
+    return state * x + jnp.sqrt(0 * state)
+
+
+def test_nonfinite_parameters_are_neither_saved_nor_returned(tmp_path):
+    config = small(num_steps=1, warmup_steps=0)
+    for folder in (tmp_path, None):
+        with pytest.raises(ValueError, match=r"the parameters became NaN .* before step 1 though the loss is \d"):
+            train(infinite_slope, jnp.float32(1), DATA, SCHEDULE, config, checkpoint_dir=folder)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
