@@ -84,6 +84,7 @@ class Toy2dConfig:
             raise ValueError(f"covariance: expected a symmetric positive definite 2 × 2 matrix, got {self.covariance}")
         for name in ("num_gaussian", "num_copies", "num_samples", "width", "depth"):
             _at_least(name, getattr(self, name), 1)
+        _at_least("landing_radius", self.landing_radius, 0)
         for name in ("field_timestep", "landscape_timestep"):
             _in_range(name, getattr(self, name), 0, 999)
 

@@ -129,7 +129,7 @@ def measure_model(
     with timed(run, f"sample {label}"):
         samples, paths = sample_paths(config, score, state, lambda done, n: progress(f"sample {label}", done, n))
     with timed(run, f"hessians {label}"):
-        hessians = path_hessians(score, state, jnp.asarray(paths))
+        hessians = np.asarray(path_hessians(score, state, jnp.asarray(paths)))  # waits: a call returns at once
     t = jnp.int32(config.field_timestep)
     field = jax.vmap(lambda x: score(state, x, t, None))(jnp.asarray(field_grid(config)))
     for name, array in zip(STORED, (samples, paths, hessians, field), strict=True):
