@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -83,8 +83,8 @@ def _parse(arguments: Sequence[str]) -> Toy2d | Mnist | Figures:
         """Reproduce an experiment of the paper: train, sample, take spectra, draw its figures."""
 
         experiment: (
-            Annotated[Toy2d, tyro.conf.subcommand("toy2d", default=Toy2d(toy2d, tyro.MISSING))]
-            | Annotated[Mnist, tyro.conf.subcommand("mnist", default=Mnist(mnist, tyro.MISSING))]
+            Annotated[Toy2d, tyro.conf.subcommand("toy2d", default=_without_out(Toy2d, toy2d))]
+            | Annotated[Mnist, tyro.conf.subcommand("mnist", default=_without_out(Mnist, mnist))]
         )
 
     command = tyro.cli(
@@ -97,6 +97,14 @@ def _parse(arguments: Sequence[str]) -> Toy2d | Mnist | Figures:
         description="Memorization in diffusion models, by the eigenvalues of the Hessian of the learned log density.",
     )
     return command.experiment if isinstance(command, Reproduce) else command
+
+
+def _without_out(command: type[Any], config: Any) -> Any:
+    """A command whose ``out`` is still to be given: made without ``__init__``, which may check that it is a path."""
+    made = object.__new__(command)
+    for name, value in (("config", config), ("out", tyro.MISSING), ("preset", "small")):
+        object.__setattr__(made, name, value)
+    return made
 
 
 def _preset(arguments: Sequence[str]) -> str:
