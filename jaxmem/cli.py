@@ -108,12 +108,13 @@ def _without_out(command: type[Any], config: Any) -> Any:
 
 
 def _preset(arguments: Sequence[str]) -> str:
+    found = "small"  # the last one holds, as for every flag
     for i, argument in enumerate(arguments):
         if argument == "--preset" and i + 1 < len(arguments):
-            return arguments[i + 1]
+            found = arguments[i + 1]
         if argument.startswith("--preset="):
-            return argument.removeprefix("--preset=")
-    return "small"
+            found = argument.removeprefix("--preset=")
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -72,8 +72,24 @@ class NoiseSchedule:
         return np.sqrt(-np.expm1(self._log_alpha_squared))
 
     def at(self, t: Int[Array, "*batch"] | int, dtype: Any = jnp.float32) -> tuple[Array, Array]:
-        """``(alpha_t, sigma_t)`` as arrays of ``dtype``; ``t`` may be traced (it is not range-checked then)."""
+        """``(alpha_t, sigma_t)`` as arrays of ``dtype``; ``t`` may be traced, its range is not checked then.
+
+        Raises:
+            ValueError: if t is no integer, or outside 0 to num_timesteps - 1.
+        """
+        self.check(t)
         return jnp.asarray(self.alpha, dtype)[t], jnp.asarray(self.sigma, dtype)[t]
+
+    def check(self, t: Any) -> None:
+        """Refuse what is not a timestep: JAX would round it, wrap it around or clamp it."""
+        last = self.num_timesteps - 1
+        if not jnp.issubdtype(jnp.result_type(t), jnp.integer):
+            raise ValueError(f"t: expected an integer timestep, 0 to {last}, got {jnp.result_type(t)} {t}")
+        if isinstance(t, jax.core.Tracer):
+            return
+        outside = np.asarray(t)[(np.asarray(t) < 0) | (np.asarray(t) > last)]
+        if outside.size:
+            raise ValueError(f"t: expected 0 to {last} (indices of the schedule's tables), got {outside[0]}")
 
     def add_noise(
         self, x0: Float[Array, "*shape"], eps: Float[Array, "*shape"], t: Int[Array, ""] | int
@@ -86,8 +102,8 @@ class NoiseSchedule:
 def to_eps(prediction: str, output: Any, x: Any, alpha: Any, sigma: Any) -> Any:
     """The noise estimate behind a network's output; ``prediction`` is one of `Prediction`.
 
-    ``eps``: itself; ``v``: ``alpha v + sigma x``; ``x0``: ``(x - alpha x0) / sigma``; ``flow`` (rectified flow,
-    ``alpha = 1 - t, sigma = t, v = eps - x0``): ``x + alpha v``; ``score``: ``-sigma s``.
+    ``eps``: itself; ``v``: ``alpha v + sigma x``; ``x0``: ``(x - alpha x0) / sigma``; ``flow`` (the velocity of
+    rectified flow, ``v = eps - x0``, on any schedule): ``(x + alpha v) / (alpha + sigma)``; ``score``: ``-sigma s``.
 
     Raises:
         ValueError: for an unknown prediction.
@@ -99,7 +115,7 @@ def to_eps(prediction: str, output: Any, x: Any, alpha: Any, sigma: Any) -> Any:
     if prediction == "x0":
         return (x - alpha * output) / sigma
     if prediction == "flow":
-        return x + alpha * output
+        return (x + alpha * output) / (alpha + sigma)
     if prediction == "score":
         return -sigma * output
     raise ValueError(f"prediction: expected one of {get_args(Prediction)}, got {prediction!r}")
@@ -139,6 +155,9 @@ class DDIM:
     ``timesteps = steps_offset + k (T // num_steps)`` for k from ``num_steps - 1`` down to 0. The last step goes to
     (alpha, sigma) = (1, 0) if ``final_alpha_one`` (diffusers' ``set_alpha_to_one``, its default), else to the table's
     first entry (Stable Diffusion, with ``steps_offset=1``).
+
+    ``clip`` is for few steps: the noise stays that of the unclipped image, so that every step adds what clipping took
+    away, and over 1,000 steps a sample can drift off into noise.
     """
 
     schedule: NoiseSchedule

@@ -38,7 +38,7 @@ class Operator:
         """The symmetric part ½(A + Aᵀ); A itself where A is declared symmetric."""
         return self if self.is_symmetric else SymmetricPart(self)
 
-    def to_dense(self, chunk: int = 28) -> Float[Array, "d d"]:
+    def to_dense(self, chunk: int = 56) -> Float[Array, "d d"]:
         """The matrix, from ``size`` products taken ``chunk`` at a time.
 
         Memory beyond the matrix itself is ``chunk`` times what one product holds. The default was the fastest for the
@@ -73,7 +73,7 @@ class SymmetricPart(Operator):
 
     rmv = mv
 
-    def to_dense(self, chunk: int = 28) -> Float[Array, "d d"]:
+    def to_dense(self, chunk: int = 56) -> Float[Array, "d d"]:
         dense = self.operator.to_dense(chunk)
         return 0.5 * (dense + dense.T)
 

@@ -19,6 +19,7 @@ from jaxmem.diffusion import NoiseSchedule
 
 
 def _scales(schedule: NoiseSchedule, t: int) -> tuple[float, float]:
+    schedule.check(t)
     return float(schedule.alpha[int(t)]), float(schedule.sigma[int(t)])
 
 

@@ -8,12 +8,12 @@ or a module-level function. Two equal scores share one compilation.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxmem.diffusion import NoiseSchedule, to_score
+from jaxmem.diffusion import NoiseSchedule, Prediction, to_score
 
 Score = Callable[[Any, Array, Any, Any], Array]  #: ``(state, x, t, cond) -> score``, for one example
 
@@ -38,7 +38,12 @@ def bind(module: nnx.Module, schedule: NoiseSchedule, prediction: str) -> tuple[
     The module is called as ``module(x, t, cond)`` on one example and returns an array shaped like ``x``, which
     ``prediction`` says how to read: ``"eps"``, ``"v"``, ``"x0"``, ``"flow"`` or ``"score"``. Binding two modules of
     one architecture gives equal scores, so nothing compiles twice.
+
+    Raises:
+        ValueError: for an unknown prediction.
     """
+    if prediction not in get_args(Prediction):
+        raise ValueError(f"prediction: expected one of {get_args(Prediction)}, got {prediction!r}")
     graphdef, state = nnx.split(module)
     return NetworkScore(graphdef, schedule, prediction), state
 

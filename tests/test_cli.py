@@ -76,6 +76,11 @@ def test_presets_set_defaults_and_flags_change_them(experiment, presets, preset,
     assert {**vars(command.config), "training": None} == {**vars(expected), "training": None}
 
 
+def test_the_last_preset_holds():
+    command = cli._parse(["reproduce", "toy2d", "--preset", "paper", "--out", "there", "--preset", "small"])
+    assert command.config == TOY2D_PRESETS["small"]
+
+
 def test_the_papers_sizes():
     paper = MNIST_PRESETS["paper"]
     assert (paper.num_general_images, paper.num_copies) == (3000, 30)
@@ -102,6 +107,8 @@ def test_the_networks_of_the_presets_exist(preset):
         (["reproduce", "toy2d", "--out", "{out}", "--training.num-steps", "0"], "num_steps: expected at least 1"),
         (["reproduce", "mnist", "--out", "{out}", "--timesteps", "5", "1"], "timesteps: expected ascending"),
         (["reproduce", "mnist", "--out", "{out}", "--memorized-digit", "3"], "memorized_digit"),
+        (["reproduce", "mnist", "--out", "{out}", "--features", "32", "60"], "features: expected one or two multiples"),
+        (["reproduce", "mnist", "--out", "{out}", "--training.learning-rate", "inf"], "learning_rate: expected 0 to"),
         (["reproduce", "mnist", "--out", "{out}", "--general-digit", "4", "--data-dir", "{out}"], "train-images-idx3"),
     ],
 )
@@ -134,7 +141,7 @@ def test_interrupt_kill_and_resume_end_in_the_same_run(tmp_path):
             assert "the same command continues the run" in errors
             assert "Traceback" not in errors
     done = run("reproduce", "mnist", *TINY, "--out", str(tmp_path / "a"), check=True)
-    assert "A positive eigenvalue is a direction in which the sample can move" in done.stdout
+    assert "A positive eigenvalue is a direction in which the density curves upwards" in done.stdout
     assert len(list((tmp_path / "a" / "figures").glob("*.png"))) == 4
     run("reproduce", "mnist", *TINY, "--out", str(tmp_path / "b"), check=True)
     resumed, whole = ((tmp_path / name / "spectra.npz").read_bytes() for name in "ab")

@@ -71,14 +71,14 @@ def test_ddim_equals_diffusers_step_by_step(kind, steps, offset, to_one, clip, d
         np.testing.assert_allclose(after, peer.numpy(), rtol=2e-4, atol=2e-5 + 1e-7 / schedule.alpha[t])
 
 
-@pytest.mark.parametrize("prediction", ["eps", "v", "x0", "score"])
+@pytest.mark.parametrize("prediction", ["eps", "v", "x0", "flow", "score"])
 def test_each_parametrisation_gives_the_closed_form_score(prediction):
     # One data point x0: the noised score is -(x - alpha x0) / sigma², and each network output has one exact value.
     alpha, sigma = 0.8, 0.6
     x0, eps = np.array([1.0, -2.0, 0.5]), np.array([0.3, 0.1, -0.7])
     x = alpha * x0 + sigma * eps
     exact = -(x - alpha * x0) / sigma**2
-    output = {"eps": eps, "v": alpha * eps - sigma * x0, "x0": x0, "score": exact}[prediction]
+    output = {"eps": eps, "v": alpha * eps - sigma * x0, "x0": x0, "flow": eps - x0, "score": exact}[prediction]
     np.testing.assert_allclose(to_score(prediction, output, x, alpha, sigma), exact, rtol=1e-12)
     np.testing.assert_allclose(to_eps(prediction, output, x, alpha, sigma), eps, rtol=1e-12)
 
@@ -96,6 +96,15 @@ def test_rectified_flow_gives_the_score_of_a_gaussian(sigma):
 def test_flow_sign_matters():
     # Two published codes have x - (1 - t) v: it is a different number.
     assert to_eps("flow", np.array(1.0), np.array(2.0), 0.5, 0.5) == 2.5
+
+
+@pytest.mark.parametrize("t", [0, np.int64(999), jnp.int32(7), np.array([0, 999])])
+def test_timesteps_are_looked_up(t):
+    schedule = NoiseSchedule()
+    alpha, sigma = schedule.at(t)
+    np.testing.assert_allclose(alpha, schedule.alpha[np.asarray(t)], rtol=1e-6)
+    np.testing.assert_allclose(sigma, schedule.sigma[np.asarray(t)], rtol=1e-6)
+    np.testing.assert_array_equal(jax.jit(schedule.at)(t), (alpha, sigma))
 
 
 def test_ddim_carries_noise_to_the_data_distribution():
@@ -126,6 +135,14 @@ def test_add_noise_and_nearest():
         (lambda: NoiseSchedule(beta_start=0.5, beta_end=0.1), "expected 0 < beta_start"),
         (lambda: DDIM(NoiseSchedule(), 0), "num_steps: expected 1 to 1000"),
         (lambda: DDIM(NoiseSchedule(), 1000, 1), "steps_offset: the first timestep would be 1000"),
+        (lambda: NoiseSchedule().at(1000), "t: expected 0 to 999 .*got 1000"),
+        (lambda: NoiseSchedule().at(jnp.array([3, -1])), "t: expected 0 to 999 .*got -1"),
+        (lambda: NoiseSchedule().at(0.5), "t: expected an integer timestep, 0 to 999, got float"),
+        (lambda: jax.jit(NoiseSchedule().at)(0.5), "t: expected an integer timestep"),
+        (
+            lambda: GaussianMixtureScore(NoiseSchedule()).hessian(gaussian(jnp.ones(2), jnp.ones((2, 1))), [0, 0], -1),
+            "t: expected 0 to 999 .*got -1",
+        ),
         (lambda: to_score("epsilon", jnp.ones(1), jnp.ones(1), 1.0, 1.0), "prediction: expected one of"),
         (
             lambda: sample_ddim(

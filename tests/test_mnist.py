@@ -112,6 +112,11 @@ def test_too_few_new_samples_is_an_error_that_says_what_to_do(run, tmp_path):
         (dict(num_ddim_steps=0), "num_ddim_steps: expected 1 to 1000"),
         (dict(num_general_samples=2), "num_general_samples: expected at least 3"),
         (dict(points=0), "points: expected at least 1"),
+        (dict(num_general_images=48), "num_general_images: expected at least 49"),
+        (dict(features=(12, 16)), "features: expected one or two multiples of 8"),
+        (dict(features=(8, 8, 8)), "features: expected one or two multiples of 8"),
+        (dict(num_blocks=(1,)), "num_blocks: expected 2 numbers of at least 1"),
+        (dict(sampling_seed=-1), "sampling_seed: expected at least 0"),
     ],
 )
 def test_bad_configurations_are_named(changes, match):

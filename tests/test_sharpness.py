@@ -29,6 +29,8 @@ def test_tangent_count_is_the_number_of_wide_directions():
     assert tangent_count(memorized, sigma) == 0
     assert below_bound(memorized * (1 - 1e-9), sigma) == 0
     assert below_bound(memorized * 1.1, sigma) == 1
+    assert below_bound(memorized * 1.1, sigma, 0.09 / sigma**2) == 1
+    assert below_bound(memorized * 1.1, sigma, 0.11 / sigma**2) == 0
     np.testing.assert_array_equal(tangent_count(np.zeros((3, 2, 4)), np.ones(2)), np.full((3, 2), 4))
 
 

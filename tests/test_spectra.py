@@ -178,6 +178,10 @@ def _nan_slope(state, x, t, cond):
     return jnp.sqrt(x)  # finite at 0, its derivative is not
 
 
+def _zero_score(state, x, t, cond):
+    return 0 * x
+
+
 def _ok_score(state, x, t, cond):
     return -x
 
@@ -209,6 +213,8 @@ def _ok_score(state, x, t, cond):
             "t: expected one timestep or 2",
         ),
         (lambda _: batch_spectra(_ok_score, None, jnp.zeros((2, 4)), 0, jnp.zeros(3)), "cond: expected leaves with"),
+        (lambda _: batch_spectra(_ok_score, None, jnp.zeros((2, 4)), 0, {"text": 3}), "cond: expected leaves with"),
+        (lambda op: jax.jit(lambda op: spectrum(op).eigenvalues)(op), "can not be traced; for many points use batch"),
         (lambda _: batch_spectra(_ok_score, None, jnp.zeros((2, 4)), 0, method="eig"), "'eig' is not batched"),
         (lambda _: batch_spectra(_ok_score, None, jnp.zeros((2, 4)), 0, points=0), "expected at least 1"),
         (
@@ -231,6 +237,13 @@ def test_bad_input_is_named(call, match):
         call(MatrixOperator(jnp.eye(4)))
 
 
+def test_a_score_of_zero_has_a_spectrum_of_zeros():
+    batch = batch_spectra(_zero_score, None, jnp.ones((2, 4)), 0)
+    for result in (batch, spectrum(score_jacobian(_zero_score, None, jnp.ones(4)))):
+        np.testing.assert_array_equal(result.eigenvalues, 0)
+        np.testing.assert_array_equal(result.asymmetry, 0)
+
+
 def test_exact_count_knows_what_rounding_hides():
     # 40 negative eigenvalues and an exact null space: float32 turns zeros into positive numbers; none is certified.
     d = 500
@@ -240,6 +253,9 @@ def test_exact_count_knows_what_rounding_hides():
     assert count.lower == 0
     assert count.estimate > 10  # the trap: the paper's threshold counts these
     assert count.interval == (0, d - 40)
+    # Sums of 256 equal entries are exact for a vector of equal ±1: the measured noise must not be that of such a one.
+    assert count_positive(MatrixOperator(-jnp.ones((256, 256)))).lower == 0
+    assert count_positive(MatrixOperator(-jnp.eye(256))).threshold > 0
     rotation = np.linalg.qr(rng.normal(size=(d, d)))[0]
     values = np.concatenate([np.full(7, 0.5), np.full(d - 7, -3.0)])
     clear = count_positive(MatrixOperator(((rotation * values) @ rotation.T).astype(np.float32)))

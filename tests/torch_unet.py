@@ -109,7 +109,8 @@ def torch_score(model: TorchUNet, x: torch.Tensor, t: torch.Tensor, cond: torch.
 def from_state(twin: UNet, state: nnx.State) -> TorchUNet:
     """A torch model with the weights of ``state`` (as `jaxmem.bind` split it from ``twin``).
 
-    Kernels here are (row · column · in, out); those of torch are (out, in, row, column).
+    Kernels here are (row, column, in, out), or (row · column · in, out) where a fold comes before; those of torch are
+    (out, in, row, column).
     """
     model, values = TorchUNet(twin), nnx.to_pure_dict(state)
 
@@ -137,9 +138,9 @@ def from_state(twin: UNet, state: nnx.State) -> TorchUNet:
 
     def block(target: TorchResBlock, source: dict) -> None:
         norm(target.norm1, source["norm1"])
-        window(target.conv1, source["conv1"]["linear"])
+        window(target.conv1, source["conv1"])
         linear(target.modulation, source["modulation"])
-        window(target.conv2, source["conv2"]["linear"])
+        window(target.conv2, source["conv2"])
         if target.skip is not None:
             window(target.skip, source["skip"])
 
@@ -163,7 +164,7 @@ def from_state(twin: UNet, state: nnx.State) -> TorchUNet:
     norm(model.norm, values["norm"])
     # The outputs are unfolded next: `unfold` reads (row, column, feature), pixel_shuffle (feature, row, column).
     patch, maps = model.patch, model.out.out_channels // model.patch**2
-    kernel, bias = (np.array(values["out"]["linear"][k]) for k in ("kernel", "bias"))
+    kernel, bias = (np.array(values["out"][k]) for k in ("kernel", "bias"))
     kernel = kernel.reshape(-1, patch, patch, maps).transpose(0, 3, 1, 2).reshape(kernel.shape)
     bias = bias.reshape(patch, patch, maps).transpose(2, 0, 1).reshape(-1)
     window(model.out, {"kernel": kernel, "bias": bias})

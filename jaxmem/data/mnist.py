@@ -189,7 +189,7 @@ def parse_idx(blob: bytes, name: str) -> UInt8[np.ndarray, "..."]:
     Raises:
         ValueError: another magic number, or fewer or more bytes than the header announces.
     """
-    expected_ndim = 3 if "idx3" in name else 1
+    expected_ndim = 3 if "idx3" in Path(name).name else 1
     expected = struct.pack(">HBB", 0, 8, expected_ndim)
     if blob[:4] != expected:
         raise ValueError(

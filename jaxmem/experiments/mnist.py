@@ -19,7 +19,7 @@ from sklearn.metrics import roc_auc_score
 from jaxmem.config import MnistConfig
 from jaxmem.data.mnist import Digits, select_digits, to_pixels
 from jaxmem.diffusion import DDIM, NoiseSchedule, sample_ddim
-from jaxmem.experiments.stages import timed, wall_seconds
+from jaxmem.experiments.stages import save_losses, timed, wall_seconds
 from jaxmem.memorization.distances import calibrated_l2, nearest_training
 from jaxmem.memorization.sharpness import below_bound, positive_count, tangent_count
 from jaxmem.networks.unet import UNet
@@ -59,13 +59,13 @@ def run_mnist(config: MnistConfig, out: Path, progress: Progress = silent) -> di
         seed=config.data_seed,
         data_dir=config.data_dir,
     )
+    score, state = score_network(config)
     # Where the data lie is no part of what was computed; what they are is.
     identity = {name: value for name, value in asdict(config).items() if name != "data_dir"}
     seeds = {"data": config.data_seed, "training": config.training.seed, "sampling": config.sampling_seed}
-    run = Run.open(out, identity, experiment="mnist", seeds=seeds, data=digits.sha256)
+    run = Run.open(out, identity, experiment="mnist", seeds=seeds, data=digits.sha256, dtype="float32")
     if run.finished:
         return run.metrics()
-    score, state = score_network(config)
     pixels, labels = to_pixels(digits.images), digits.labels.astype(np.int32)
     share, memorized = config.memorized_share, digits.memorized
     probabilities = np.where(memorized, share / memorized.sum(), (1 - share) / (~memorized).sum())
@@ -81,6 +81,7 @@ def run_mnist(config: MnistConfig, out: Path, progress: Progress = silent) -> di
             checkpoint_dir=out / "checkpoints",
             on_step=lambda step, total: progress("train", step, total),
         )
+        save_losses(run, "losses", result.losses)
     state = result.state
     with timed(run, "sample"):
         sample_digits(config, run, score, state, progress)
@@ -148,7 +149,7 @@ def choose_samples(config: MnistConfig, run: Run, digits: Digits, progress: Prog
         raise ValueError(
             f"only {len(new)} of {config.num_general_samples} samples of digit {config.general_digit} are clearly new"
             f" (calibrated distance at least {config.new_threshold}), {config.num_analysed} were asked for:"
-            f" train longer, sample more (--num-general-samples) or lower --new-threshold"
+            f" train longer, sample more (--num-general-samples) or lower --new-threshold, in a new --out"
         )
     analysed = np.concatenate([new, copies])
     return {
@@ -242,7 +243,7 @@ def mnist_metrics(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
         "auc_positive_count": {str(t): float(roc_auc_score(~memorized, counts[:, i])) for i, t in enumerate(timesteps)},
         "largest_eigenvalue": table(eigenvalues[..., 0]),
         "smallest_eigenvalue": table(eigenvalues[..., -1]),
-        "share_below_bound": table(below_bound(eigenvalues, arrays["sigma"]), {"mean": np.mean}),
+        "share_below_bound": table(below_bound(eigenvalues, arrays["sigma"], arrays["noise"]), {"mean": np.mean}),
         "asymmetry": table(arrays["asymmetry"], {"mean": np.mean}),
         "nearest_train_distance": {
             "general": float(arrays["nearest_distance"][kept & ~copied].mean()),

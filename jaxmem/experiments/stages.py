@@ -1,8 +1,10 @@
-"""The cost of each stage of an experiment, kept outside its results."""
+"""What an experiment keeps beside its results: the seconds of each stage, the losses of each training."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+import numpy as np
 
 from jaxmem.runs import Run
 
@@ -15,6 +17,12 @@ def timed(run: Run, stage: str) -> Iterator[None]:
         yield
     finally:
         run.cost({"stage": stage, "seconds": time.perf_counter() - start})
+
+
+def save_losses(run: Run, name: str, losses: np.ndarray) -> None:
+    """Keep the losses of one start of a training (`TrainingResult.losses`), under the step of the first row."""
+    if len(losses):
+        run.save(f"{name}-{int(losses[0, 0]):06d}", losses)
 
 
 def wall_seconds(run: Run) -> dict[str, float]:

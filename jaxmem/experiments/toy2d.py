@@ -21,12 +21,12 @@ from flax import nnx
 
 from jaxmem.config import Toy2dConfig, TrainingConfig
 from jaxmem.diffusion import DDIM, NoiseSchedule, ddim_path
-from jaxmem.experiments.stages import timed, wall_seconds
+from jaxmem.experiments.stages import save_losses, timed, wall_seconds
 from jaxmem.jacobian import score_jacobian
 from jaxmem.networks.mlp import MLP
 from jaxmem.oracles import EmpiricalScore, GaussianMixture, GaussianMixtureScore
 from jaxmem.progress import Progress, silent
-from jaxmem.runs import Run
+from jaxmem.runs import Run, fingerprint
 from jaxmem.score import NetworkScore, bind
 from jaxmem.training import train
 
@@ -62,11 +62,12 @@ def run_toy2d(config: Toy2dConfig, out: Path, progress: Progress = silent) -> di
     Raises:
         ValueError: if ``out`` holds another run; before any work.
     """
+    points = training_points(config)
     seeds = {"data": config.data_seed, "training": config.training.seed, "sampling": config.sampling_seed}
-    run = Run.open(out, asdict(config), experiment="toy2d", seeds=seeds)
+    data = fingerprint(points)
+    run = Run.open(out, asdict(config), experiment="toy2d", seeds=seeds, data=data, dtype="float32")
     if run.finished:
         return run.metrics()
-    points = training_points(config)
     arrays: dict[str, np.ndarray] = {"training_points": points, "sigma": SCHEDULE.sigma}
     for model, training in zip(MODELS, (config.training, config.first_order_training), strict=True):
         arrays |= analyse_model(config, run, model, training, points, progress)
@@ -117,7 +118,7 @@ def measure_model(
     score, state = bind(MLP(2, width=config.width, depth=config.depth, rngs=nnx.Rngs(training.seed)), SCHEDULE, "eps")
     label = model.replace("_", "-")
     with timed(run, f"train {label}"):
-        state = train(
+        result = train(
             score,
             state,
             (jnp.asarray(points), None),
@@ -125,7 +126,9 @@ def measure_model(
             training,
             checkpoint_dir=run.directory / "checkpoints" / model,
             on_step=lambda step, total: progress(f"train {label}", step, total),
-        ).state
+        )
+        save_losses(run, f"{model}-losses", result.losses)
+    state = result.state
     with timed(run, f"sample {label}"):
         samples, paths = sample_paths(config, score, state, lambda done, n: progress(f"sample {label}", done, n))
     with timed(run, f"hessians {label}"):
@@ -165,7 +168,7 @@ def sample_paths(
     if memorized.all() or not memorized.any():
         raise ValueError(
             f"{int(memorized.sum())} of {len(samples)} samples landed on the duplicated point: no pair of paths to"
-            f" compare; train longer (--training.num-steps)"
+            f" compare; train longer (--training.num-steps), in a new --out"
         )
     chosen = [int(memorized.argmax()), int((~memorized).argmax())]
     return samples, np.stack([kept[t][chosen] for t in range(SCHEDULE.num_timesteps)], 1)

@@ -36,10 +36,11 @@ def sum_of_largest(eigenvalues: Any, k: int) -> Any:
     return values[..., -k:].sum(-1)
 
 
-def below_bound(eigenvalues: Any, sigma: Any) -> Any:
-    """Share of the eigenvalues below ``-1/sigma²``, where no true one can lie: a sign of estimation error.
+def below_bound(eigenvalues: Any, sigma: Any, noise: Any = 0.0) -> Any:
+    """Share of the eigenvalues below ``-1/sigma²`` by more than ``noise``: no true one is, the model is wrong there.
 
-    ``Cov[x_0 | x_t] = (sigma²/alpha²)(I + sigma² H)`` is positive semi-definite.
+    ``Cov[x_0 | x_t] = (sigma²/alpha²)(I + sigma² H)`` is positive semi-definite. ``noise`` is a spectrum's.
     """
     values = np.asarray(eigenvalues).real
-    return (values < -1 / np.asarray(sigma, np.float64)[..., None] ** 2).mean(-1)
+    bound = -1 / np.asarray(sigma, np.float64) ** 2 - np.asarray(noise)
+    return (values < bound[..., None]).mean(-1)

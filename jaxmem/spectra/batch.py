@@ -14,17 +14,16 @@ from jaxmem.krylov import Factorization, Status
 from jaxmem.score import Score
 from jaxmem.spectra.result import Spectrum, check_method, rounding_noise
 from jaxmem.spectra.ritz import ritz_pairs
-from jaxmem.spectra.single import Probe, krylov_noise, run_krylov
+from jaxmem.spectra.single import Probe, dense_and_noise, krylov_noise, run_krylov
 
 
 @partial(jax.jit, static_argnames=("score", "chunk"))
 def _dense_group(score: Score, state: Any, x: Array, t: Array, cond: Any, chunk: int) -> tuple[Array, ...]:
     def one(x: Array, t: Array, cond: Any) -> tuple[Array, ...]:
         operator = score_jacobian(score, state, x, t, cond)
-        matrix = operator.to_dense(chunk)
-        vector = jax.random.rademacher(jax.random.key(0), (operator.size,), x.dtype) / operator.size**0.5
-        error = jnp.linalg.norm(jnp.matmul(matrix, vector, precision="highest") - operator.mv(vector))
-        asymmetry = jnp.linalg.norm(matrix - matrix.T) / jnp.linalg.norm(matrix)
+        matrix, error = dense_and_noise(operator, chunk)
+        norm = jnp.linalg.norm(matrix)
+        asymmetry = jnp.linalg.norm(matrix - matrix.T) / jnp.where(norm > 0, norm, 1)
         # Where the matrix is not finite the solver may never return: it gets zeros, and the caller is told.
         finite = jnp.all(jnp.isfinite(matrix))
         safe = jnp.where(finite, matrix, 0)
@@ -56,7 +55,7 @@ def batch_spectra(
     num_steps: int | None = None,
     key: Any = None,
     points: int = 1,
-    chunk: int = 28,
+    chunk: int = 56,
     on_points: Callable[[int, int], None] | None = None,
 ) -> Spectrum:
     """The spectra of n points at their timesteps and conditions; every array of the result has n as leading axis.
@@ -91,7 +90,7 @@ def batch_spectra(
     if t.shape not in ((), (count,)):
         raise ValueError(f"t: expected one timestep or {count} of them, got shape {t.shape}")
     t = jnp.broadcast_to(t, (count,))
-    wrong = [leaf.shape for leaf in jax.tree.leaves(cond) if jnp.ndim(leaf) == 0 or leaf.shape[0] != count]
+    wrong = [jnp.shape(leaf) for leaf in jax.tree.leaves(cond) if jnp.shape(leaf)[:1] != (count,)]
     if wrong:
         raise ValueError(f"cond: expected leaves with a leading axis of {count} (the points), got shape {wrong[0]}")
     if method == "eig":
@@ -100,6 +99,7 @@ def batch_spectra(
     check_method(method, size, num_steps)
     if num_steps is not None and key is None:
         raise ValueError("key: Krylov methods need a random key, for instance jax.random.key(0)")
+    cond = jax.tree.map(jnp.asarray, cond)
     check_score(score, state, x[0], t[0], jax.tree.map(lambda leaf: leaf[0], cond))
 
     points = min(points, count)

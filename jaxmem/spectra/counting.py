@@ -23,7 +23,7 @@ class Count(NamedTuple):
 
 
 def count_positive(
-    operator: Operator, budget: int | None = None, key: Any = None, *, steps_per_probe: int = 50, chunk: int = 28
+    operator: Operator, budget: int | None = None, key: Any = None, *, steps_per_probe: int = 50, chunk: int = 56
 ) -> Count:
     """Count the positive eigenvalues of ½(A + Aᵀ).
 
@@ -63,8 +63,8 @@ def count_positive(
         )
     if key is None:
         raise ValueError("key: an estimate needs a random key, for instance jax.random.key(0)")
-    estimates, lower, threshold = np.zeros(num_probes), 0, 0.0
-    products = 0
+    estimates, threshold, products = np.zeros(num_probes), 0.0, 0
+    found: list[np.ndarray] = []
     for i in range(num_probes):
         probe_key = jax.random.fold_in(key, i)
         start = jax.random.rademacher(probe_key, (operator.size,), operator.dtype)
@@ -76,8 +76,10 @@ def count_positive(
         pairs = ritz_pairs(factorization, symmetric=True)
         noise = krylov_noise(factorization, pairs, measured)
         estimates[i] = operator.size * np.sum(pairs.coordinates[pairs.values > noise, 0] ** 2)
-        lower, threshold = max(lower, int((pairs.values > noise).sum())), max(threshold, noise)
+        found.append(pairs.values)
+        threshold = max(threshold, noise)
         products += len(pairs.values) * operator.symmetric.products_per_mv + probe_products(operator)
+    lower = max(int((values > threshold).sum()) for values in found)
     mean = float(estimates.mean())
     half = float(scipy.stats.t.ppf(0.975, num_probes - 1) * estimates.std(ddof=1) / num_probes**0.5)
     interval = (max(float(lower), mean - half), min(float(operator.size), max(float(lower), mean + half)))

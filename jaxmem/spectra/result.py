@@ -14,10 +14,14 @@ class Spectrum(NamedTuple):
 
     For a batch every array has the points as leading axis. Eigenvalues are descending (by real part, then imaginary
     part, where complex). Krylov methods that stopped early fill the missing eigenvalues with NaN.
+
+    For ``eigh`` and ``lanczos`` a residual bounds the distance to an eigenvalue of the symmetric part. For ``eig`` and
+    ``arnoldi`` it is a backward error: θ is an eigenvalue of a matrix that close to A, and how far from one of A
+    itself depends on how far A is from normal (see ``asymmetry``).
     """
 
     eigenvalues: np.ndarray  #: real for ``eigh`` and ``lanczos`` (symmetric part), complex for ``eig`` and ``arnoldi``
-    residuals: np.ndarray  #: per eigenvalue, ‖A y - θ y‖ for its unit Ritz vector, and never below ``noise``
+    residuals: np.ndarray  #: per eigenvalue, ‖A y - θ y‖ for its unit Ritz vector, at least ``noise`` (see below)
     vectors: np.ndarray | None  #: unit eigenvectors or Ritz vectors as rows, in the order of ``eigenvalues``
     num_products: np.ndarray  #: applications of A or Aᵀ to one vector, those of the measurements included
     status: np.ndarray  #: a `Status` per point

@@ -18,9 +18,14 @@ from jaxmem.spectra.ritz import Ritz, ritz_pairs, ritz_vectors
 class Probe(NamedTuple):
     """What a few products with one random vector tell about an operator."""
 
-    noise: Array  #: ‖A v - A(3 v)/3‖ for unit v: two roundings of one product
+    noise: Array  #: ‖A v - A(3 v)/3‖ for unit v, two roundings of one product; at least eps ‖A v‖
     asymmetry: Array  #: ‖A v - Aᵀ v‖ / ‖A v‖
     norm: Array  #: ‖A v‖
+
+
+def _rounding(product: Array, again: Array) -> Array:
+    """How far two evaluations of one product are apart, at least one rounding of it: they may agree by chance."""
+    return jnp.maximum(jnp.linalg.norm(product - again), jnp.finfo(product.dtype).eps * jnp.linalg.norm(product))
 
 
 def probe(operator: Operator, vector: Float[Array, " d"]) -> Probe:
@@ -30,7 +35,7 @@ def probe(operator: Operator, vector: Float[Array, " d"]) -> Probe:
     again = operator.mv(3 * vector) / 3  # 3 is no power of two: every rounding differs
     norm = jnp.linalg.norm(product)
     gap = jnp.zeros_like(norm) if operator.is_symmetric else jnp.linalg.norm(product - operator.rmv(vector))
-    return Probe(jnp.linalg.norm(product - again), gap / jnp.where(norm > 0, norm, 1), norm)
+    return Probe(_rounding(product, again), gap / jnp.where(norm > 0, norm, 1), norm)
 
 
 def probe_products(operator: Operator) -> int:
@@ -57,11 +62,16 @@ def krylov_noise(factorization: Factorization, pairs: Ritz, measured: Probe) -> 
 
 
 @partial(jax.jit, static_argnames="chunk")
-def _dense(operator: Operator, chunk: int) -> tuple[Array, Array]:
+def dense_and_noise(operator: Operator, chunk: int) -> tuple[Array, Array]:
+    """The matrix, and the error of one product with a unit vector; pure, may be vmapped.
+
+    The product is taken through the matrix and through the operator: two independent roundings, two programs. The
+    vector is Gaussian: sums of equal entries ±1 can be exact, and hide what rounding does to any other.
+    """
     matrix = operator.to_dense(chunk)
-    vector = jax.random.rademacher(jax.random.key(0), (operator.size,), operator.dtype) / operator.size**0.5
-    # The same product through the matrix and through the operator: two independent roundings.
-    return matrix, jnp.linalg.norm(jnp.matmul(matrix, vector, precision="highest") - operator.mv(vector))
+    vector = jax.random.normal(jax.random.key(0), (operator.size,), operator.dtype)
+    vector = vector / jnp.linalg.norm(vector)
+    return matrix, _rounding(jnp.matmul(matrix, vector, precision="highest"), operator.mv(vector))
 
 
 def spectrum(
@@ -73,7 +83,7 @@ def spectrum(
     start: Any = None,
     tolerance: float | None = None,
     vectors: bool = False,
-    chunk: int = 28,
+    chunk: int = 56,
 ) -> Spectrum:
     """Eigenvalues of an operator A, here mostly of the Hessian of log p_t(x | c).
 
@@ -98,6 +108,11 @@ def spectrum(
             the wrong shape, or a score or product that is NaN or infinite.
     """
     size = operator.size
+    if isinstance(jax.tree.leaves(operator)[0], jax.core.Tracer):
+        raise ValueError(
+            "operator: spectrum solves on the host and can not be traced; for many points use batch_spectra, inside"
+            " jit or vmap use jaxmem.krylov"
+        )
     check_method(method, size, num_steps)
     if hasattr(operator, "value"):
         require_finite(operator.value, "at this point")
@@ -132,7 +147,7 @@ def spectrum(
 
 
 def _dense_spectrum(operator: Operator, method: str, vectors: bool, chunk: int) -> Spectrum:
-    matrix, product_noise = (np.asarray(part, np.float64) for part in _dense(operator, chunk))
+    matrix, product_noise = (np.asarray(part, np.float64) for part in dense_and_noise(operator, chunk))
     if not np.isfinite(matrix).all():
         raise ValueError("operator: its matrix holds NaN or infinity; check the parameters, the point and the timestep")
     norm = np.linalg.norm(matrix)
@@ -145,7 +160,8 @@ def _dense_spectrum(operator: Operator, method: str, vectors: bool, chunk: int) 
         values, columns = np.linalg.eig(matrix) if vectors else (np.linalg.eigvals(matrix), None)
         values = values.astype(np.complex128)
     order = order_descending(values)
-    noise = rounding_noise(product_noise, operator.size, np.abs(values).max())
+    # LAPACK's backward error is a small multiple of eps ‖A‖, here of float64; d eps is above it.
+    noise = rounding_noise(product_noise, operator.size, norm, operator.size * np.finfo(np.float64).eps)
     return Spectrum(
         eigenvalues=values[order],
         residuals=np.full(len(values), noise),
