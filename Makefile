@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= runs
+# An index to take torch from before everything else, for the CPU build.
+TORCH_INDEX ?=
 
 .PHONY: venv venv-test demo test test-slow lint bench notebooks clean
 
@@ -16,6 +18,7 @@ $(VENV)/ready: pyproject.toml
 	touch $@
 
 $(VENV)/ready-test: $(VENV)/ready
+	$(if $(TORCH_INDEX),$(BIN)/python -m pip install --quiet torch==2.13.0 --index-url $(TORCH_INDEX))
 	$(BIN)/python -m pip install --quiet --editable '.[test,notebook]'
 	touch $@
 

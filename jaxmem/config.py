@@ -31,7 +31,7 @@ class TrainingConfig:
         _in_range("warmup_steps", self.warmup_steps, 0, self.num_steps)
         _at_least("seed", self.seed, 0)
         for name in ("learning_rate", "gradient_clip", "second_order_weight", "timestep_power"):
-            _in_range(name, getattr(self, name), 0, 1e6)
+            _in_range(name, getattr(self, name), 0, 1_000_000)
         _in_range("ema_decay", self.ema_decay, 0, 1)
         _in_range("second_order_start", self.second_order_start, 0, 1)
         if self.second_order not in ("none", "exact", "sliced"):
@@ -124,8 +124,8 @@ class MnistConfig:
     # memorized class stayed shut at t = 0 and 1, and rounding-sized positive eigenvalues (130 of 784) stayed with it.
     memorized_share: float = 0.15
     num_ddim_steps: int = 1000  # the paper's
-    # Clipping the predicted clean image, as diffusers does by default, keeps the unclipped noise: each of 1,000 steps then
-    # adds what was cut off, and threes ended as noise (not with 100 steps, nor with 1,000 unclipped).
+    # Clipping the predicted clean image, as diffusers does by default, keeps the unclipped noise: each of 1,000 steps
+    # then adds what was cut off, and threes ended as noise (not with 100 steps, nor with 1,000 unclipped).
     clip: float | None = None
     num_general_samples: int = 48
     num_memorized_samples: int = 24

@@ -71,8 +71,8 @@ class NoiseSchedule:
         """Noise scale per timestep, float64, shape (num_timesteps,)."""
         return np.sqrt(-np.expm1(self._log_alpha_squared))
 
-    def at(self, t: Int[Array, "*batch"] | int, dtype: Any = jnp.float32) -> tuple[Array, Array]:
-        """``(alpha_t, sigma_t)`` as arrays of ``dtype``; ``t`` may be traced, its range is not checked then.
+    def at(self, t: Any, dtype: Any = jnp.float32) -> tuple[Array, Array]:
+        """``(alpha_t, sigma_t)`` as arrays of ``dtype`` shaped like ``t``, whose range is not checked where it is traced.
 
         Raises:
             ValueError: if t is no integer, or outside 0 to num_timesteps - 1.

@@ -118,7 +118,8 @@ def score_jacobian(
     """
     x = jnp.asarray(x)
     check_score(score, state, x, t, cond)
-    value, residuals = _linearise(score, state, x, jnp.asarray(t), cond, precision)
+    t = jnp.asarray(t, jnp.result_type(t))  # a Python number is weakly typed otherwise: another program
+    value, residuals = _linearise(score, state, x, t, cond, precision)
     return ScoreJacobian(value, state, residuals.arrays, residuals.layout)
 
 

@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Any
 
 # progress(task, completed, total): `completed` of `total` units of `task` are done. `completed` is absolute, so a
 # resumed step may start anywhere; the first call of a task shows it, `completed == total` closes it.
@@ -18,7 +18,7 @@ def silent(task: str, completed: int, total: int) -> None:
 class PlainLines:
     """Progress as ordinary lines for logs: the start, the end and at most one line every ``every`` seconds per task."""
 
-    def __init__(self, stream: TextIO, every: float = 15.0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, stream: Any, every: float = 15.0, clock: Callable[[], float] = time.monotonic) -> None:
         self.stream, self.every, self.clock = stream, every, clock
         self._first: dict[str, tuple[float, int]] = {}
         self._last: dict[str, float] = {}
@@ -49,11 +49,11 @@ def _clock(seconds: float) -> str:
 
 
 @contextmanager
-def show_progress(stream: TextIO | None = None) -> Iterator[Progress]:
+def show_progress(stream: Any = None) -> Iterator[Progress]:
     """Yield a progress callable: live bars on a terminal, occasional plain lines anywhere else.
 
     Args:
-        stream: where to write; standard error by default, so that standard output stays clean for results.
+        stream: a text stream; standard error by default, so that standard output stays clean for results.
     """
     stream = sys.stderr if stream is None else stream
     if not stream.isatty():

@@ -59,7 +59,8 @@ def test_one_trace_for_two_binds_and_ten_points():
         before = len(TRACES)
         for i in range(5):
             x = jax.random.normal(jax.random.key(i), (3, 4))
-            apply(score_jacobian(score, state, x, 10 * i, jnp.float32(i)), v)
+            t = np.int64(10 * i) if i % 2 else 10 * i  # a Python number is no other program than an array
+            apply(score_jacobian(score, state, x, t, jnp.float32(i)), v)
         if seed == 0:
             # eval_shape of the contract check and one linearisation; a new point, timestep or condition traces nothing.
             assert len(TRACES) - before <= 2

@@ -121,13 +121,13 @@ def distances(arrays: Arrays, path: Path) -> None:
     copied = arrays["sample_label"] == memorized
     values, threshold = arrays["calibrated_l2"], float(arrays["threshold"])
     bins = np.linspace(0, max(2.0, values.max()), 50).tolist()
-    with figure(path, 5.6, 3.0) as canvas:
+    with figure(path, 6.4, 3.0) as canvas:
         axis = canvas.add_subplot()
         axis.hist(values[~copied], bins, color=GENERAL, alpha=0.75, label=f"digit {general}, not memorized")
         axis.hist(values[copied], bins, color=MEMORIZED, alpha=0.75, label=f"digit {memorized}, memorized")
         axis.axvline(threshold, color="black", ls="--", lw=1, label=f"clearly new: at least {threshold:g}")
         axis.set(xlabel="calibrated ℓ2 distance to the training set (copies are near 0)", ylabel="samples")
-        axis.legend(loc="upper center")
+        canvas.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=3)
 
 
 def draw(arrays: Arrays, metrics: dict[str, Any], folder: Path) -> list[Path]:

@@ -86,7 +86,7 @@ def batch_spectra(
         raise ValueError(f"x: expected at least one point with the points as leading axis, got shape {x.shape}")
     if points < 1 or chunk < 1:
         raise ValueError(f"points and chunk: expected at least 1, got {points} and {chunk}")
-    t = jnp.asarray(t)
+    t = jnp.asarray(t, jnp.result_type(t))  # not weakly typed, so that a Python number is no other program
     if t.shape not in ((), (count,)):
         raise ValueError(f"t: expected one timestep or {count} of them, got shape {t.shape}")
     t = jnp.broadcast_to(t, (count,))
