@@ -72,7 +72,7 @@ class NoiseSchedule:
         return np.sqrt(-np.expm1(self._log_alpha_squared))
 
     def at(self, t: Any, dtype: Any = jnp.float32) -> tuple[Array, Array]:
-        """``(alpha_t, sigma_t)`` as arrays of ``dtype`` shaped like ``t``, whose range is not checked where it is traced.
+        """``(alpha_t, sigma_t)`` as arrays of ``dtype``, shaped like ``t``; a traced t may be out of range unnoticed.
 
         Raises:
             ValueError: if t is no integer, or outside 0 to num_timesteps - 1.
