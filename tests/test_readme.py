@@ -12,7 +12,8 @@ def test_the_example_runs_and_says_what_the_comments_say(capsys):
     exec(compile(block, "README.md", "exec"), namespace)
     exact = np.sort(np.asarray(namespace["amplitudes"], np.float64) ** 2 - 1)[::-1]
     np.testing.assert_allclose(namespace["exact"].eigenvalues, exact, atol=1e-5)  # float32 products of numbers up to 3
-    assert abs(namespace["few"].eigenvalues[0] - exact[0]) <= namespace["few"].residuals[0]
+    # Residuals are of the operator as computed; float32 rounds the coefficients of the score itself, by about 1e-7.
+    assert abs(namespace["few"].eigenvalues[0] - exact[0]) <= namespace["few"].residuals[0] + 1e-6 * exact[0]
     assert "estimate=250.0" in capsys.readouterr().out
 
 

@@ -15,7 +15,8 @@ class Spectrum(NamedTuple):
     For a batch every array has the points as leading axis. Eigenvalues are descending (by real part, then imaginary
     part, where complex). Krylov methods that stopped early fill the missing eigenvalues with NaN.
 
-    For ``eigh`` and ``lanczos`` a residual bounds the distance to an eigenvalue of the symmetric part. For ``eig`` and
+    For ``eigh`` and ``lanczos`` a residual bounds the distance to an eigenvalue of the symmetric part of the operator
+    as computed; that a score's own coefficients are rounded, a relative 1e-7 in float32, comes on top. For ``eig`` and
     ``arnoldi`` it is a backward error: θ is an eigenvalue of a matrix that close to A, and how far from one of A
     itself depends on how far A is from normal (see ``asymmetry``).
     """
