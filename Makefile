@@ -1,4 +1,4 @@
-# Each target builds its own environment from nothing; nothing outside this folder is written.
+# The first target that needs it builds the environment, .venv. Tests keep compiled programs in the temporary folder.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -313,9 +313,11 @@ def readme_section(result: dict[str, Any]) -> str:
         [
             f"The exact 784 × 784 Jacobian of the MNIST U-Net, float32, {facts['cpus_usable']} CPU cores, jax"
             f" {facts['jax']} and torch {facts['torch']}, same weights, in one run, taking turns: **{forward['median']}"
-            f" times faster than `torch.func.jacfwd`** and {reverse['median']} times faster than torch's best"
-            f" (`{reverse['against']}`, chunk {reverse['chunk'] or 'all'}), medians of {result['rounds']} pairs. Each"
-            " family with its fastest chunk size:",
+            f" times faster than `torch.func.jacfwd`** ({min(forward['pairs'])} to {max(forward['pairs'])}) and"
+            f" {reverse['median']} times faster than torch's best (`{reverse['against']}`, chunk"
+            f" {reverse['chunk'] or 'all'}; {min(reverse['pairs'])} to {max(reverse['pairs'])}): medians and ranges of"
+            f" {result['rounds']} paired ratios. The table has medians of the times, each family with its fastest chunk"
+            " size:",
             "",
             table(result | {"contenders": list(best.values())}),
             "",

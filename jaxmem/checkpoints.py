@@ -69,9 +69,13 @@ def restore_checkpoint(directory: Path, like: Any, recipe: dict[str, Any] | None
     try:
         index = json.loads((newest / _INDEX).read_text())
         recorded, leaves, step, saved = index["files"], index["leaves"], index["step"], index["recipe"]
-    except (OSError, ValueError, KeyError) as error:
+        if not (isinstance(recorded, dict) and isinstance(saved, dict) and isinstance(step, int)):
+            raise ValueError("its fields are of other types")
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"checkpoint {newest.name}: {_INDEX} is missing or damaged ({error}); {remedy}") from error
     actual = _digests(newest)
+    if extra := sorted(actual.keys() - recorded.keys()):
+        raise ValueError(f"checkpoint {newest.name}: {extra[0]} is not in its {_INDEX}; {remedy}")
     for name, (size, digest) in recorded.items():
         if name not in actual:
             raise ValueError(f"checkpoint {newest.name}: {name} is missing; {remedy}")

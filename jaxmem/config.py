@@ -29,10 +29,11 @@ class TrainingConfig:
         _at_least("batch_size", self.batch_size, 1)
         _at_least("checkpoint_every", self.checkpoint_every, 1)
         _in_range("warmup_steps", self.warmup_steps, 0, self.num_steps)
-        _at_least("seed", self.seed, 0)
-        for name in ("learning_rate", "gradient_clip", "second_order_weight", "timestep_power"):
-            _in_range(name, getattr(self, name), 0, 1_000_000)
-        _in_range("ema_decay", self.ema_decay, 0, 1)
+        _in_range("seed", self.seed, 0, _LAST_SEED)
+        for name in ("learning_rate", "gradient_clip", "timestep_power"):
+            _positive(name, getattr(self, name))
+        _in_range("second_order_weight", self.second_order_weight, 0, 1_000_000)
+        _in_range("ema_decay", self.ema_decay, 0, 0.999999)
         _in_range("second_order_start", self.second_order_start, 0, 1)
         if self.second_order not in ("none", "exact", "sliced"):
             raise ValueError(f"second_order: expected 'none', 'exact' or 'sliced', got {self.second_order!r}")
@@ -82,12 +83,17 @@ class Toy2dConfig:
 
     def __post_init__(self) -> None:
         (a, b), (c, d) = self.covariance
-        if not (a > 0 and d > 0 and b == c and a * d > b * c):
+        if not (0 < a < 1e6 and 0 < d < 1e6 and b == c and a * d > b * c):
             raise ValueError(f"covariance: expected a symmetric positive definite 2 × 2 matrix, got {self.covariance}")
-        for name in ("num_gaussian", "num_copies", "num_samples", "width", "depth"):
+        for name in ("num_gaussian", "num_copies", "width", "depth"):
             _at_least(name, getattr(self, name), 1)
-        for name in ("landing_radius", "data_seed", "sampling_seed"):
-            _at_least(name, getattr(self, name), 0)
+        _at_least("num_samples", self.num_samples, 2)  # one memorized and one general path
+        for name in ("mean", "point"):
+            for value in getattr(self, name):
+                _in_range(name, value, -1_000_000, 1_000_000)
+        _positive("landing_radius", self.landing_radius)
+        for name in ("data_seed", "sampling_seed"):
+            _in_range(name, getattr(self, name), 0, _LAST_SEED)
         for name in ("field_timestep", "landscape_timestep"):
             _in_range(name, getattr(self, name), 0, 999)
 
@@ -146,7 +152,7 @@ class MnistConfig:
         if missed or not self.timesteps or list(self.timesteps) != sorted(set(self.timesteps)):
             raise ValueError(
                 f"timesteps: expected ascending timesteps that {self.num_ddim_steps} DDIM steps visit (multiples of"
-                f" {stride or 1} below 1000), got {self.timesteps}"
+                f" {stride or 1} below {stride * self.num_ddim_steps}), got {self.timesteps}"
             )
         # The calibrated distance divides by the mean of the 50 nearest training images.
         _at_least("num_general_images", self.num_general_images, 49)
@@ -160,7 +166,10 @@ class MnistConfig:
         for name in ("num_copies", "sample_batch", "num_analysed", "analysis_batch", "points", "chunk", "embedding"):
             _at_least(name, getattr(self, name), 1)
         for name in ("data_seed", "sampling_seed"):
-            _at_least(name, getattr(self, name), 0)
+            _in_range(name, getattr(self, name), 0, _LAST_SEED)
+        _in_range("new_threshold", self.new_threshold, 0, 2)  # the distance is at most 1/0.5
+        if self.clip is not None:
+            _positive("clip", self.clip)
         _in_range("memorized_share", self.memorized_share, 0, 1)
         _at_least("num_general_samples", self.num_general_samples, self.num_analysed)
         _at_least("num_memorized_samples", self.num_memorized_samples, self.num_analysed)
@@ -169,6 +178,14 @@ class MnistConfig:
 def _at_least(name: str, value: int | float, low: int | float) -> None:
     if not value >= low:
         raise ValueError(f"{name}: expected at least {low}, got {value}")
+
+
+_LAST_SEED = 2**32 - 1  # what a JAX key takes without 64-bit mode
+
+
+def _positive(name: str, value: float) -> None:
+    if not 0 < value <= 1_000_000:
+        raise ValueError(f"{name}: expected more than 0 and at most 1,000,000, got {value}")
 
 
 def _in_range(name: str, value: int | float, low: int | float, high: int | float) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 Prediction = Literal["eps", "v", "x0", "flow", "score"]
 ScheduleKind = Literal["linear", "scaled_linear", "cosine"]
@@ -92,11 +92,21 @@ class NoiseSchedule:
             raise ValueError(f"t: expected 0 to {last} (indices of the schedule's tables), got {outside[0]}")
 
     def add_noise(
-        self, x0: Float[Array, "*shape"], eps: Float[Array, "*shape"], t: Int[Array, ""] | int
+        self, x0: Shaped[Array, "*shape"], eps: Float[Array, "*shape"], t: Int[Array, ""] | int
     ) -> Float[Array, "*shape"]:
-        """``x_t = alpha_t x0 + sigma_t eps`` for one example."""
+        """``x_t = alpha_t x0 + sigma_t eps`` for one example.
+
+        Raises:
+            ValueError: if x0 is not floating point (alpha and sigma would be rounded to 0), or as `at`.
+        """
+        _refuse_whole_numbers("x0", x0)
         alpha, sigma = self.at(t, x0.dtype)
         return alpha * x0 + sigma * eps
+
+
+def _refuse_whole_numbers(name: str, array: Any) -> None:
+    if not jnp.issubdtype(jnp.result_type(array), jnp.floating):
+        raise ValueError(f"{name}: expected floating point, got {jnp.result_type(array)}; convert and scale it first")
 
 
 def to_eps(prediction: str, output: Any, x: Any, alpha: Any, sigma: Any) -> Any:
@@ -168,6 +178,8 @@ class DDIM:
 
     def __post_init__(self) -> None:
         size = self.schedule.num_timesteps
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip: expected a positive number or None, got {self.clip}")
         if not 1 <= self.num_steps <= size:
             raise ValueError(f"num_steps: expected 1 to {size} (the schedule's length), got {self.num_steps}")
         last = (self.num_steps - 1) * (size // self.num_steps) + self.steps_offset
@@ -205,13 +217,14 @@ def _batched_step(score: Any, state: Any, x: Array, t: Array, cond: Any, scales:
 
 
 def ddim_path(
-    sampler: DDIM, score: Any, state: Any, noise: Float[Array, "n *shape"], cond: Any = None
+    sampler: DDIM, score: Any, state: Any, noise: Shaped[Array, "n *shape"], cond: Any = None
 ) -> Iterator[tuple[int, Float[Array, "n *shape"]]]:
     """Yield ``(t, x_t)`` before each step and ``(-1, x_0)`` at the end, for a batch of starting noises.
 
     ``cond`` is any pytree whose leaves have the batch as leading axis, or None. The loop runs in Python, so the caller
     keeps what it wants and can show progress; one compiled step serves every timestep.
     """
+    _refuse_whole_numbers("noise", noise)
     x = noise
     for t, scales in zip(sampler.timesteps, sampler.scales(), strict=True):
         yield int(t), x
@@ -223,7 +236,7 @@ def sample_ddim(
     sampler: DDIM,
     score: Any,
     state: Any,
-    noise: Float[Array, "n *shape"],
+    noise: Shaped[Array, "n *shape"],
     cond: Any = None,
     keep: Sequence[int] = (),
 ) -> tuple[Float[Array, "n *shape"], dict[int, Float[Array, "n *shape"]]]:

@@ -33,15 +33,20 @@ class Factorization(NamedTuple):
     status: Int[Array, ""]  #: a `Status`; BUDGET while it may go on
 
 
+def scaled_norm(array: Float[Array, "..."]) -> Float[Array, ""]:
+    """The Euclidean (Frobenius) norm without squaring small or large numbers to zero or infinity."""
+    peak = jnp.max(jnp.abs(array))
+    return peak * jnp.linalg.norm(array.reshape(-1) / jnp.where(peak > 0, peak, 1))
+
+
 def begin(start: Float[Array, " d"], max_steps: int) -> Factorization:
     """An empty factorisation with room for ``max_steps`` steps from a start vector of any non-zero length."""
     size, dtype = start.shape[0], start.dtype
-    # Scaling by the largest entry first keeps tiny and huge start vectors from under- and overflowing.
     peak = jnp.max(jnp.abs(start))
-    start = start / jnp.where(peak > 0, peak, 1)
+    usable = jnp.isfinite(peak) & (peak > 0)
+    start = start / jnp.where(usable, peak, 1)  # tiny and huge start vectors would under- or overflow
     norm = jnp.linalg.norm(start)
     first = start / jnp.where(norm > 0, norm, 1)
-    usable = jnp.isfinite(peak) & (peak > 0)
     return Factorization(
         basis=jnp.zeros((max_steps + 1, size), dtype).at[0].set(jnp.where(usable, first, 0)),
         hessenberg=jnp.zeros((max_steps + 1, max_steps), dtype),
@@ -54,7 +59,7 @@ def begin(start: Float[Array, " d"], max_steps: int) -> Factorization:
 def _step(mv: Callable[[Array], Array], symmetric: bool, tolerance: float, f: Factorization) -> Factorization:
     k, basis = f.num_steps, f.basis
     product = mv(basis[k])
-    scale = jnp.maximum(f.scale, jnp.linalg.norm(product))
+    scale = jnp.maximum(f.scale, scaled_norm(product))
 
     # Classical Gram-Schmidt twice: as orthogonal as rounding allows, and two matrix-vector products instead of k dots.
     coefficients = jnp.matmul(basis, product, precision="highest")
@@ -62,7 +67,7 @@ def _step(mv: Callable[[Array], Array], symmetric: bool, tolerance: float, f: Fa
     correction = jnp.matmul(basis, rest, precision="highest")
     rest = rest - jnp.matmul(correction, basis, precision="highest")
     column = coefficients + correction
-    norm = jnp.linalg.norm(rest)
+    norm = scaled_norm(rest)
 
     finite = jnp.isfinite(norm) & jnp.all(jnp.isfinite(column))
     closed = norm <= tolerance * scale

@@ -34,6 +34,11 @@ class Operator:
         raise NotImplementedError  # abstract
 
     @property
+    def products_per_dense(self) -> int:
+        """Products that ``to_dense`` takes."""
+        return self.size * self.products_per_mv
+
+    @property
     def symmetric(self) -> "Operator":
         """The symmetric part ½(A + Aᵀ); A itself where A is declared symmetric."""
         return self if self.is_symmetric else SymmetricPart(self)
@@ -72,6 +77,10 @@ class SymmetricPart(Operator):
         return 0.5 * (self.operator.mv(vector) + self.operator.rmv(vector))
 
     rmv = mv
+
+    @property
+    def products_per_dense(self) -> int:
+        return self.operator.products_per_dense
 
     def to_dense(self, chunk: int = 56) -> Float[Array, "d d"]:
         dense = self.operator.to_dense(chunk)

@@ -53,7 +53,8 @@ class GaussianMixture(NamedTuple):
 
 def gaussian(mean: Any, factor: Any, variance: float = 0.0) -> GaussianMixture:
     """One Gaussian N(mean, variance I + F Fᵀ), with F of shape (d, r): its own Cholesky factor, or a few directions."""
-    mean, factor = jnp.asarray(mean), jnp.asarray(factor)
+    dtype = jnp.promote_types(jnp.result_type(mean, factor), jnp.float32)  # whole numbers would round the variance
+    mean, factor = jnp.asarray(mean, dtype), jnp.asarray(factor, dtype)
     return GaussianMixture(jnp.zeros(1, mean.dtype), mean[None], factor[None], jnp.full(1, variance, mean.dtype))
 
 
@@ -166,6 +167,8 @@ class EmpiricalScore:
     def _weights(self, state: Any, x: Any, t: int) -> tuple[np.ndarray, np.ndarray]:
         alpha, sigma = _scales(self.schedule, t)
         data = np.asarray(state, np.float64)
+        if np.shape(x) != data.shape[1:]:
+            raise ValueError(f"x: expected shape {data.shape[1:]}, as the data {data.shape} have, got {np.shape(x)}")
         logits = -np.sum((np.asarray(x, np.float64) - alpha * data) ** 2, axis=1) / (2 * sigma**2)
         weights = np.exp(logits - logits.max())
         weights /= weights.sum()

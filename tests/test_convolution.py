@@ -57,6 +57,37 @@ def test_derivatives_are_xlas(arrays, transform, argnum):
     np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())  # float32, sums in another order
 
 
+@pytest.mark.parametrize("in_axes", [(0, None), (1, None), (-1, None), (None, 0), (None, -1), (0, 0), (2, 1), (-1, 3)])
+def test_vmap_over_any_axis(in_axes, getkey):
+    shapes = ((6, 4, 5), (3, 3, 5, 7))
+    arrays = [
+        jax.random.normal(getkey(), shape if axis is None else (2, *shape))
+        for shape, axis in zip(shapes, in_axes, strict=True)
+    ]
+    arrays = [a if axis is None else jnp.moveaxis(a, 0, axis) for a, axis in zip(arrays, in_axes, strict=True)]
+    one = lambda convolve: jax.vmap(convolve, in_axes)  # noqa: E731
+    np.testing.assert_allclose(one(conv3x3)(*arrays), one(xla)(*arrays), atol=2e-5)  # float32 sums of 45 products
+    both = lambda convolve: jax.vmap(jax.vmap(jax.grad(lambda x, k: jnp.sum(convolve(x, k) ** 2)), in_axes), (0, None))  # noqa: E731
+    stacked = jnp.stack([arrays[0], 2 * arrays[0], -arrays[0]])
+    theirs = both(xla)(stacked, arrays[1])
+    np.testing.assert_allclose(both(conv3x3)(stacked, arrays[1]), theirs, atol=1e-5 * np.abs(theirs).max())
+
+
+def test_low_precision_is_promoted_as_elsewhere(arrays):
+    x, kernel = arrays
+    assert conv3x3(x.astype(jnp.bfloat16), kernel).dtype == jnp.float32
+    assert conv3x3(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("x", "kernel"),
+    [((6, 4, 5), (2, 2, 5, 7)), ((6, 4, 5), (3, 3, 9, 7)), ((6, 4, 5), (3, 3, 5)), ((1, 6, 4, 5), (3, 3, 5, 7))],
+)
+def test_other_shapes_are_refused(x, kernel):
+    with pytest.raises(ValueError, match=r"conv3x3: expected an image \(rows, columns, features\) and a kernel"):
+        jax.eval_shape(conv3x3, jnp.zeros(x), jnp.zeros(kernel))
+
+
 def test_a_loop_body_holds_only_the_layout_that_is_fast(arrays):
     # Elsewhere XLA's CPU compiler repairs the layout of a convolution; in a loop it does not (40 times slower).
     x, kernel = arrays

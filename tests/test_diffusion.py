@@ -135,6 +135,12 @@ def test_add_noise_and_nearest():
         (lambda: NoiseSchedule(beta_start=0.5, beta_end=0.1), "expected 0 < beta_start"),
         (lambda: DDIM(NoiseSchedule(), 0), "num_steps: expected 1 to 1000"),
         (lambda: DDIM(NoiseSchedule(), 1000, 1), "steps_offset: the first timestep would be 1000"),
+        (lambda: NoiseSchedule().add_noise(jnp.full(3, 200, jnp.uint8), jnp.ones(3), 5), "x0: expected floating point"),
+        (
+            lambda: sample_ddim(DDIM(NoiseSchedule(), 10), None, None, jnp.ones((1, 2), jnp.int32)),
+            "noise: expected floating point, got int32",
+        ),
+        (lambda: DDIM(NoiseSchedule(), 10, clip=-1.0), "clip: expected a positive number or None"),
         (lambda: NoiseSchedule().at(1000), "t: expected 0 to 999 .*got 1000"),
         (lambda: NoiseSchedule().at(jnp.array([3, -1])), "t: expected 0 to 999 .*got -1"),
         (lambda: NoiseSchedule().at(0.5), "t: expected an integer timestep, 0 to 999, got float"),

@@ -98,7 +98,7 @@ def test_an_interrupted_run_continues_to_the_same_arrays(run, tmp_path):
 
 def test_too_few_new_samples_is_an_error_that_says_what_to_do(run, tmp_path):
     with pytest.raises(ValueError, match=r"only 0 of 6 samples of digit 3 are clearly new.*train longer, sample more"):
-        run_mnist(replace(CONFIG, new_threshold=1e9), tmp_path / "run")
+        run_mnist(replace(CONFIG, new_threshold=2.0), tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,10 @@ def test_too_few_new_samples_is_an_error_that_says_what_to_do(run, tmp_path):
         (dict(features=(12, 16)), "features: expected one or two multiples of 8"),
         (dict(features=(8, 8, 8)), "features: expected one or two multiples of 8"),
         (dict(num_blocks=(1,)), "num_blocks: expected 2 numbers of at least 1"),
-        (dict(sampling_seed=-1), "sampling_seed: expected at least 0"),
+        (dict(sampling_seed=-1), "sampling_seed: expected 0 to 4294967295, got -1"),
+        (dict(sampling_seed=2**40), "sampling_seed: expected 0 to"),
+        (dict(new_threshold=float("nan")), "new_threshold: expected 0 to 2"),
+        (dict(clip=0.0), "clip: expected more than 0"),
     ],
 )
 def test_bad_configurations_are_named(changes, match):

@@ -1,3 +1,5 @@
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +8,7 @@ import scipy.sparse.linalg
 
 from jaxmem import Count, batch_spectra, count_positive, score_jacobian, spectrum
 from jaxmem.diffusion import NoiseSchedule
-from jaxmem.operators import MatrixOperator
+from jaxmem.operators import MatrixOperator, Operator
 from jaxmem.oracles import EmpiricalScore, GaussianMixture, GaussianMixtureScore, Separable, SeparableScore
 from jaxmem.spectra import Status
 
@@ -178,6 +180,104 @@ def _nan_slope(state, x, t, cond):
     return jnp.sqrt(x)  # finite at 0, its derivative is not
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e20, 1e33])
+def test_no_scale_of_operator_or_start_changes_what_is_found(scale):
+    # Squares of such numbers are 0 or infinite in float32: norms must not be taken of them as they are.
+    matrix = np.diag(np.linspace(1, 20, 30)).astype(np.float32) + 0.1 * skewed(30)
+    unit, scaled = MatrixOperator(matrix), MatrixOperator(jnp.asarray(matrix * np.float32(scale)))
+    for method, options in (
+        ("eigh", {}),
+        ("lanczos", dict(num_steps=10, key=KEY)),
+        ("arnoldi", dict(num_steps=10, key=KEY)),
+    ):
+        expected, found = spectrum(unit, method, **options), spectrum(scaled, method, **options)
+        np.testing.assert_allclose(found.eigenvalues / scale, expected.eigenvalues, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(found.asymmetry, expected.asymmetry, rtol=1e-4)
+        assert found.status == expected.status
+        assert 0 < found.noise / scale < 1e-3
+    antisymmetric = jnp.asarray((matrix - matrix.T) * np.float32(scale))
+    assert count_positive(MatrixOperator(antisymmetric), 28, KEY, steps_per_probe=4).lower == 0
+    start = np.linspace(1, 2, 30)
+    expected = spectrum(unit, "lanczos", num_steps=10, start=start)
+    found = spectrum(unit, "lanczos", num_steps=10, start=start * scale)
+    np.testing.assert_allclose(found.eigenvalues, expected.eigenvalues, rtol=1e-4, atol=1e-4)
+    batch = batch_spectra(_linear_score, jnp.asarray(matrix * np.float32(scale)), jnp.zeros((1, 30)), 0)
+    np.testing.assert_allclose(batch.asymmetry[0], spectrum(unit).asymmetry, rtol=1e-4)
+
+
+@jax.tree_util.register_pytree_node_class
+class Counted(Operator):
+    """A diagonal operator that counts its products where they run."""
+
+    def __init__(self, diagonal):
+        self.diagonal = diagonal
+
+    size = property(lambda self: self.diagonal.shape[0])
+    dtype = property(lambda self: self.diagonal.dtype)
+
+    def mv(self, vector):
+        jax.debug.callback(lambda _: COUNTED.append(None), vector[0])
+        return self.diagonal * vector
+
+    rmv = mv
+
+    def tree_flatten(self):
+        return (self.diagonal,), None
+
+    @classmethod
+    def tree_unflatten(cls, _, children):
+        return cls(*children)
+
+
+COUNTED: list = []
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("method", ["eigh", "lanczos", "arnoldi"])
+def test_products_are_counted(method, symmetric):
+    operator = Counted(jnp.linspace(1.0, 2.0, 20))
+    options = {} if method == "eigh" else dict(num_steps=7, key=KEY)
+    COUNTED.clear()
+    result = spectrum(operator.symmetric if symmetric else operator, method, **options)
+    jax.effects_barrier()
+    assert result.num_products == len(COUNTED)
+
+
+def test_budgets_hold_for_symmetric_parts():
+    operator = Counted(jnp.linspace(1.0, 2.0, 60)).symmetric
+    COUNTED.clear()
+    count = count_positive(operator, 50, KEY, steps_per_probe=5)
+    jax.effects_barrier()
+    assert count.num_products == len(COUNTED) <= 50
+
+
+class Unregistered(Operator):
+    size = 3
+    dtype = jnp.dtype(jnp.float32)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Minus(Operator):
+    """An operator without arrays."""
+
+    size = 3
+    dtype = jnp.dtype(jnp.float32)
+
+    def mv(self, vector):
+        return -vector
+
+    rmv = mv
+
+
+def test_operators_without_arrays_have_spectra():
+    np.testing.assert_array_equal(spectrum(Minus()).eigenvalues, -1)
+
+
+def _linear_score(state, x, t, cond):
+    return state @ x
+
+
 def _zero_score(state, x, t, cond):
     return 0 * x
 
@@ -226,6 +326,10 @@ def _ok_score(state, x, t, cond):
             "the Jacobian at point 2 holds NaN",
         ),
         (lambda op: count_positive(op, budget=3), "budget: expected at least"),
+        (lambda op: count_positive(op, budget=3, steps_per_probe=0), "steps_per_probe: expected at least 1, got 0"),
+        (lambda op: spectrum(op, chunk=0), "chunk: expected at least 1, got 0"),
+        (lambda _: batch_spectra(_ok_score, None, jnp.zeros((2, 0)), 0), "operator: expected at least one dimension"),
+        (lambda _: spectrum(Unregistered()), "operator: expected a pytree, got Unregistered"),
         (
             lambda _: count_positive(MatrixOperator(jnp.eye(300)), budget=250, steps_per_probe=20),
             "key: an estimate needs",

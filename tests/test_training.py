@@ -298,7 +298,7 @@ def test_nonfinite_parameters_are_neither_saved_nor_returned(tmp_path):
         (dict(num_steps=0), "num_steps: expected at least 1, got 0"),
         (dict(ema_decay=1.5), "ema_decay: expected 0 to 1, got 1.5"),
         (dict(warmup_steps=100), "warmup_steps: expected 0 to 60, got 100"),
-        (dict(learning_rate=float("nan")), "learning_rate: expected 0 to 1000000, got nan"),
+        (dict(learning_rate=float("nan")), "learning_rate: expected more than 0 and at most 1,000,000, got nan"),
     ],
 )
 def test_bad_configurations_are_named(changes, match):

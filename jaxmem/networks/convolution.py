@@ -17,13 +17,21 @@ from jaxtyping import Array, Float
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
-def conv3x3(
-    x: Float[Array, "rows columns features"], kernel: Float[Array, "3 3 features out"]
-) -> Float[Array, "rows columns out"]:
+def conv3x3(x: Float[Array, "..."], kernel: Float[Array, "..."]) -> Float[Array, "rows columns out"]:
     """The 3×3 convolution of one image, stride 1, zero padding: ``y[i, j] = sum_ab x[i + a - 1, j + b - 1] k[a, b]``.
 
     Batch it with `jax.vmap`; differentiable any number of times, in both modes.
+
+    Raises:
+        ValueError: for other ranks, a kernel that is not 3×3, or features that disagree.
     """
+    if x.ndim != 3 or kernel.ndim != 4 or kernel.shape[:2] != (3, 3) or kernel.shape[2] != x.shape[2]:
+        raise ValueError(
+            f"conv3x3: expected an image (rows, columns, features) and a kernel (3, 3, features, out), got shapes"
+            f" {x.shape} and {kernel.shape}; use jax.vmap for a batch"
+        )
+    dtype = jnp.promote_types(x.dtype, kernel.dtype)
+    x, kernel = x.astype(dtype), kernel.astype(dtype)
     # A primitive is lowered outside the caller's `jax.default_matmul_precision`, so it is a parameter.
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     return conv3x3_p.bind(x[None], kernel, precision=precision)[0]

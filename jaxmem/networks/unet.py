@@ -189,6 +189,8 @@ class UNet(nnx.Module):
         if (cond is None) == (self.num_classes > 0):
             wanted = f"a class from 0 to {self.num_classes - 1}" if self.num_classes else "None (num_classes is 0)"
             raise ValueError(f"cond: expected {wanted}, got {cond}")
+        if not isinstance(cond, jax.core.Tracer) and cond is not None and not 0 <= int(cond) < self.num_classes:
+            raise ValueError(f"cond: expected a class from 0 to {self.num_classes - 1}, got {cond}")
         alpha, sigma = self.schedule.at(t, x.dtype)
         log_snr = jnp.log(alpha / sigma)
         embedding = self._embed(log_snr, cond)

@@ -21,4 +21,10 @@ def draw(directory: str | Path) -> list[Path]:
             f"{directory}: expected a run of one of {sorted(DRAWERS)}, got {experiment!r} as the experiment of its"
             f" manifest; figures are drawn for `jaxmem reproduce` runs"
         )
-    return DRAWERS[experiment](run.spectra(), run.metrics(), run.directory / "figures")
+    try:
+        return DRAWERS[experiment](run.spectra(), run.metrics(), run.directory / "figures")
+    except KeyError as error:
+        raise ValueError(
+            f"{directory}: expected {error} among the results of a {experiment} run, got none; it was written by"
+            f" another version: draw it with that one, or run the experiment again in a new --out"
+        ) from error

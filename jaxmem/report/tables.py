@@ -61,11 +61,14 @@ def _mnist(metrics: dict[str, Any], config: dict[str, Any], console: Console) ->
 def _verdict(metrics: dict[str, Any], t: str, memorized: str) -> str:
     """What the counts at one timestep say, in the words of the three things that can happen, and a fourth."""
     mean = {name: row["mean"] for name, row in metrics["positive_count"][t].items()}
-    peaked, free = mean["memorized"] <= 0.5, mean["general"] >= 1
-    if not peaked and free:
+    auc = metrics["auc_positive_count"][t]
+    if mean["memorized"] > 0.5:
         return f"the samples of {memorized} are not on an isolated peak; by this measure the model did not memorize it."
-    if not free:
-        return "the general samples show no freedom either, so this count tells nothing about memorization here."
+    if auc < 0.9:
+        return (
+            f"too few to tell the general samples from those of {memorized} (AUC {auc:.3f}), so this count says nothing"
+            " about memorization here."
+        )
     if metrics["memorized_are_the_training_image"] < 0.9:
         return (
             f"the samples of {memorized} sit on an isolated peak, yet their nearest training image is mostly not the"
@@ -73,7 +76,7 @@ def _verdict(metrics: dict[str, Any], t: str, memorized: str) -> str:
         )
     return (
         "they sit on an isolated peak, on the one training image the model memorized. The count alone tells the two"
-        f" apart with an AUC of {metrics['auc_positive_count'][t]:.3f}."
+        f" apart with an AUC of {auc:.3f}."
     )
 
 

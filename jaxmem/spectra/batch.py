@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxmem.jacobian import check_score, score_jacobian
-from jaxmem.krylov import Factorization, Status
+from jaxmem.krylov import Factorization, Status, scaled_norm
 from jaxmem.score import Score
 from jaxmem.spectra.result import Spectrum, check_method, rounding_noise
 from jaxmem.spectra.ritz import ritz_pairs
@@ -22,11 +22,11 @@ def _dense_group(score: Score, state: Any, x: Array, t: Array, cond: Any, chunk:
     def one(x: Array, t: Array, cond: Any) -> tuple[Array, ...]:
         operator = score_jacobian(score, state, x, t, cond)
         matrix, error = dense_and_noise(operator, chunk)
-        norm = jnp.linalg.norm(matrix)
-        asymmetry = jnp.linalg.norm(matrix - matrix.T) / jnp.where(norm > 0, norm, 1)
+        norm = scaled_norm(matrix)
+        asymmetry = scaled_norm(matrix - matrix.T) / jnp.where(norm > 0, norm, 1)
         # Where the matrix is not finite the solver may never return: it gets zeros, and the caller is told.
         finite = jnp.all(jnp.isfinite(matrix))
-        safe = jnp.where(finite, matrix, 0)
+        safe = jnp.where(finite, matrix, 0).astype(jnp.promote_types(matrix.dtype, jnp.float32))  # no half solvers
         return jnp.linalg.eigvalsh(0.5 * (safe + safe.T))[::-1], asymmetry, error, finite
 
     return jax.vmap(one)(x, t, cond)

@@ -9,16 +9,16 @@ import scipy.stats
 from jaxmem.krylov import Status
 from jaxmem.operators import Operator
 from jaxmem.spectra.ritz import ritz_pairs
-from jaxmem.spectra.single import krylov_noise, probe_products, run_krylov, spectrum
+from jaxmem.spectra.single import dense_products, krylov_noise, probe_products, run_krylov, spectrum
 
 
 class Count(NamedTuple):
     """How many eigenvalues of the symmetric part are positive."""
 
-    lower: int  #: certified: eigenvalues above ``threshold`` (rounding cannot have made them)
+    lower: int  #: certified: eigenvalues above ``threshold`` (the rounding of products cannot have made them)
     estimate: float  #: exact where the whole spectrum was computed
     interval: tuple[float, float]  #: 95 % for an estimate; from undecided signs (within ±threshold) if exact
-    threshold: float  #: what rounding can move an eigenvalue by, measured
+    threshold: float  #: what the rounding of products can move an eigenvalue by, measured (`rounding_noise`)
     num_products: int  #: applications of A or Aᵀ
 
 
@@ -44,7 +44,9 @@ def count_positive(
     Raises:
         ValueError: if the budget is too small for two probes, or the key is missing, or as `spectrum`.
     """
-    exact_cost = (operator.size + 1) * operator.products_per_mv
+    if steps_per_probe < 1:
+        raise ValueError(f"steps_per_probe: expected at least 1, got {steps_per_probe}")
+    exact_cost = dense_products(operator)
     if budget is None or budget >= exact_cost:
         exact = spectrum(operator, "eigh", chunk=chunk)
         threshold = float(exact.noise)

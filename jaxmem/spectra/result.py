@@ -38,19 +38,25 @@ class Spectrum(NamedTuple):
 
 
 def rounding_noise(product_noise: Any, num_vectors: int, norm: Any, orthogonality_loss: Any = 0.0) -> Any:
-    """Bound on the error of eigenvalues from rounding: ``sqrt(m) eta + omega ‖A‖``.
+    """Bound on the error of eigenvalues from the rounding of products: ``sqrt(m) eta + omega ‖A‖``.
 
     ``eta`` is the measured error of one product with a unit vector, so m products have an error matrix of Frobenius
     norm at most ``sqrt(m) eta``, which by Weyl's inequality bounds the shift of every eigenvalue; ``omega`` is the
     measured loss of orthogonality of the basis, or the backward error of the dense solver, relative to ‖A‖.
+
+    It is about the linear map that was applied. What rounding did to its coefficients when the score was linearised is
+    not in it, and can be larger by orders where the score itself cancels large numbers (an empirical score at a small
+    timestep, where a softmax decides between training points): compare with a linearisation in float64 there.
     """
     return np.sqrt(num_vectors) * product_noise + orthogonality_loss * norm
 
 
 def check_method(method: str, size: int, num_steps: int | None, max_dense: int = 4096) -> None:
-    """Refuse unknown methods, missing or impossible step numbers, and dense problems of a size that will not fit."""
+    """Refuse empty operators, unknown methods, impossible step numbers, and dense problems too large to hold."""
     if method not in get_args(Method):
         raise ValueError(f"method: expected one of {get_args(Method)}, got {method!r}")
+    if size < 1:
+        raise ValueError(f"operator: expected at least one dimension, got {size}")
     if method in ("eigh", "eig"):
         if num_steps is not None:
             raise ValueError(f"num_steps: expected None for the dense method {method!r}, got {num_steps}")

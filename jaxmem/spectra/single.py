@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxmem.jacobian import require_finite
-from jaxmem.krylov import Factorization, Status, arnoldi, lanczos
+from jaxmem.krylov import Factorization, Status, arnoldi, lanczos, scaled_norm
 from jaxmem.operators import Operator
 from jaxmem.spectra.result import Spectrum, check_method, order_descending, rounding_noise
 from jaxmem.spectra.ritz import Ritz, ritz_pairs, ritz_vectors
@@ -25,22 +25,27 @@ class Probe(NamedTuple):
 
 def _rounding(product: Array, again: Array) -> Array:
     """How far two evaluations of one product are apart, at least one rounding of it: they may agree by chance."""
-    return jnp.maximum(jnp.linalg.norm(product - again), jnp.finfo(product.dtype).eps * jnp.linalg.norm(product))
+    return jnp.maximum(scaled_norm(product - again), jnp.finfo(product.dtype).eps * scaled_norm(product))
 
 
 def probe(operator: Operator, vector: Float[Array, " d"]) -> Probe:
     """Measure rounding and asymmetry with three products (two where the operator is declared symmetric)."""
-    vector = vector / jnp.linalg.norm(vector)
+    vector = vector / scaled_norm(vector)
     product = operator.mv(vector)
     again = operator.mv(3 * vector) / 3  # 3 is no power of two: every rounding differs
-    norm = jnp.linalg.norm(product)
-    gap = jnp.zeros_like(norm) if operator.is_symmetric else jnp.linalg.norm(product - operator.rmv(vector))
+    norm = scaled_norm(product)
+    gap = jnp.zeros_like(norm) if operator.is_symmetric else scaled_norm(product - operator.rmv(vector))
     return Probe(_rounding(product, again), gap / jnp.where(norm > 0, norm, 1), norm)
+
+
+def dense_products(operator: Operator) -> int:
+    """Products that a dense spectrum spends: the matrix and one more application, to measure rounding."""
+    return operator.products_per_dense + operator.products_per_mv
 
 
 def probe_products(operator: Operator) -> int:
     """Products that `probe` spends."""
-    return 2 if operator.is_symmetric else 3
+    return (2 if operator.is_symmetric else 3) * operator.products_per_mv
 
 
 @partial(jax.jit, static_argnames=("num_steps", "symmetric", "tolerance"))
@@ -108,7 +113,14 @@ def spectrum(
             the wrong shape, or a score or product that is NaN or infinite.
     """
     size = operator.size
-    if isinstance(jax.tree.leaves(operator)[0], jax.core.Tracer):
+    if chunk < 1:
+        raise ValueError(f"chunk: expected at least 1, got {chunk}")
+    if any(leaf is operator for leaf in jax.tree.leaves(operator)):
+        raise ValueError(
+            f"operator: expected a pytree, got {type(operator).__name__} that JAX does not know; register it, for"
+            f" instance as a dataclass with jax.tree_util.register_dataclass"
+        )
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(operator)):
         raise ValueError(
             "operator: spectrum solves on the host and can not be traced; for many points use batch_spectra, inside"
             " jit or vmap use jaxmem.krylov"
@@ -166,7 +178,7 @@ def _dense_spectrum(operator: Operator, method: str, vectors: bool, chunk: int) 
         eigenvalues=values[order],
         residuals=np.full(len(values), noise),
         vectors=None if columns is None else columns.T[order],
-        num_products=np.asarray((operator.size + 1) * operator.products_per_mv),
+        num_products=np.asarray(dense_products(operator)),
         status=np.asarray(int(Status.CONVERGED)),
         asymmetry=np.asarray(asymmetry),
         noise=np.asarray(noise),
@@ -181,11 +193,13 @@ def _start_vector(operator: Operator, key: Any, start: Any) -> tuple[Array, np.n
         if key is None:
             raise ValueError("key: Krylov methods need a random key (jax.random.key(0)) or a start vector")
         return jax.random.normal(key, (operator.size,), operator.dtype), np.asarray(jax.random.key_data(key))
-    start = jnp.asarray(start, operator.dtype)
+    start = np.asarray(start, np.float64)
     if start.shape != (operator.size,):
         raise ValueError(f"start: expected shape ({operator.size},), got {start.shape}")
     if not np.isfinite(start).all():
         raise ValueError("start: the start vector holds NaN or infinity")
     if not np.any(start):
         raise ValueError("start: the start vector is zero, and spans no Krylov space; pass a key for a random one")
-    return start, None
+    # Its length is nothing that counts, and in float64 none under- or overflows.
+    start = start / np.abs(start).max()
+    return jnp.asarray(start / np.linalg.norm(start), operator.dtype), None
