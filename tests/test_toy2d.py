@@ -115,9 +115,9 @@ def test_no_memorized_sample_is_an_error_that_says_what_to_do(tmp_path):
     ("changes", "match"),
     [
         (dict(covariance=((1.0, 2.0), (2.0, 1.0))), "covariance: expected a symmetric positive definite"),
-        (dict(num_samples=0), "num_samples: expected at least 1"),
+        (dict(num_samples=0), "num_samples: expected at least 2"),
         (dict(field_timestep=1000), "field_timestep: expected 0 to 999"),
-        (dict(landing_radius=-0.1), "landing_radius: expected at least 0, got -0.1"),
+        (dict(landing_radius=-0.1), "landing_radius: expected more than 0 and at most 1,000,000, got -0.1"),
     ],
 )
 def test_bad_configurations_are_named(changes, match):

@@ -296,7 +296,7 @@ def test_nonfinite_parameters_are_neither_saved_nor_returned(tmp_path):
     ("changes", "match"),
     [
         (dict(num_steps=0), "num_steps: expected at least 1, got 0"),
-        (dict(ema_decay=1.5), "ema_decay: expected 0 to 1, got 1.5"),
+        (dict(ema_decay=1.5), "ema_decay: expected 0 to 0.999999, got 1.5"),
         (dict(warmup_steps=100), "warmup_steps: expected 0 to 60, got 100"),
         (dict(learning_rate=float("nan")), "learning_rate: expected more than 0 and at most 1,000,000, got nan"),
     ],
