@@ -1,0 +1,1 @@
+"""Stable Diffusion in Flax, from diffusers weights."""

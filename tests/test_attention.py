@@ -1,0 +1,113 @@
+"""Blockwise attention against a float64 sum, JAX's derivatives of the plain formula, and torch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmem.stable_diffusion.attention import attention
+
+
+def plain(q, k, v):
+    weights = jax.nn.softmax(jnp.einsum("hqd,hkd->hqk", q, k) / q.shape[-1] ** 0.5, axis=-1)
+    return jnp.einsum("hqk,hkd->hqd", weights, v)
+
+
+def random_qkv(heads, queries, keys, depth, width, seed=0):
+    # Factor 2: logits spread over ±10, so that a few weights dominate; uniform attention would hide faults.
+    rng = np.random.default_rng(seed)
+    shapes = ((heads, queries, depth), (heads, keys, depth), (heads, keys, width))
+    return tuple(jnp.asarray(2 * rng.normal(size=shape), jnp.float32) for shape in shapes)
+
+
+CASES = [(2, 64, 64, 8, 8, 16), (2, 50, 77, 8, 6, 16), (3, 10, 7, 4, 4, 64), (1, 1, 5, 4, 4, 1)]
+
+
+@pytest.mark.parametrize(("heads", "queries", "keys", "depth", "width", "block"), CASES)
+def test_value_is_the_float64_sum(heads, queries, keys, depth, width, block):
+    arrays = random_qkv(heads, queries, keys, depth, width)
+    q, k, v = (np.asarray(a, np.float64) for a in arrays)
+    logits = q @ k.swapaxes(1, 2) / np.sqrt(depth)
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    expected = weights / weights.sum(-1, keepdims=True) @ v
+    # Logits up to 40 carry 40 · 6e-8 of rounding, the weights relatively as much, and values are up to 8.
+    np.testing.assert_allclose(attention(*arrays, block=block), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("heads", "queries", "keys", "depth", "width", "block"), CASES)
+def test_derivatives_are_those_of_the_plain_formula(heads, queries, keys, depth, width, block):
+    arrays = random_qkv(heads, queries, keys, depth, width)
+    tangents = random_qkv(heads, queries, keys, depth, width, seed=1)
+
+    def blockwise(q, k, v):
+        return attention(q, k, v, block=block)
+
+    _, expected = jax.jvp(plain, arrays, tangents)
+    scale = np.abs(expected).max()
+    _, forward = jax.jvp(blockwise, arrays, tangents)
+    np.testing.assert_allclose(forward, expected, atol=1e-4 * scale)  # as above, relative
+    linear = jax.jit(lambda *a: jax.linearize(blockwise, *a)[1])(*arrays)
+    np.testing.assert_allclose(linear(*tangents), expected, atol=1e-4 * scale)
+    cotangent = jnp.cos(expected)
+    for f in (jax.vjp(blockwise, *arrays)[1], jax.linear_transpose(linear, *arrays)):
+        for ours, theirs in zip(f(cotangent), jax.vjp(plain, *arrays)[1](cotangent), strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
+    batched = jax.vmap(linear)(*(jnp.stack([a, 2 * a]) for a in tangents))
+    np.testing.assert_allclose(batched[1], 2 * expected, atol=2e-4 * scale)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, at its first forward-mode product
+def test_value_and_jvp_are_torchs(torch):
+    arrays, tangents = random_qkv(2, 50, 77, 8, 8), random_qkv(2, 50, 77, 8, 8, seed=1)
+
+    def peer(q, k, v):
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):  # the fused one has no forward mode
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v)
+
+    theirs = torch.func.jvp(peer, *(tuple(torch.tensor(np.array(a)) for a in part) for part in (arrays, tangents)))
+    ours = jax.jvp(lambda *a: attention(*a, block=16), arrays, tangents)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4 * float(b.abs().max()))
+
+
+def largest(jaxpr):
+    """Most numbers in one array of a jaxpr, nested ones included."""
+    sizes = [int(np.prod(v.aval.shape)) for eqn in jaxpr.eqns for v in eqn.outvars]
+    inner = [getattr(value, "jaxpr", value) for eqn in jaxpr.eqns for value in eqn.params.values()]
+    return max(sizes + [largest(part) for part in inner if hasattr(part, "eqns")], default=0)
+
+
+def test_no_derivative_holds_more_than_a_block_of_weights():
+    heads, tokens, depth, block = 4, 256, 8, 16
+    arrays = random_qkv(heads, tokens, tokens, depth, depth)
+
+    def f(q, k, v):
+        return attention(q, k, v, block=block)
+
+    bound = max(heads * tokens * depth, block * tokens)  # the inputs, or one block of weights
+    linear = jax.linearize(f, *arrays)[1]
+    assert sum(leaf.size for leaf in jax.tree.leaves(linear)) <= 6 * heads * tokens * depth
+    for program in (f, linear, lambda *a: jax.vjp(f, *a)[1](a[0]), lambda *a: jax.linear_transpose(linear, *a)(a[0])):
+        assert largest(jax.make_jaxpr(program)(*arrays).jaxpr) <= bound
+    assert largest(jax.make_jaxpr(plain)(*arrays).jaxpr) == heads * tokens**2  # the measure itself sees such an array
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_lowers_for_accelerators(platform):
+    traced = jax.jit(attention).trace(*random_qkv(2, 64, 64, 8, 8))
+    assert "func.func" in traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (dict(q=(2, 8, 5)), r"attention: expected q \(heads, queries, depth\), .* got \(2, 8, 5\)"),
+        (dict(v=(2, 9, 4)), r"attention: expected q \(heads, queries, depth\)"),
+        (dict(block=0), "block: expected at least 1, got 0"),
+    ],
+)
+def test_bad_input_is_named(change, match):
+    shapes = dict(q=(2, 8, 4), k=(2, 8, 4), v=(2, 8, 4)) | change
+    arrays = [jnp.zeros(shapes[name]) for name in "qkv"]
+    with pytest.raises(ValueError, match=match):
+        attention(*arrays, block=shapes.get("block", 4))
