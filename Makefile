@@ -6,7 +6,7 @@ OUT ?= runs
 # An index to take torch from before everything else, for the CPU build.
 TORCH_INDEX ?=
 
-.PHONY: venv venv-test demo test test-slow lint bench notebooks clean
+.PHONY: venv venv-test demo test lint bench notebooks clean
 
 venv: $(VENV)/ready
 venv-test: $(VENV)/ready-test
@@ -32,9 +32,6 @@ lint: venv-test
 
 test: venv-test lint
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
-
-test-slow: venv-test
-	$(BIN)/python -m pytest --run-slow --numprocesses 2 --dist loadfile
 
 bench: venv-test
 	$(BIN)/python benchmarks/exact_jacobian.py

@@ -5,6 +5,7 @@ An operator has ``size``, ``dtype``, ``mv`` (A v), ``rmv`` (Aᵀ v), ``symmetric
 they cross `jax.jit` boundaries as arguments.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,25 +14,29 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-class Operator:
+class Operator(ABC):
     """What all operators share; a subclass gives ``size``, ``dtype``, ``mv`` and ``rmv``."""
 
     products_per_mv = 1
     is_symmetric = False
 
     @property
+    @abstractmethod
     def size(self) -> int:
-        raise NotImplementedError  # abstract
+        """The dimension d."""
 
     @property
+    @abstractmethod
     def dtype(self) -> Any:
-        raise NotImplementedError  # abstract
+        """Of vectors and products."""
 
+    @abstractmethod
     def mv(self, vector: Float[Array, " d"]) -> Float[Array, " d"]:
-        raise NotImplementedError  # abstract
+        """``A v``."""
 
+    @abstractmethod
     def rmv(self, vector: Float[Array, " d"]) -> Float[Array, " d"]:
-        raise NotImplementedError  # abstract
+        """``Aᵀ v``."""
 
     @property
     def products_per_dense(self) -> int:

@@ -53,8 +53,9 @@ class GaussianMixture(NamedTuple):
 
 def gaussian(mean: Any, factor: Any, variance: float = 0.0) -> GaussianMixture:
     """One Gaussian N(mean, variance I + F Fᵀ), with F of shape (d, r): its own Cholesky factor, or a few directions."""
+    mean, factor = jnp.asarray(mean), jnp.asarray(factor)
     dtype = jnp.promote_types(jnp.result_type(mean, factor), jnp.float32)  # whole numbers would round the variance
-    mean, factor = jnp.asarray(mean, dtype), jnp.asarray(factor, dtype)
+    mean, factor = mean.astype(dtype), factor.astype(dtype)
     return GaussianMixture(jnp.zeros(1, mean.dtype), mean[None], factor[None], jnp.full(1, variance, mean.dtype))
 
 

@@ -1,4 +1,4 @@
-"""Strict JAX, a compilation cache, and `slow` tests only when asked for."""
+"""Strict JAX, a compilation cache, and what tests share."""
 
 import importlib
 import os
@@ -16,18 +16,6 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Parameters are arguments: an array of 256 kB closed over by a compiled function is a mistake (schedules are 8 kB).
 jax.config.update("jax_captured_constants_warn_bytes", 256_000)
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--run-slow", action="store_true", help="also run the tests marked slow")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--run-slow"):
-        return
-    for item in items:
-        if "slow" in item.keywords:
-            item.add_marker(pytest.mark.skip(reason="slow: run with make test-slow"))
 
 
 @pytest.fixture

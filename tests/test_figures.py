@@ -5,6 +5,7 @@ from matplotlib.image import imread
 from jaxmem.diffusion import NoiseSchedule
 from jaxmem.report import mnist
 from jaxmem.report.figures import draw
+from jaxmem.report.tables import _verdict
 from jaxmem.runs import Run
 
 
@@ -62,3 +63,28 @@ def test_unknown_runs_are_named(tmp_path):
         draw(tmp_path / "run")
     with pytest.raises(ValueError, match="expected a run directory"):
         draw(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("general", "memorized", "auc", "copies", "says"),
+    [
+        (30.0, 0.0, 1.0, 1.0, "on the one training image the model memorized"),
+        (30.0, 0.0, 1.0, 0.2, "nearest training image is mostly not the repeated one"),
+        (30.0, 8.0, 1.0, 1.0, "did not memorize it"),
+        (0.9, 30.0, 0.0, 1.0, "did not memorize it"),
+        (1.0, 0.5, 0.5, 1.0, "says nothing about memorization"),
+    ],
+)
+def test_the_verdict_follows_from_the_numbers(general, memorized, auc, copies, says):
+    metrics = {
+        "positive_count": {"0": {"general": {"mean": general}, "memorized": {"mean": memorized}}},
+        "auc_positive_count": {"0": auc},
+        "memorized_are_the_training_image": copies,
+    }
+    assert says in _verdict(metrics, "0", "digit 9")
+
+
+def test_a_run_of_another_version_is_named(tmp_path):
+    Run.open(tmp_path / "run", {}, experiment="mnist").finalise({}, {"eigenvalues": np.zeros((1, 1, 4))})
+    with pytest.raises(ValueError, match=r"expected .* among the results of a mnist run, got none"):
+        draw(tmp_path / "run")

@@ -155,3 +155,12 @@ def test_separable_counts_are_set_by_the_amplitudes():
     spectrum = SeparableScore(SCHEDULE).spectrum(state, np.zeros(d), t)
     assert (spectrum > 0).sum() == positives
     np.testing.assert_allclose(spectrum[0], (1.5**2 - 1) / sigma**2, rtol=1e-5)
+
+
+def test_a_gaussian_of_whole_numbers_keeps_its_variance():
+    assert gaussian([0, 0], [[1], [0]], 0.5).variances.tolist() == [0.5]
+
+
+def test_points_of_another_dimension_are_refused():
+    with pytest.raises(ValueError, match=r"x: expected shape \(3,\), as the data \(4, 3\) have, got \(1,\)"):
+        EmpiricalScore(NoiseSchedule()).spectrum(np.ones((4, 3)), np.ones(1), 5)

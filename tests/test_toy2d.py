@@ -117,6 +117,8 @@ def test_no_memorized_sample_is_an_error_that_says_what_to_do(tmp_path):
         (dict(covariance=((1.0, 2.0), (2.0, 1.0))), "covariance: expected a symmetric positive definite"),
         (dict(num_samples=0), "num_samples: expected at least 2"),
         (dict(field_timestep=1000), "field_timestep: expected 0 to 999"),
+        (dict(point=(float("inf"), 0.0)), "point: expected -1000000 to 1000000, got inf"),
+        (dict(data_seed=2**32), "data_seed: expected 0 to 4294967295"),
         (dict(landing_radius=-0.1), "landing_radius: expected more than 0 and at most 1,000,000, got -0.1"),
     ],
 )

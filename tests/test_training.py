@@ -1,4 +1,5 @@
 import itertools
+import json
 import os
 import signal
 import subprocess
@@ -330,3 +331,22 @@ def test_training_state_is_donated_without_waiting():
     before = _step._cache_size()
     train(score, state, DATA, SCHEDULE, small(second_order="exact", second_order_start=0.5))
     assert _step._cache_size() - before <= 2
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda index: [], "checkpoint.json is missing or damaged"),
+        (lambda index: index | {"recipe": None}, "checkpoint.json is missing or damaged"),
+        (lambda index: index | {"step": "40"}, "checkpoint.json is missing or damaged"),
+        (lambda index: index | {"files": {}}, "is not in its checkpoint.json"),
+    ],
+)
+def test_a_damaged_index_is_named(tmp_path, change, match):
+    score, state = network()
+    config = small(num_steps=40)
+    train(score, state, DATA, SCHEDULE, config, checkpoint_dir=tmp_path)
+    path = tmp_path / "step-00000040" / "checkpoint.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    with pytest.raises(ValueError, match=match):
+        train(score, state, DATA, SCHEDULE, config, checkpoint_dir=tmp_path)

@@ -169,3 +169,9 @@ def test_torch_twin_agrees_in_value_and_jacobian_product(getkey):
             for a, b in zip(ours, theirs, strict=True):
                 b = b.detach().numpy().transpose(1, 2, 0)
                 np.testing.assert_allclose(a, b, atol=2e-5 * np.abs(b).max())  # two float32 programs
+
+
+@pytest.mark.parametrize("cond", [10, -1, jnp.int32(10)])
+def test_classes_that_are_not_there_are_refused(cond):
+    with pytest.raises(ValueError, match="cond: expected a class from 0 to 9, got"):
+        small_unet()(jnp.zeros((12, 8, 1)), 0, cond)
