@@ -1,5 +1,6 @@
 """The command line: parse, call one function, print. JAX loads only when there is work."""
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +10,14 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from jaxmem import __version__
-from jaxmem.config import MNIST_PRESETS, TOY2D_PRESETS, MnistConfig, Toy2dConfig
+from jaxmem.config import (
+    MNIST_PRESETS,
+    TOY2D_PRESETS,
+    GenerateConfig,
+    MnistConfig,
+    SpectrumConfig,
+    Toy2dConfig,
+)
 
 Preset = Literal["small", "paper"]
 
@@ -63,6 +71,49 @@ class Figures:
         _show(self.run)
 
 
+@dataclass(frozen=True)
+class Generate:
+    """Draw images with a Stable Diffusion model, by guided DDIM sampling."""
+
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+    """A diffusers folder, or a hub id such as CompVis/stable-diffusion-v1-4."""
+    config: Annotated[GenerateConfig, tyro.conf.arg(name="")]
+    out: Path
+    """Folder of the run; an unfinished run of the same configuration in it is continued."""
+
+    def __call__(self) -> None:
+        from jaxmem.experiments.stable_diffusion import run_generate
+        from jaxmem.progress import show_progress
+        from jaxmem.stable_diffusion.pipeline import StableDiffusion
+
+        with show_progress() as progress:
+            run_generate(StableDiffusion.load(self.model), self.config, self.out, progress)
+        _show(self.out)
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Extreme eigenvalues of the Hessian of log p_t of a Stable Diffusion model, by Arnoldi or Lanczos."""
+
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+    """A diffusers folder, or a hub id such as CompVis/stable-diffusion-v1-4."""
+    config: Annotated[SpectrumConfig, tyro.conf.arg(name="")]
+    out: Path
+    """Folder of the run; an unfinished run of the same configuration in it is continued."""
+
+    def __call__(self) -> None:
+        from jaxmem.experiments.stable_diffusion import run_spectrum
+        from jaxmem.progress import show_progress
+        from jaxmem.stable_diffusion.pipeline import StableDiffusion
+
+        def say(line: str) -> None:
+            print(line, file=sys.stderr, flush=True)
+
+        with show_progress() as progress:
+            run_spectrum(StableDiffusion.load(self.model), self.config, self.out, progress, say)
+        _show(self.out)
+
+
 def _show(directory: Path) -> None:
     from rich.console import Console
 
@@ -72,7 +123,7 @@ def _show(directory: Path) -> None:
     print_summary(directory, draw(directory), Console())
 
 
-def _parse(arguments: Sequence[str]) -> Toy2d | Mnist | Figures:
+def _parse(arguments: Sequence[str]) -> Toy2d | Mnist | Generate | Spectrum | Figures:
     preset = _preset(arguments)
     # A preset decides the defaults of all other flags, so it is looked up before they are parsed.
     toy2d = TOY2D_PRESETS.get(preset, TOY2D_PRESETS["small"])
@@ -90,6 +141,8 @@ def _parse(arguments: Sequence[str]) -> Toy2d | Mnist | Figures:
     command = tyro.cli(
         tyro.conf.OmitSubcommandPrefixes[  # type: ignore[misc]
             Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
+            | Annotated[Generate, tyro.conf.subcommand("generate")]
+            | Annotated[Spectrum, tyro.conf.subcommand("spectrum")]
             | Annotated[Figures, tyro.conf.subcommand("figures")]
         ],
         prog="jaxmem",
@@ -97,6 +150,16 @@ def _parse(arguments: Sequence[str]) -> Toy2d | Mnist | Figures:
         description="Memorization in diffusion models, by the eigenvalues of the Hessian of the learned log density.",
     )
     return command.experiment if isinstance(command, Reproduce) else command
+
+
+def _keep_compiled_programs() -> None:
+    """Keep what JAX compiles on disk: the next start of a command finds it (JAX_COMPILATION_CACHE_DIR says where)."""
+    # XLA logs an error for each program it loads whose tuning hints are no processor features; it says nothing else
+    # there that Python does not raise.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jaxmem" / "compiled"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
 def _without_out(command: type[Any], config: Any) -> Any:
@@ -124,7 +187,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"jaxmem {__version__}")
         return 0
     try:
-        _parse(arguments)()
+        command = _parse(arguments)
+        _keep_compiled_programs()
+        command()
     except KeyboardInterrupt:
         print("\nInterrupted. Nothing finished is lost: the same command continues the run.", file=sys.stderr)
         return 130

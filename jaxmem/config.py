@@ -175,6 +175,44 @@ class MnistConfig:
         _at_least("num_memorized_samples", self.num_memorized_samples, self.num_analysed)
 
 
+@dataclass(frozen=True)
+class GenerateConfig:
+    """Images of prompts by guided DDIM sampling."""
+
+    prompt: tuple[str, ...]  # one or more; each is one image
+    negative_prompt: str = ""  # what guidance leads away from
+    guidance: float = 7.5  # diffusers' default
+    ddim_steps: int = 50  # diffusers' default, and the paper's
+    seed: int = 0  # of the starting noise: image i starts from fold_in(key(seed), i)
+
+    def __post_init__(self) -> None:
+        if not self.prompt:
+            raise ValueError("prompt: expected at least one text, got none")
+        _in_range("guidance", self.guidance, 0, 1000)
+        _in_range("ddim_steps", self.ddim_steps, 1, 1000)
+        _in_range("seed", self.seed, 0, _LAST_SEED)
+
+
+@dataclass(frozen=True)
+class SpectrumConfig(GenerateConfig):
+    """Extreme eigenvalues of the Hessian of log p_t(x_t | prompt), at the x_t of guided DDIM sampling."""
+
+    timestep: int | None = None  # one that the DDIM steps visit; by default the first, where x_t is the noise itself
+    unconditional: bool = False  # also of log p_t(x_t), without a prompt, at the same points
+    method: Literal["arnoldi", "lanczos"] = "arnoldi"  # of J, one product a step; of its symmetric part, two
+    num_steps: int = 20  # Krylov steps
+    batch: int = 1  # points whose products go through the network together
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.method not in ("arnoldi", "lanczos"):
+            raise ValueError(f"method: expected 'arnoldi' or 'lanczos', got {self.method!r}")
+        _at_least("num_steps", self.num_steps, 1)
+        _at_least("batch", self.batch, 1)
+        if self.timestep is not None:
+            _in_range("timestep", self.timestep, 0, 999)
+
+
 def _at_least(name: str, value: int | float, low: int | float) -> None:
     if not value >= low:
         raise ValueError(f"{name}: expected at least {low}, got {value}")

@@ -217,16 +217,17 @@ def _batched_step(score: Any, state: Any, x: Array, t: Array, cond: Any, scales:
 
 
 def ddim_path(
-    sampler: DDIM, score: Any, state: Any, noise: Shaped[Array, "n *shape"], cond: Any = None
+    sampler: DDIM, score: Any, state: Any, noise: Shaped[Array, "n *shape"], cond: Any = None, *, first: int = 0
 ) -> Iterator[tuple[int, Float[Array, "n *shape"]]]:
     """Yield ``(t, x_t)`` before each step and ``(-1, x_0)`` at the end, for a batch of starting noises.
 
     ``cond`` is any pytree whose leaves have the batch as leading axis, or None. The loop runs in Python, so the caller
-    keeps what it wants and can show progress; one compiled step serves every timestep.
+    keeps what it wants and can show progress; one compiled step serves every timestep. With ``first`` steps already
+    done, ``noise`` is the x_t they ended at.
     """
     _refuse_whole_numbers("noise", noise)
     x = noise
-    for t, scales in zip(sampler.timesteps, sampler.scales(), strict=True):
+    for t, scales in zip(sampler.timesteps[first:], sampler.scales()[first:], strict=True):
         yield int(t), x
         x = _batched_step(score, state, x, jnp.asarray(t, jnp.int32), cond, jnp.asarray(scales, x.dtype), sampler.clip)
     yield -1, x

@@ -21,7 +21,7 @@ class ScoreJacobian(Operator):
     of the parameters is not copied: the residuals that *are* parameters are put back from ``state``.
     """
 
-    def __init__(self, value: Array, state: Any, residuals: tuple[Array, ...], layout: "_Layout") -> None:
+    def __init__(self, value: Any, state: Any, residuals: tuple[Any, ...], layout: "_Layout") -> None:
         self.value = value  #: the score at the point, shaped like x
         self._state, self._residuals, self._layout = state, residuals, layout
 
@@ -42,6 +42,11 @@ class ScoreJacobian(Operator):
     def rmv(self, vector: Float[Array, " d"]) -> Float[Array, " d"]:
         (cotangent,) = jax.linear_transpose(self._linear, self.value)(vector.reshape(self.value.shape))
         return cotangent.reshape(-1)
+
+    @property
+    def axes(self) -> "ScoreJacobian":
+        """What `jax.vmap` takes as ``in_axes`` for operators made by `batch_jacobian`."""
+        return ScoreJacobian(0, None, (0,) * len(self._residuals), self._layout)
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], "_Layout"]:
         return (self.value, self._state, self._residuals), self._layout
@@ -120,6 +125,47 @@ def score_jacobian(
     check_score(score, state, x, t, cond)
     t = jnp.asarray(t, jnp.result_type(t))  # a Python number is weakly typed otherwise: another program
     value, residuals = _linearise(score, state, x, t, cond, precision)
+    return ScoreJacobian(value, state, residuals.arrays, residuals.layout)
+
+
+@partial(jax.jit, static_argnames=("score", "precision"))
+def linearise_points(
+    score: Score, state: Any, x: Array, t: Array, cond: Any, precision: str = "highest"
+) -> tuple[Array, _Residuals]:
+    """What `batch_jacobian` compiles: the scores at n points, and what their linear maps need beside the parameters."""
+    return jax.vmap(lambda x, t, cond: _linearise(score, state, x, t, cond, precision))(x, t, cond)
+
+
+def batch_jacobian(
+    score: Score, state: Any, x: Any, t: Any, cond: Any = None, *, precision: str = "highest"
+) -> ScoreJacobian:
+    """Linearise a score at n points together: their Jacobians as one stack, for `jax.vmap`.
+
+    x, t and the leaves of cond have the points as leading axis; for a conditional and an unconditional score, repeat x
+    and stack the conditions. Products of all points go through the network together::
+
+        operators = batch_jacobian(score, state, x, t, cond)
+        products = jax.vmap(lambda A, v: A.mv(v), (operators.axes, 0))(operators, vectors)
+
+    The parameters are held once. Everything else is n times what one point needs.
+
+    Raises:
+        ValueError: as `score_jacobian`, or if leading axes disagree.
+    """
+    x, t = jnp.asarray(x), jnp.asarray(t, jnp.result_type(t))
+    shapes = [jnp.shape(leaf)[:1] for leaf in jax.tree.leaves((t, cond))]
+    if x.ndim < 1 or x.shape[0] < 1 or any(shape != x.shape[:1] for shape in shapes):
+        raise ValueError(
+            f"x, t, cond: expected the points as leading axis of each, at least one, got shapes {x.shape}, {t.shape}"
+            f" and {[jnp.shape(leaf) for leaf in jax.tree.leaves(cond)]}"
+        )
+    check_score(score, state, *jax.tree.map(lambda leaf: leaf[0], (x, t, cond)))
+    value, residuals = linearise_points(score, state, x, t, cond, precision)
+    return assemble(state, value, residuals)
+
+
+def assemble(state: Any, value: Array, residuals: _Residuals) -> ScoreJacobian:
+    """The operator of the results of `linearise_points`."""
     return ScoreJacobian(value, state, residuals.arrays, residuals.layout)
 
 

@@ -56,9 +56,34 @@ def begin(start: Float[Array, " d"], max_steps: int) -> Factorization:
     )
 
 
-def _step(mv: Callable[[Array], Array], symmetric: bool, tolerance: float, f: Factorization) -> Factorization:
+def next_vector(factorization: Factorization) -> Float[Array, " d"]:
+    """The basis vector that the next step multiplies."""
+    return factorization.basis[factorization.num_steps]
+
+
+def absorb(
+    factorization: Factorization,
+    product: Float[Array, " d"],
+    *,
+    symmetric: bool,
+    tolerance: float | None = None,
+) -> Factorization:
+    """One step, given ``A next_vector(factorization)``: for loops on the host, with products of their own.
+
+    ``tolerance`` is that of `extend`, and so is what happens; a factorisation that is full or closed stays as it is.
+    """
+    tolerance = _tolerance(factorization, tolerance)
+    going = may_go_on(factorization, factorization.hessenberg.shape[1])
+    after = _absorb(factorization, product, symmetric, tolerance)
+    return jax.tree.map(lambda new, old: jnp.where(going, new, old), after, factorization)
+
+
+def _tolerance(factorization: Factorization, tolerance: float | None) -> float:
+    return 20 * float(jnp.finfo(factorization.basis.dtype).eps) if tolerance is None else tolerance
+
+
+def _absorb(f: Factorization, product: Array, symmetric: bool, tolerance: float) -> Factorization:
     k, basis = f.num_steps, f.basis
-    product = mv(basis[k])
     scale = jnp.maximum(f.scale, scaled_norm(product))
 
     # Classical Gram-Schmidt twice: as orthogonal as rounding allows, and two matrix-vector products instead of k dots.
@@ -108,13 +133,15 @@ def extend(
     closed space goes on into the direction that rounding left, which is as good as random: the way to all d
     eigenvalues, multiplicities included, with d steps.
     """
-    if tolerance is None:
-        tolerance = 20 * float(jnp.finfo(factorization.basis.dtype).eps)
+    tolerance = _tolerance(factorization, tolerance)
     room = factorization.hessenberg.shape[1]
+
+    def step(f: Factorization) -> Factorization:
+        return _absorb(f, mv(next_vector(f)), symmetric, tolerance)
 
     def body(_: Any, f: Factorization) -> Factorization:
         # Outside vmap a finished factorisation really skips its products; under vmap they are masked.
-        return jax.lax.cond(may_go_on(f, room), lambda f: _step(mv, symmetric, tolerance, f), lambda f: f, f)
+        return jax.lax.cond(may_go_on(f, room), step, lambda f: f, f)
 
     return jax.lax.fori_loop(0, num_steps, body, factorization)
 

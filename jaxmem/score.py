@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, get_args
 
+import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -46,6 +47,21 @@ def bind(module: nnx.Module, schedule: NoiseSchedule, prediction: str) -> tuple[
         raise ValueError(f"prediction: expected one of {get_args(Prediction)}, got {prediction!r}")
     graphdef, state = nnx.split(module)
     return NetworkScore(graphdef, schedule, prediction), state
+
+
+@dataclass(frozen=True)
+class GuidedScore:
+    """The score under classifier-free guidance, ``uncond + scale (cond - uncond)``.
+
+    Its condition is a pytree whose leaves have the condition and its absence as leading axis of two.
+    """
+
+    score: Score
+    scale: float
+
+    def __call__(self, state: Any, x: Float[Array, "*shape"], t: Any, cond: Any) -> Float[Array, "*shape"]:
+        both = jax.vmap(lambda cond: self.score(state, x, t, cond))(cond)
+        return ScorePair(both[0], both[1]).guided(self.scale)
 
 
 class ScorePair(NamedTuple):

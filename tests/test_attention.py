@@ -56,6 +56,71 @@ def test_derivatives_are_those_of_the_plain_formula(heads, queries, keys, depth,
     np.testing.assert_allclose(batched[1], 2 * expected, atol=2e-4 * scale)
 
 
+def test_batches_of_points_and_of_tangents(getkey):
+    """Under vmap points become heads, and tangents of one point share its weights; both in either order."""
+    qkv = [jax.random.normal(key, (3, 2, 10, 4)) for key in jax.random.split(getkey(), 3)]
+    tangents = [jax.random.normal(key, (5, 3, 2, 10, 4)) for key in jax.random.split(getkey(), 3)]
+
+    def products(f, q, k, v, tangents):
+        linear = jax.linearize(f, q, k, v)[1]
+        transposed = jax.linear_transpose(linear, q, k, v)
+        return jax.vmap(linear)(*tangents), jax.vmap(transposed)(tangents[0])
+
+    def blockwise(q, k, v):
+        return attention(q, k, v, block=4)
+
+    at = (0, 0, 0, 1)
+    ours = jax.vmap(lambda *a: products(blockwise, *a), at)(*qkv, tangents)
+    theirs = jax.vmap(lambda *a: products(plain, *a), at)(*qkv, tangents)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5 * np.abs(b).max())  # two float32 programs
+    # Only q varies from point to point, as when several latents share a prompt.
+    shared = jax.vmap(lambda q: blockwise(q, qkv[1][0], qkv[2][0]))(qkv[0])
+    expected = jax.vmap(lambda q: plain(q, qkv[1][0], qkv[2][0]))(qkv[0])
+    np.testing.assert_allclose(shared, expected, atol=1e-5)
+
+
+def test_derivatives_of_derivatives(getkey, x64):
+    """What second-order score matching and its training need, against the plain formula in float64."""
+    arrays = tuple(jax.random.normal(key, (2, 6, 4), jnp.float64) for key in jax.random.split(getkey(), 3))
+    v = tuple(jax.random.normal(key, (2, 6, 4), jnp.float64) for key in jax.random.split(getkey(), 3))
+
+    def loss(f, *arrays):  # of a product, as in the sliced loss
+        return jnp.sum(jnp.sin(jax.jvp(f, arrays, v)[1]))
+
+    def energy(f, *arrays):
+        return jnp.sum(jnp.sin(f(*arrays)))
+
+    def programs(f):
+        yield jax.grad(lambda *a: loss(f, *a), (0, 1, 2))(*arrays)  # reverse over forward
+        gradient = jax.grad(lambda *a: energy(f, *a), (0, 1, 2))
+        yield jax.jvp(gradient, arrays, v)[1]  # forward over reverse
+        yield jax.grad(lambda *a: jnp.sum(jnp.cos(gradient(*a)[1])), (0, 1, 2))(*arrays)  # reverse over reverse
+        yield jax.jvp(lambda *a: jax.jvp(f, a, v)[1], arrays, v)[1]  # forward over forward
+        yield jax.vmap(lambda s: jax.grad(lambda *a: loss(f, *a))(s * arrays[0], *arrays[1:]))(jnp.array([0.5, 2.0]))
+
+    for ours, theirs in zip(programs(lambda *a: attention(*a, block=4)), programs(plain), strict=True):
+        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11)
+
+
+def test_constant_queries_keys_and_values(getkey):
+    """Tangents and cotangents of some arguments only: cross-attention has constant keys and values."""
+    arrays = random_qkv(2, 6, 5, 4, 3)
+    for i in range(3):
+
+        def only(f, x, i=i):
+            return f(*(x if j == i else array for j, array in enumerate(arrays)))
+
+        linear, expected = (jax.linearize(lambda x, f=f: only(f, x), arrays[i])[1] for f in (attention, plain))
+        tangent = jnp.cos(arrays[i])
+        scale = float(jnp.abs(expected(tangent)).max())
+        np.testing.assert_allclose(linear(tangent), expected(tangent), atol=1e-4 * scale)
+        u = jnp.cos(expected(tangent))
+        ours, theirs = (jax.linear_transpose(f, arrays[i])(u)[0] for f in (linear, expected))
+        np.testing.assert_allclose(ours, theirs, atol=1e-4 * float(jnp.abs(theirs).max()))
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, at its first forward-mode product
 def test_value_and_jvp_are_torchs(torch):
     arrays, tangents = random_qkv(2, 50, 77, 8, 8), random_qkv(2, 50, 77, 8, 8, seed=1)
@@ -84,7 +149,7 @@ def test_no_derivative_holds_more_than_a_block_of_weights():
     def f(q, k, v):
         return attention(q, k, v, block=block)
 
-    bound = max(heads * tokens * depth, block * tokens)  # the inputs, or one block of weights
+    bound = max(heads * tokens * 2 * depth, block * tokens)  # the inputs (keys beside their tangents), or one block
     linear = jax.linearize(f, *arrays)[1]
     # Kept for later: q, k and v, and whatever equals them after a reshape; the weights alone would be 32 times one.
     assert sum(leaf.size for leaf in jax.tree.leaves(linear)) <= 6 * heads * tokens * depth

@@ -112,3 +112,31 @@ def test_lowers_for_accelerators_with_the_callers_precision(arrays, platform):
         lowered = jax.jit(jax.vmap(conv3x3, (0, None))).trace(arrays[0][None], arrays[1])
     text = lowered.lower(lowering_platforms=(platform,)).as_text()
     assert "precision HIGHEST" in text
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "batch"), [(8, 8, 1), (7, 8, 1), (7, 7, 1), (16, 16, 1), (4, 8, 2), (8, 8, 3)]
+)
+def test_small_images_with_many_features(rows, columns, batch, getkey):
+    """The matrix product that the CPU runs instead, its row padding (49 to 64 pixels) and its transpose."""
+    x = jax.random.normal(getkey(), (batch, rows, columns, 520))
+    kernel = jax.random.normal(getkey(), (3, 3, 520, 512)) / 70
+
+    def together(convolve):
+        def linear(x, kernel):
+            return jax.vmap(lambda x: convolve(x, kernel))(x)
+
+        y = linear(x, kernel)
+        transposed = jax.linear_transpose(lambda x: linear(x, kernel), x)
+        return y, transposed(jnp.cos(y))[0], jax.jit(jax.vmap(linear, (0, None)))(x[None], kernel)[0]
+
+    for ours, theirs in zip(together(conv3x3), together(xla), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5 * np.abs(theirs).max())  # float32 sums of 4,680 products
+
+
+def test_only_the_cpu_gets_the_matrix_product():
+    shapes = jax.ShapeDtypeStruct((8, 8, 520), jnp.float32), jax.ShapeDtypeStruct((3, 3, 520, 512), jnp.float32)
+    traced = jax.jit(conv3x3).trace(*shapes)
+    for platform, convolves in (("cpu", False), ("cuda", True), ("tpu", True)):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert ("stablehlo.convolution" in text) == convolves

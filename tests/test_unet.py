@@ -168,7 +168,8 @@ def test_torch_twin_agrees_in_value_and_jacobian_product(getkey):
             ours, theirs = (y, dy), torch.func.jvp(f, (inputs[0],), (inputs[1],))
             for a, b in zip(ours, theirs, strict=True):
                 b = b.detach().numpy().transpose(1, 2, 0)
-                np.testing.assert_allclose(a, b, atol=2e-5 * np.abs(b).max())  # two float32 programs
+                # Two float32 programs; the random network cancels large numbers at t = 0: 2.4e-5 was seen on one CPU.
+                np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max())
 
 
 @pytest.mark.parametrize("cond", [10, -1, jnp.int32(10)])

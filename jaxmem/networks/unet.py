@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxmem.diffusion import NoiseSchedule
 from jaxmem.networks.convolution import conv3x3
+from jaxmem.networks.normalization import normalise
 
 
 def fold(x: Float[Array, "height width features"], patch: int) -> Float[Array, "rows columns folded"]:
@@ -39,21 +40,6 @@ class Conv3x3(nnx.Module):
 
     def __call__(self, x: Float[Array, "rows columns features"]) -> Float[Array, "rows columns out"]:
         return conv3x3(x, self.kernel[...]) + self.bias[...][None, None]
-
-
-def normalise(x: Float[Array, "rows columns features"], groups: int) -> Float[Array, "rows columns features"]:
-    """Zero mean and unit variance over (rows, columns, features of a group), epsilon 1e-5.
-
-    The variance takes two passes: E[x²] − E[x]² loses digits in float32, and its derivatives more of them. Means are
-    taken over pixels first and over a group's features after: XLA's CPU code for one reduction of a 4-D view is slower.
-    """
-
-    def mean(values: Float[Array, "rows columns features"]) -> Float[Array, "1 1 features"]:
-        by_group = values.mean((0, 1)).reshape(groups, -1)
-        return jnp.broadcast_to(by_group.mean(1, keepdims=True), by_group.shape).reshape(1, 1, -1)
-
-    centred = x - mean(x)
-    return centred * jax.lax.rsqrt(mean(centred * centred) + 1e-5)
 
 
 class GroupNorm(nnx.Module):

@@ -2,10 +2,15 @@
 
 from pathlib import Path
 
-from jaxmem.report import mnist, toy2d
+from jaxmem.report import mnist, stable_diffusion, toy2d
 from jaxmem.runs import Run
 
-DRAWERS = {"toy2d": toy2d.draw, "mnist": mnist.draw}
+DRAWERS = {
+    "toy2d": toy2d.draw,
+    "mnist": mnist.draw,
+    "generate": stable_diffusion.draw_images,
+    "spectrum": stable_diffusion.draw_spectrum,
+}
 
 
 def draw(directory: str | Path) -> list[Path]:
@@ -19,7 +24,7 @@ def draw(directory: str | Path) -> list[Path]:
     if experiment not in DRAWERS:
         raise ValueError(
             f"{directory}: expected a run of one of {sorted(DRAWERS)}, got {experiment!r} as the experiment of its"
-            f" manifest; figures are drawn for `jaxmem reproduce` runs"
+            f" manifest"
         )
     try:
         return DRAWERS[experiment](run.spectra(), run.metrics(), run.directory / "figures")

@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from jaxmem.runs import Run
 
@@ -13,7 +14,8 @@ def print_summary(directory: Path, figures: list[Path], console: Console) -> Non
     """Print the table of a finished run, what it means in plain words, and where its figures are."""
     run = Run.read(directory)
     metrics, config = run.metrics(), run.manifest["config"]
-    {"mnist": _mnist, "toy2d": _toy2d}[run.manifest["experiment"]](metrics, config, console)
+    printers = {"mnist": _mnist, "toy2d": _toy2d, "generate": _generate, "spectrum": _spectrum}
+    printers[run.manifest["experiment"]](metrics, config, console)
     minutes = metrics["wall_seconds"]["total"] / 60
     console.print(f"\n{metrics['num_products']:,} Jacobian products; {minutes:.1f} minutes in all. Figures:")
     for path in figures:
@@ -97,4 +99,38 @@ def _toy2d(metrics: dict[str, Any], config: dict[str, Any], console: Console) ->
         f" which is {share:.1%} of the data. On the path to it the exact Hessian falls to −I/σ²: a sharp isolated peak;"
         f" the learned one is {metrics['hessian_rel_error']['20']['memorized']:.0%} off at t = 20. On the path to the"
         " Gaussian the exact eigenvalues stay near those of the Gaussian."
+    )
+
+
+def _generate(metrics: dict[str, Any], config: dict[str, Any], console: Console) -> None:
+    count = len(metrics["prompts"])
+    console.print(
+        f"{count} image{'s' if count > 1 else ''} by {config['ddim_steps']} DDIM steps with guidance"
+        f" {config['guidance']:g}, seed {config['seed']}."
+    )
+
+
+def _spectrum(metrics: dict[str, Any], config: dict[str, Any], console: Console) -> None:
+    title = (
+        f"Ritz values of the Hessian of log p_t at t = {metrics['timestep']} (sigma {metrics['sigma']:.4f}),"
+        f" {metrics['method']}, dimension {metrics['dimension']:,}; ± is the residual"
+    )
+    table = Table(title=title)
+    for name in ("image", "prompt", "largest", "smallest", "above 0", "asymmetry"):
+        table.add_column(name, justify="left" if name == "prompt" else "right")
+    for point in metrics["points"]:
+        largest = f"{point['largest'][0]:.4g} ± {point['largest_residuals'][0]:.1g}"
+        smallest = f"{point['smallest'][-1]:.4g} ± {point['smallest_residuals'][-1]:.1g}"
+        words = Text(point["prompt"]) if point["kind"] == "conditional" else Text("(no prompt)", style="italic")
+        positive = f"{point['num_positive_ritz_values']} of {point['num_ritz_values']}"
+        table.add_row(str(point["image"]), words, largest, smallest, positive, f"{point['asymmetry']:.1%}")
+    console.print(table)
+    exact = (
+        "of the symmetric part ½(J + Jᵀ), which has at least as many positive eigenvalues as Ritz values above 0"
+        if config["method"] == "lanczos"
+        else "of J itself, which is not exactly symmetric: to bound the number of positive eigenvalues use lanczos"
+    )
+    console.print(
+        f"They are {exact}. A true Hessian has no eigenvalue below -1/sigma² = {metrics['lower_bound']:.4g}; a learned"
+        " one may. 'Above 0' leaves out what rounding could have made."
     )

@@ -1,0 +1,299 @@
+"""Images of a Stable Diffusion model, and spectra of its score, as runs: resumable step by step."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmem import memory
+from jaxmem.config import GenerateConfig, SpectrumConfig
+from jaxmem.diffusion import ddim_path
+from jaxmem.experiments.stages import timed, wall_seconds
+from jaxmem.krylov import Factorization, Status, begin
+from jaxmem.progress import Progress, silent
+from jaxmem.runs import Run
+from jaxmem.score import GuidedScore
+from jaxmem.spectra.result import rounding_noise
+from jaxmem.spectra.ritz import ritz_pairs
+from jaxmem.spectra.stepwise import Programs, advance, compile_programs, measure
+from jaxmem.stable_diffusion.pipeline import StableDiffusion
+
+Say = Callable[[str], None]  # shows one line to whoever waits
+
+
+def _quiet(line: str) -> None:
+    """Show nothing."""
+
+
+def run_generate(
+    model: StableDiffusion, config: GenerateConfig, out: str | Path, progress: Progress = silent
+) -> dict[str, Any]:
+    """Generate one image per prompt and return the metrics; the images are in the run's ``images/`` folder.
+
+    Raises:
+        ValueError: the folder holds another run, or there is too little memory.
+        OSError: the folder cannot be written.
+    """
+    run = Run.open(out, asdict(config), experiment="generate", model=_identity(model), dtype="float32")
+    if run.finished:
+        return run.metrics()
+    with timed(run, "sample"):
+        latents = sample(model, config, run, config.ddim_steps, progress)
+    with timed(run, "decode"):
+        images = model.decode(jnp.asarray(latents))
+    arrays = {"latents": latents, "images": images}
+    run.finalise({"prompts": list(config.prompt), "wall_seconds": wall_seconds(run), "num_products": 0}, arrays)
+    return run.metrics()
+
+
+def _identity(model: StableDiffusion) -> dict[str, str]:
+    parameters = sum(component.float32_bytes for component in model.components.values())
+    memory.require(parameters, "the parameters of the model", "close other programs, or use a larger machine")
+    return {"name": model.name, "sha256": model.fingerprint()}
+
+
+def starting_noise(model: StableDiffusion, config: GenerateConfig) -> jax.Array:
+    """Image i starts from ``fold_in(key(seed), i)``, whatever the other prompts are."""
+    keys = [jax.random.fold_in(jax.random.key(config.seed), i) for i in range(len(config.prompt))]
+    return jnp.stack([jax.random.normal(key, model.latent_shape) for key in keys])
+
+
+def sample(
+    model: StableDiffusion, config: GenerateConfig, run: Run, stop: int, progress: Progress = silent
+) -> np.ndarray:
+    """The latents after ``stop`` steps of guided DDIM, one prompt after another; every step is kept."""
+    noise = np.asarray(starting_noise(model, config))
+    if stop == 0:
+        return noise
+    total = stop * len(config.prompt)
+    score, sampler = GuidedScore(model.score, config.guidance), model.sampler(config.ddim_steps)
+    embedded = model.embed([*config.prompt, config.negative_prompt])
+    latents = []
+    for i, x in enumerate(noise):
+        keys = [f"sample-{i:03d}-{step:04d}" for step in range(1, stop + 1)]
+        first = sum(run.done(key) for key in keys)
+        if first:
+            x = run.load(keys[first - 1])
+        progress("sample", i * stop + first, total)
+        cond = jnp.stack([embedded[i], embedded[-1]])[None]
+        path = ddim_path(sampler, score, model.state, jnp.asarray(x)[None], cond, first=first)
+        next(path)  # where we are
+        for step in range(first, stop):
+            x = np.asarray(next(path)[1])[0]
+            run.save(keys[step], x)
+            run.append({"key": keys[step]})
+            progress("sample", i * stop + step + 1, total)
+        latents.append(x)
+    return np.stack(latents)
+
+
+def run_spectrum(
+    model: StableDiffusion,
+    config: SpectrumConfig,
+    out: str | Path,
+    progress: Progress = silent,
+    say: Say = _quiet,
+) -> dict[str, Any]:
+    """Ritz values of the score's Jacobian at each prompt's x_t, and the metrics; see `SpectrumConfig`.
+
+    ``say`` gets the memory that the run needs, before it starts.
+
+    Raises:
+        ValueError: the timestep is not visited, there are more steps than dimensions, the folder holds another run, or
+            there is too little memory.
+        OSError: the folder cannot be written.
+    """
+    visited = model.sampler(config.ddim_steps).timesteps.tolist()
+    timestep = visited[0] if config.timestep is None else config.timestep
+    if timestep not in visited:
+        near = model.sampler(config.ddim_steps).nearest([timestep])[0]
+        raise ValueError(
+            f"timestep: expected one that {config.ddim_steps} DDIM steps visit ({visited[-1]} to {visited[0]} in steps"
+            f" of {visited[-2] - visited[-1] if len(visited) > 1 else 0}), got {timestep}; the nearest is {near}"
+        )
+    size = int(np.prod(model.latent_shape))
+    if config.num_steps > size:
+        raise ValueError(f"num_steps: expected 1 to {size} (the size of a latent), got {config.num_steps}")
+    run = Run.open(out, asdict(config), experiment="spectrum", model=_identity(model), dtype="float32")
+    if run.finished:
+        return run.metrics()
+    points = [(i, kind) for i in range(len(config.prompt)) for kind in ("conditional", "unconditional")]
+    if not config.unconditional:
+        points = points[::2]
+    programs = _compile(model, config, min(config.batch, len(points)), say)
+    with timed(run, "sample"):
+        latents = sample(model, config, run, visited.index(timestep), progress)
+    with timed(run, "spectra"):
+        arrays = _analyse(model, config, run, programs, latents, points, timestep, progress)
+    arrays |= {"latents": latents, "timestep": np.full(len(points), timestep)}
+    metrics = _summary(model, config, arrays, points, timestep)
+    run.finalise(metrics | {"wall_seconds": wall_seconds(run)}, arrays)
+    return run.metrics()
+
+
+def _compile(model: StableDiffusion, config: SpectrumConfig, batch: int, say: Say) -> Programs:
+    """Compile for one batch of points; say what it takes, and refuse what does not fit."""
+    tokens = model.text_encoder_config.max_position_embeddings
+    shapes = (
+        jax.ShapeDtypeStruct((batch, *model.latent_shape), jnp.float32),
+        jax.ShapeDtypeStruct((batch,), jnp.int32),
+        jax.ShapeDtypeStruct((batch, tokens, model.unet_config.cross_attention_dim), jnp.float32),
+    )
+    programs = compile_programs(model.score, model.state, *shapes, symmetric=config.method == "lanczos")
+    basis = 3 * 4 * batch * (config.num_steps + 1) * int(np.prod(model.latent_shape))  # old, new, and one in between
+    needed = programs.peak_bytes + basis
+    say(
+        f"memory: {memory.gigabytes(programs.parameter_bytes)} of parameters are there;"
+        f" {memory.gigabytes(programs.peak_bytes)} for linearisation and products of {batch} point(s) at once,"
+        f" {memory.gigabytes(basis)} for the Krylov basis, of {memory.gigabytes(memory.available_bytes())} free"
+    )
+    memory.require(needed, "the spectrum", "take a smaller --batch or --num-steps, or another --method")
+    return programs
+
+
+def _analyse(
+    model: StableDiffusion,
+    config: SpectrumConfig,
+    run: Run,
+    programs: Programs,
+    latents: np.ndarray,
+    points: list[tuple[int, str]],
+    timestep: int,
+    progress: Progress,
+) -> dict[str, np.ndarray]:
+    embedded = model.embed([*config.prompt, ""])
+    symmetric = config.method == "lanczos"
+    size, batch = latents[0].size, min(config.batch, len(points))
+    results: list[dict[str, np.ndarray]] = []
+    total = len(points) * config.num_steps
+    for number, first in enumerate(range(0, len(points), batch)):
+        # The last batch is filled up by repeating a point, so that one program serves all.
+        chosen = [points[min(i, len(points) - 1)] for i in range(first, first + batch)]
+        keep = min(batch, len(points) - first)
+        x = jnp.asarray(np.stack([latents[i] for i, _ in chosen]))
+        cond = jnp.stack([embedded[i if kind == "conditional" else -1] for i, kind in chosen])
+        keys = [jax.random.fold_in(jax.random.key(config.seed), 1000 + i) for i, _ in chosen]
+        starts = jnp.stack([jax.random.normal(key, (size,)) for key in keys])
+        operators = programs.operators(model.state, x, jnp.full(batch, timestep, jnp.int32), cond)
+
+        if not run.done(f"measure-{number:03d}"):
+            found = measure(programs, operators, starts)
+            run.save(f"measure-{number:03d}", np.stack([found.noise, found.asymmetry]))
+            run.append({"key": f"measure-{number:03d}", "products": found.num_products * keep})
+        noise, asymmetry = run.load(f"measure-{number:03d}")
+
+        f = jax.vmap(partial(begin, max_steps=config.num_steps))(starts)
+        done = 0
+        while run.done(f"krylov-{number:03d}-{done + 1:04d}"):
+            done += 1
+            f = _restore(f, run.load(f"krylov-{number:03d}-{done:04d}"))
+
+        def on_step(f: Factorization, number: int = number, first: int = first, keep: int = keep) -> None:
+            step = int(np.max(f.num_steps))
+            key = f"krylov-{number:03d}-{step:04d}"
+            run.save(key, _pack(f))
+            run.append({"key": key, "products": keep * (2 if symmetric else 1)})
+            progress("products", first * config.num_steps + step * keep, total)
+
+        progress("products", first * config.num_steps + done * keep, total)
+        f = jax.device_get(advance(programs, operators, f, on_step))
+        if np.max(f.num_steps) < config.num_steps:  # all spaces closed early
+            progress("products", (first + keep) * config.num_steps, total)
+        results += [
+            _ritz(jax.tree.map(lambda leaf, i=i: leaf[i], f), config, noise[i], asymmetry[i]) for i in range(keep)
+        ]
+    return {name: np.stack([result[name] for result in results]) for name in results[0]}
+
+
+def _pack(f: Factorization) -> np.ndarray:
+    """What the last step added, (points, d + m + 4): the next basis vector, its column, and three numbers."""
+    f = jax.device_get(f)
+    rows = np.arange(len(f.num_steps))
+    columns = f.hessenberg[rows, :, np.maximum(f.num_steps - 1, 0)]
+    return np.concatenate(
+        [f.basis[rows, f.num_steps], columns, np.stack([f.scale, f.num_steps, f.status], 1)], 1, dtype=f.basis.dtype
+    )
+
+
+def _restore(f: Factorization, packed: np.ndarray) -> Factorization:
+    """The factorisation after the step that `_pack` kept, from the one before it."""
+    f = jax.tree.map(np.array, jax.device_get(f))
+    size = f.basis.shape[2]
+    scale, steps, status = packed[:, -3:].T
+    for i, k in enumerate(steps.astype(int)):
+        if k > f.num_steps[i]:
+            f.basis[i, k] = packed[i, :size]
+            f.hessenberg[i, :, k - 1] = packed[i, size:-3]
+    return f._replace(scale=scale, num_steps=steps.astype(np.int32), status=status.astype(np.int32))
+
+
+def _ritz(f: Factorization, config: SpectrumConfig, noise: float, asymmetry: float) -> dict[str, np.ndarray]:
+    """Ritz values and residuals of one point, NaN after an early end, with what is known of their error."""
+    symmetric = config.method == "lanczos"
+    if f.status == Status.NONFINITE:
+        raise ValueError(
+            f"score: product {int(f.num_steps) + 1} holds NaN or infinity; check the weights and the timestep"
+        )
+    pairs = ritz_pairs(f, symmetric=symmetric)
+    steps = len(pairs.values)
+    bound = float(rounding_noise(noise, steps, f.scale, pairs.orthogonality_loss))
+    if not symmetric:  # of J on the Krylov space, the part of it that was seen
+        projected = np.asarray(f.hessenberg[:steps, :steps], np.float64)
+        asymmetry = float(np.linalg.norm(projected - projected.T) / np.linalg.norm(projected))
+    values = np.full(config.num_steps, np.nan, pairs.values.dtype)
+    residuals = np.full(config.num_steps, np.nan)
+    values[:steps], residuals[:steps] = pairs.values, np.maximum(pairs.residuals, bound)
+    return {
+        "eigenvalues": values,
+        "residuals": residuals,
+        "noise": np.asarray(bound),
+        "asymmetry": np.asarray(asymmetry),
+        "status": np.asarray(int(f.status)),
+    }
+
+
+def _summary(
+    model: StableDiffusion,
+    config: SpectrumConfig,
+    arrays: dict[str, np.ndarray],
+    points: list[tuple[int, str]],
+    timestep: int,
+) -> dict[str, Any]:
+    sigma = float(model.scheduler.schedule.sigma[timestep])
+    rows = []
+    for i, (index, kind) in enumerate(points):
+        values, residuals = arrays["eigenvalues"][i], arrays["residuals"][i]
+        there = ~np.isnan(residuals)
+        values, residuals = values.real[there], residuals[there]
+        rows.append(
+            {
+                "prompt": config.prompt[index] if kind == "conditional" else "",
+                "kind": kind,
+                "image": index,
+                "largest": values[:5],
+                "largest_residuals": residuals[:5],
+                "smallest": values[-5:],
+                "smallest_residuals": residuals[-5:],
+                "num_ritz_values": len(values),
+                "num_positive_ritz_values": int((values > arrays["noise"][i]).sum()),
+                "status": Status(int(arrays["status"][i])).name.lower(),
+                "noise": arrays["noise"][i],
+                "asymmetry": arrays["asymmetry"][i],
+            }
+        )
+    products = sum(r["num_ritz_values"] * (2 if config.method == "lanczos" else 1) for r in rows)
+    measured = (3 if config.method == "lanczos" else 2) * len(rows)
+    return {
+        "method": config.method,
+        "timestep": timestep,
+        "sigma": sigma,
+        "lower_bound": -1 / sigma**2,
+        "dimension": int(np.prod(model.latent_shape)),
+        "points": rows,
+        "num_products": products + measured,
+    }

@@ -1,0 +1,511 @@
+"""What a diffusers folder's JSON files say, read strictly: a setting that is not understood is never passed over.
+
+Each ``from_diffusers`` names every field that it cannot honour in one error. A field is either used, or has to be at
+the value that changes nothing, or is about something that no score depends on and is ignored by name.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+from jaxmem.diffusion import NoiseSchedule
+
+_IGNORED = {"_class_name", "_diffusers_version", "_name_or_path", "_commit_hash", "_use_default_values"}
+
+
+class _Reader:
+    """Takes fields out of a config and collects what is wrong with them."""
+
+    def __init__(self, config: Mapping[str, Any], where: str, class_name: str | tuple[str, ...]) -> None:
+        self.config, self.where = dict(config), where
+        self.problems: list[str] = []
+        names = (class_name,) if isinstance(class_name, str) else class_name
+        found = self.config.get("_class_name", names[0])
+        if found not in names:
+            self.problems.append(f"_class_name: expected {' or '.join(names)}, got {found!r}")
+        self.seen = set(_IGNORED)
+
+    def take(self, name: str, default: Any, check: Callable[[Any], bool], expected: str) -> Any:
+        self.seen.add(name)
+        value = self.config.get(name, default)
+        if check(value):
+            return value
+        self.problems.append(f"{name}: expected {expected}, got {value!r}")
+        return default
+
+    def size(self, name: str, default: Any) -> Any:
+        """A whole number, at least 1."""
+        return self.take(name, default, _is_size, "a whole number of at least 1")
+
+    def sizes(self, name: str, default: Any) -> tuple[int, ...]:
+        return tuple(self.take(name, default, _are_sizes, "a list of whole numbers of at least 1"))
+
+    def number(self, name: str, default: float | int, low: float | int, high: float | int) -> float | int:
+        return self.take(name, default, lambda v: _is_number(v) and low <= v <= high, f"a number from {low} to {high}")
+
+    def flag(self, name: str, default: bool) -> bool:
+        return self.take(name, default, lambda v: isinstance(v, bool), "true or false")
+
+    def neutral(self, **values: Any) -> None:
+        """Fields that must be absent or at the given value; a tuple lists several."""
+        for name, value in values.items():
+            allowed = value if isinstance(value, tuple) else (value,)
+            self.take(name, allowed[0], partial(_is_one_of, allowed), _either(allowed))
+
+    def ignore(self, *names: str) -> None:
+        self.seen.update(names)
+
+    def require(self, condition: Any, problem: str) -> None:
+        if not condition:
+            self.problems.append(problem)
+
+    def finish(self) -> None:
+        """Raise one ValueError for everything found."""
+        for name in sorted(self.config.keys() - self.seen):
+            self.problems.append(f"{name}: not known, got {self.config[name]!r}")
+        if self.problems:
+            listed = "\n  ".join(self.problems)
+            raise ValueError(
+                f"{self.where}: {len(self.problems)} setting{'s' if len(self.problems) > 1 else ''} that jaxmem does"
+                f" not support; only Stable Diffusion 1.x and 2.x and models of their architecture load:\n  {listed}"
+            )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) > 0 and all(map(_is_size, value))
+
+
+def _is_one_of(allowed: tuple[Any, ...], value: Any) -> bool:
+    # 1 == True and 1 == 1.0 in Python; only the second holds in a config
+    return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in allowed)
+
+
+def _either(values: tuple[Any, ...]) -> str:
+    return " or ".join(map(repr, values))
+
+
+# What transformers writes about training, generation and files; none of it reaches the last hidden state.
+_TRANSFORMERS_FIELDS = frozenset(
+    [
+        "attention_dropout",
+        "dropout",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "projection_dim",
+        "initializer_factor",
+        "initializer_range",
+        "transformers_version",
+        "torch_dtype",
+        "dtype",
+        "output_attentions",
+        "output_hidden_states",
+        "return_dict",
+        "chunk_size_feed_forward",
+        "is_encoder_decoder",
+        "id2label",
+        "label2id",
+        "problem_type",
+        "bad_words_ids",
+        "diversity_penalty",
+        "do_sample",
+        "early_stopping",
+        "encoder_no_repeat_ngram_size",
+        "exponential_decay_length_penalty",
+        "finetuning_task",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+        "length_penalty",
+        "max_length",
+        "min_length",
+        "no_repeat_ngram_size",
+        "num_beam_groups",
+        "num_beams",
+        "num_return_sequences",
+        "prefix",
+        "remove_invalid_values",
+        "repetition_penalty",
+        "return_dict_in_generate",
+        "sep_token_id",
+        "task_specific_params",
+        "temperature",
+        "tf_legacy_loss",
+        "tie_encoder_decoder",
+        "tie_word_embeddings",
+        "tokenizer_class",
+        "top_k",
+        "top_p",
+        "torchscript",
+        "typical_p",
+        "use_bfloat16",
+        "use_cache",
+        "begin_suppress_tokens",
+        "suppress_tokens",
+        "cross_attention_hidden_size",
+        "decoder_start_token_id",
+        "output_scores",
+        "_attn_implementation_autoset",
+    ]
+)
+
+_DOWN = ("DownBlock2D", "CrossAttnDownBlock2D")
+_UP = ("UpBlock2D", "CrossAttnUpBlock2D")
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """The architecture of a UNet; the defaults are Stable Diffusion 1.x."""
+
+    sample_size: int = 64
+    in_channels: int = 4
+    out_channels: int = 4
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    down_attention: tuple[bool, ...] = (True, True, True, False)  #: per level, from the finest
+    up_attention: tuple[bool, ...] = (True, True, True, False)  #: per level, from the finest
+    layers_per_block: int = 2
+    transformer_layers_per_block: int = 1
+    cross_attention_dim: int = 768
+    num_heads: tuple[int, ...] = (8, 8, 8, 8)  #: per level; diffusers calls it attention_head_dim
+    use_linear_projection: bool = False
+    norm_num_groups: int = 32
+    norm_eps: float | int = 1e-5
+    flip_sin_to_cos: bool = True
+    freq_shift: float | int = 0
+
+    @property
+    def time_features(self) -> int:
+        """Features of the timestep's embedding."""
+        return 4 * self.block_out_channels[0]
+
+    @classmethod
+    def from_diffusers(cls, config: Mapping[str, Any], where: str = "unet/config.json") -> "UNetConfig":
+        """Read ``unet/config.json``; absent fields have diffusers' defaults.
+
+        Raises:
+            ValueError: naming every setting that is unknown, impossible or not supported.
+        """
+        r = _Reader(config, where, "UNet2DConditionModel")
+        widths = r.sizes("block_out_channels", (320, 640, 1280, 1280))
+        levels = len(widths)
+
+        def types(kinds: tuple[str, str]) -> Callable[[Any], bool]:
+            return lambda v: isinstance(v, list | tuple) and len(v) == levels and all(kind in kinds for kind in v)
+
+        down = r.take("down_block_types", (_DOWN[1],) * 3 + (_DOWN[0],), types(_DOWN), f"{levels} of {_either(_DOWN)}")
+        up = r.take("up_block_types", (_UP[0],) + (_UP[1],) * 3, types(_UP), f"{levels} of {_either(_UP)}")
+        heads = r.take(
+            "attention_head_dim",
+            8,
+            lambda v: _is_size(v) or (_are_sizes(v) and len(v) == levels),
+            f"a whole number of at least 1, or {levels} of them (here they are numbers of heads)",
+        )
+        values = dict(
+            sample_size=r.size("sample_size", None),
+            in_channels=r.size("in_channels", 4),
+            out_channels=r.size("out_channels", 4),
+            block_out_channels=widths,
+            down_attention=tuple(kind == _DOWN[1] for kind in down),
+            up_attention=tuple(kind == _UP[1] for kind in reversed(up)),
+            layers_per_block=r.size("layers_per_block", 2),
+            transformer_layers_per_block=r.size("transformer_layers_per_block", 1),
+            cross_attention_dim=r.size("cross_attention_dim", 1280),
+            num_heads=(heads,) * levels if isinstance(heads, int) else tuple(heads),
+            use_linear_projection=r.flag("use_linear_projection", False),
+            norm_num_groups=r.size("norm_num_groups", 32),
+            norm_eps=r.number("norm_eps", 1e-5, 1e-12, 1e-2),
+            flip_sin_to_cos=r.flag("flip_sin_to_cos", True),
+            freq_shift=r.number("freq_shift", 0, 0, 1),
+        )
+        r.neutral(
+            act_fn=("silu", "swish"),
+            mid_block_type="UNetMidBlock2DCrossAttn",
+            center_input_sample=False,
+            only_cross_attention=False,
+            downsample_padding=1,
+            mid_block_scale_factor=1,
+            num_attention_heads=None,
+            dual_cross_attention=False,
+            class_embed_type=None,
+            num_class_embeds=None,
+            addition_embed_type=None,
+            encoder_hid_dim=None,
+            encoder_hid_dim_type=None,
+            reverse_transformer_layers_per_block=None,
+            resnet_time_scale_shift="default",
+            resnet_skip_time_act=False,
+            resnet_out_scale_factor=1.0,
+            time_embedding_type="positional",
+            time_embedding_dim=None,
+            time_embedding_act_fn=None,
+            timestep_post_act=None,
+            time_cond_proj_dim=None,
+            conv_in_kernel=3,
+            conv_out_kernel=3,
+            attention_type="default",
+            class_embeddings_concat=False,
+            mid_block_only_cross_attention=(None, False),
+            cross_attention_norm=None,
+        )
+        # Without their type above, these do nothing; dropout is for training, upcast_attention for half precision.
+        r.ignore("addition_time_embed_dim", "addition_embed_type_num_heads", "projection_class_embeddings_input_dim")
+        r.ignore("dropout", "upcast_attention")
+        r.finish()
+        made = cls(**values)
+        r.require(
+            made.in_channels == made.out_channels,
+            f"in_channels and out_channels: expected equal numbers (a score has the shape of its input), got"
+            f" {made.in_channels} and {made.out_channels}",
+        )
+        made._check_divisible(r)
+        r.finish()
+        return made
+
+    def _check_divisible(self, r: _Reader) -> None:
+        levels = len(self.block_out_channels)
+        side = 2 ** (levels - 1)
+        r.require(self.sample_size % side == 0, f"sample_size: expected a multiple of {side}, got {self.sample_size}")
+        for level, (width, heads) in enumerate(zip(self.block_out_channels, self.num_heads, strict=True)):
+            attends = self.down_attention[level] or self.up_attention[level] or level == levels - 1
+            r.require(
+                not attends or width % heads == 0,
+                f"attention_head_dim: expected numbers of heads that divide {self.block_out_channels}, got"
+                f" {self.num_heads}",
+            )
+        below = (*self.block_out_channels[1:], self.block_out_channels[-1])
+        above = (self.block_out_channels[0], *self.block_out_channels[:-1])
+        for width, under, over in zip(self.block_out_channels, below, above, strict=True):
+            r.require(
+                all(n % self.norm_num_groups == 0 for n in (width, under + width, width + over)),
+                f"norm_num_groups: expected a divisor of {self.block_out_channels}, got {self.norm_num_groups}",
+            )
+
+    def to_diffusers(self) -> dict[str, Any]:
+        """The ``config.json`` that diffusers reads."""
+        return {
+            "_class_name": "UNet2DConditionModel",
+            "sample_size": self.sample_size,
+            "in_channels": self.in_channels,
+            "out_channels": self.out_channels,
+            "block_out_channels": list(self.block_out_channels),
+            "down_block_types": [_DOWN[attends] for attends in self.down_attention],
+            "up_block_types": [_UP[attends] for attends in reversed(self.up_attention)],
+            "layers_per_block": self.layers_per_block,
+            "transformer_layers_per_block": self.transformer_layers_per_block,
+            "cross_attention_dim": self.cross_attention_dim,
+            "attention_head_dim": list(self.num_heads),
+            "use_linear_projection": self.use_linear_projection,
+            "norm_num_groups": self.norm_num_groups,
+            "norm_eps": self.norm_eps,
+            "flip_sin_to_cos": self.flip_sin_to_cos,
+            "freq_shift": self.freq_shift,
+        }
+
+
+@dataclass(frozen=True)
+class TextEncoderConfig:
+    """The architecture of a CLIP text encoder; the defaults are ViT-L/14, Stable Diffusion 1.x's."""
+
+    vocab_size: int = 49_408
+    max_position_embeddings: int = 77
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float | int = 1e-5
+
+    @classmethod
+    def from_diffusers(cls, config: Mapping[str, Any], where: str = "text_encoder/config.json") -> "TextEncoderConfig":
+        """Read ``text_encoder/config.json``; absent fields have transformers' ``CLIPTextConfig`` defaults.
+
+        Raises:
+            ValueError: naming every setting that is unknown, impossible or not supported.
+        """
+        r = _Reader(config, where, "CLIPTextModel")
+        values = dict(
+            vocab_size=r.size("vocab_size", 49_408),
+            max_position_embeddings=r.size("max_position_embeddings", 77),
+            hidden_size=r.size("hidden_size", 512),
+            intermediate_size=r.size("intermediate_size", 2048),
+            num_hidden_layers=r.size("num_hidden_layers", 12),
+            num_attention_heads=r.size("num_attention_heads", 8),
+            hidden_act=r.take(
+                "hidden_act", "quick_gelu", lambda v: v in ("quick_gelu", "gelu"), "'quick_gelu' or 'gelu'"
+            ),
+            layer_norm_eps=r.number("layer_norm_eps", 1e-5, 1e-12, 1e-2),
+        )
+        r.neutral(model_type="clip_text_model", architectures=(["CLIPTextModel"], None))
+        r.neutral(
+            is_decoder=False, add_cross_attention=False, use_attention_mask=(False, None), pruned_heads=({}, None)
+        )
+        r.ignore(*_TRANSFORMERS_FIELDS)
+        r.finish()
+        made = cls(**values)
+        r.require(
+            made.hidden_size % made.num_attention_heads == 0,
+            f"num_attention_heads: expected a divisor of hidden_size {made.hidden_size}, got"
+            f" {made.num_attention_heads}",
+        )
+        r.finish()
+        return made
+
+    def to_diffusers(self) -> dict[str, Any]:
+        """The ``config.json`` that transformers reads."""
+        # CLIP's vocabularies end with the two tokens around a text; the defaults of old transformers are ViT-L's.
+        ends = {"bos_token_id": self.vocab_size - 2, "eos_token_id": self.vocab_size - 1}
+        return {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", **asdict(self), **ends}
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """The architecture of an autoencoder (``AutoencoderKL``); the defaults are Stable Diffusion's."""
+
+    sample_size: int = 512
+    in_channels: int = 3
+    out_channels: int = 3
+    latent_channels: int = 4
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_block: int = 2
+    norm_num_groups: int = 32
+    scaling_factor: float | int = (
+        0.18215  #: latents of the diffusion model = scaling_factor × latents of the autoencoder
+    )
+
+    @classmethod
+    def from_diffusers(cls, config: Mapping[str, Any], where: str = "vae/config.json") -> "VAEConfig":
+        """Read ``vae/config.json``; absent fields have diffusers' defaults.
+
+        Raises:
+            ValueError: naming every setting that is unknown, impossible or not supported.
+        """
+        r = _Reader(config, where, "AutoencoderKL")
+        widths = r.sizes("block_out_channels", (64,))
+        values = dict(
+            sample_size=r.size("sample_size", 32),
+            in_channels=r.size("in_channels", 3),
+            out_channels=r.size("out_channels", 3),
+            latent_channels=r.size("latent_channels", 4),
+            block_out_channels=widths,
+            layers_per_block=r.size("layers_per_block", 1),
+            norm_num_groups=r.size("norm_num_groups", 32),
+            scaling_factor=r.number("scaling_factor", 0.18215, 1e-6, 1e6),
+        )
+        for name, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+            expected = [kind] * len(widths)
+            found = r.take(name, (kind,), lambda v: isinstance(v, list | tuple), "a list")
+            r.require(
+                list(found) == expected,
+                f"{name}: expected {len(widths)} of {kind!r}, one per entry of block_out_channels, got {found!r}",
+            )
+        r.neutral(
+            act_fn=("silu", "swish"),
+            shift_factor=None,
+            latents_mean=None,
+            latents_std=None,
+            use_quant_conv=True,
+            use_post_quant_conv=True,
+            mid_block_add_attention=True,
+        )
+        r.ignore("force_upcast")  # about half precision
+        r.finish()
+        made = cls(**values)
+        r.require(
+            all(width % made.norm_num_groups == 0 for width in widths),
+            f"norm_num_groups: expected a divisor of {widths}, got {made.norm_num_groups}",
+        )
+        r.finish()
+        return made
+
+    @property
+    def downscale(self) -> int:
+        """Pixels of an image per pixel of its latents, in each direction."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+    def to_diffusers(self) -> dict[str, Any]:
+        """The ``config.json`` that diffusers reads."""
+        levels = len(self.block_out_channels)
+        return {
+            "_class_name": "AutoencoderKL",
+            **asdict(self),
+            "block_out_channels": list(self.block_out_channels),
+            "down_block_types": ["DownEncoderBlock2D"] * levels,
+            "up_block_types": ["UpDecoderBlock2D"] * levels,
+            "act_fn": "silu",
+        }
+
+
+_BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
+_PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """The noise schedule of a folder, what its network predicts, and where DDIM steps."""
+
+    schedule: NoiseSchedule
+    prediction: str = "eps"  #: a `jaxmem.diffusion.Prediction`
+    steps_offset: int = 1
+    final_alpha_one: bool = False
+
+    @classmethod
+    def from_diffusers(
+        cls, config: Mapping[str, Any], where: str = "scheduler/scheduler_config.json"
+    ) -> "SchedulerConfig":
+        """Read ``scheduler/scheduler_config.json`` of a DDIM or PNDM scheduler, for sampling with DDIM.
+
+        Absent fields have diffusers' defaults, as its Stable Diffusion pipeline has them: it sets ``steps_offset`` to 1
+        and ``clip_sample`` to false whatever the file says, and a PNDM file, which knows no ``clip_sample`` and often
+        no ``set_alpha_to_one``, means false by both (DDIM's own default, true, is not what these models do).
+
+        Raises:
+            ValueError: naming every setting that is unknown, impossible or not supported.
+        """
+        kinds = ("DDIMScheduler", "PNDMScheduler")
+        r = _Reader(config, where, kinds)
+        ddim = r.config.get("_class_name", kinds[0]) == kinds[0]
+        last = r.size("num_train_timesteps", 1000)
+        kind = r.take("beta_schedule", "linear", lambda v: v in _BETAS, _either(tuple(_BETAS)))
+        start = r.number("beta_start", 1e-4, 1e-9, 0.9)
+        end = r.number("beta_end", 0.02, 1e-9, 0.9)
+        prediction = r.take("prediction_type", "epsilon", lambda v: v in _PREDICTIONS, _either(tuple(_PREDICTIONS)))
+        final_alpha_one = r.flag("set_alpha_to_one", ddim)
+        r.flag("clip_sample", False)
+        r.flag("skip_prk_steps", False)
+        r.take("steps_offset", 1, lambda v: v in (0, 1) and not isinstance(v, bool), "0 or 1")
+        r.neutral(
+            trained_betas=None,
+            thresholding=False,
+            rescale_betas_zero_snr=False,
+            timestep_spacing="leading",
+        )
+        r.ignore("clip_sample_range", "dynamic_thresholding_ratio", "sample_max_value")  # of what is off
+        r.finish()
+        r.require(start <= end, f"beta_start: expected at most beta_end {end}, got {start}")
+        r.finish()
+        schedule = NoiseSchedule(_BETAS[kind], last, start, end)
+        return cls(schedule, _PREDICTIONS[prediction], final_alpha_one=final_alpha_one)
+
+    def to_diffusers(self) -> dict[str, Any]:
+        """The ``scheduler_config.json`` of the DDIM scheduler that samples as jaxmem does."""
+        schedule = self.schedule
+        return {
+            "_class_name": "DDIMScheduler",
+            "num_train_timesteps": schedule.num_timesteps,
+            "beta_start": schedule.beta_start,
+            "beta_end": schedule.beta_end,
+            "beta_schedule": {ours: theirs for theirs, ours in _BETAS.items()}[schedule.kind],
+            "prediction_type": {ours: theirs for theirs, ours in _PREDICTIONS.items()}[self.prediction],
+            "steps_offset": self.steps_offset,
+            "set_alpha_to_one": self.final_alpha_one,
+            "clip_sample": False,
+            "timestep_spacing": "leading",
+        }

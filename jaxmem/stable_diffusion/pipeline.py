@@ -1,0 +1,326 @@
+"""A Stable Diffusion model as functions: prompts to embeddings, latents to scores, latents to images."""
+
+import hashlib
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jaxmem.diffusion import DDIM, ddim_path
+from jaxmem.durable import json_writer, read_json, write_atomically
+from jaxmem.score import GuidedScore, NetworkScore
+from jaxmem.stable_diffusion import weights
+from jaxmem.stable_diffusion.configs import SchedulerConfig, TextEncoderConfig, UNetConfig, VAEConfig
+from jaxmem.stable_diffusion.hub import find_model, model_file, read_tokenizer
+from jaxmem.stable_diffusion.text_encoder import TextEncoder
+from jaxmem.stable_diffusion.unet import UNet
+from jaxmem.stable_diffusion.vae import VAE
+
+_PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
+
+
+class Component(NamedTuple):
+    """A network before its weights are read: how to make it, and where they are."""
+
+    make: Callable[[], nnx.Module]
+    tensors: list[weights.Tensor]
+    layout: weights.Layout
+    where: str
+
+    @property
+    def float32_bytes(self) -> int:
+        """Of the parameters once they are loaded."""
+        return sum(4 * math.prod(tensor.shape) for tensor in self.tensors)
+
+    def load(self) -> tuple[nnx.GraphDef, nnx.State]:
+        return weights.load_state(self.make, self.tensors, self.layout, self.where)
+
+
+class StableDiffusion:
+    """A model of the Stable Diffusion 1.x or 2.x architecture, made by `StableDiffusion.load`.
+
+    Everything was checked when it was made; the weights of each network are read when it is first used. Latents are
+    (rows, columns, channels), channels last: diffusers' latents are ``transpose(2, 0, 1)`` of them.
+    """
+
+    def __init__(
+        self,
+        configs: tuple[UNetConfig, TextEncoderConfig, VAEConfig, SchedulerConfig],
+        components: Mapping[str, Component],
+        make_tokenizer: Callable[[], Any],
+        name: str,
+    ) -> None:
+        self.unet_config, self.text_encoder_config, self.vae_config, self.scheduler = configs
+        self.components = dict(components)
+        self._make_tokenizer = make_tokenizer
+        self.name = name  #: of the folder, the hub id, or the live pipeline's class
+        _check_fit(*configs[:3])
+
+    @classmethod
+    def load(cls, source: Any) -> "StableDiffusion":
+        """Open a diffusers model: a folder, a hub id such as ``"CompVis/stable-diffusion-v1-4"``, or a live pipeline.
+
+        Configurations and the names, shapes and types of all tensors are checked now, before anything large is read.
+        A live pipeline's weights are taken as they are at first use. PyTorch is not imported.
+
+        Raises:
+            ValueError: it is not there, not of this architecture, incomplete or damaged; the message lists all that is
+                wrong with one file.
+            OSError: the hub cannot be reached.
+        """
+        if not isinstance(source, str | Path):
+            return cls._from_live(source)
+        folder = find_model(str(source))
+        index = read_json(model_file(folder, "model_index.json"), "download it again")
+        if index.get("_class_name") not in _PIPELINES:
+            raise ValueError(
+                f"{folder}: expected a model of {' or '.join(_PIPELINES)}, got {index.get('_class_name')!r}; jaxmem"
+                f" reads Stable Diffusion 1.x and 2.x"
+            )
+
+        def config(part: str, name: str = "config.json") -> dict[str, Any]:
+            return read_json(model_file(folder, f"{part}/{name}"), "download it again")
+
+        def tensors(part: str, layout: weights.Layout) -> list[weights.Tensor]:
+            return weights.read_folder(folder / part, layout.basename)
+
+        if not (folder / "tokenizer/tokenizer.json").is_file():
+            for name in ("vocab.json", "merges.txt"):
+                model_file(folder, f"tokenizer/{name}")
+        return cls._build(config, tensors, partial(read_tokenizer, folder / "tokenizer"), folder.name)
+
+    @classmethod
+    def _from_live(cls, pipeline: Any) -> "StableDiffusion":
+        missing = [
+            part for part in ("unet", "text_encoder", "vae", "tokenizer", "scheduler") if not hasattr(pipeline, part)
+        ]
+        if missing:
+            raise ValueError(
+                f"model: expected a folder, a hub id or a diffusers StableDiffusionPipeline, got"
+                f" {type(pipeline).__name__} without {', '.join(missing)}"
+            )
+
+        def config(part: str, _: str = "") -> dict[str, Any]:
+            found = getattr(pipeline, part).config
+            return dict(found.to_dict() if hasattr(found, "to_dict") else found)
+
+        def tensors(part: str, _: weights.Layout) -> list[weights.Tensor]:
+            return weights.from_torch(getattr(pipeline, part).state_dict(), f"live {part}")
+
+        return cls._build(config, tensors, lambda: pipeline.tokenizer, type(pipeline).__name__)
+
+    @classmethod
+    def _build(
+        cls,
+        config: Callable[..., dict[str, Any]],
+        tensors: Callable[[str, weights.Layout], list[weights.Tensor]],
+        make_tokenizer: Callable[[], Any],
+        name: str,
+    ) -> "StableDiffusion":
+        configs = (
+            UNetConfig.from_diffusers(config("unet")),
+            TextEncoderConfig.from_diffusers(config("text_encoder")),
+            VAEConfig.from_diffusers(config("vae")),
+            SchedulerConfig.from_diffusers(config("scheduler", "scheduler_config.json")),
+        )
+        components = {}
+        for part, network, settings, layout in (
+            ("unet", UNet, configs[0], weights.UNET),
+            ("text_encoder", TextEncoder, configs[1], weights.TEXT_ENCODER),
+            ("vae", VAE, configs[2], weights.VAE),
+        ):
+            make = partial(_make, network, settings)
+            component = Component(make, tensors(part, layout), layout, part)
+            weights.check(component.make, component.tensors, layout, part)
+            components[part] = component
+        return cls(configs, components, make_tokenizer, name)
+
+    @cached_property
+    def _unet(self) -> tuple[nnx.GraphDef, nnx.State]:
+        return self.components["unet"].load()
+
+    @cached_property
+    def _text_encoder(self) -> tuple[nnx.GraphDef, nnx.State]:
+        return self.components["text_encoder"].load()
+
+    @cached_property
+    def _vae(self) -> tuple[nnx.GraphDef, nnx.State]:
+        return self.components["vae"].load()
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The transformers tokenizer."""
+        return self._make_tokenizer()
+
+    @cached_property
+    def score(self) -> NetworkScore:
+        """``s(x, t, c) = ∇ log p_t(x | c)`` of one latent; ``c`` is one prompt's embedding (`embed`)."""
+        graphdef = nnx.graphdef(nnx.eval_shape(self.components["unet"].make))
+        return NetworkScore(graphdef, self.scheduler.schedule, self.scheduler.prediction)
+
+    @property
+    def state(self) -> nnx.State:
+        """The UNet's parameters, the score's first argument; read at first use."""
+        return self._unet[1]
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Of one latent: 64 × 64 × 4 for Stable Diffusion 1.x."""
+        side = self.unet_config.sample_size
+        return side, side, self.unet_config.in_channels
+
+    def embed(self, prompts: Sequence[str]) -> Float[Array, "n tokens features"]:
+        """The text encoder's last hidden states; the empty prompt's is the unconditional one.
+
+        Raises:
+            ValueError: the tokenizer gives a token that the text encoder does not know.
+        """
+        tokens = self.tokenize(prompts)
+        graphdef, state = self._text_encoder
+        return _encode_text(graphdef, state, tokens)
+
+    def tokenize(self, prompts: Sequence[str]) -> np.ndarray:
+        """Token ids, shape (n, tokens): padded to the encoder's length, or cut to it, with a warning."""
+        if isinstance(prompts, str):
+            raise ValueError("prompts: expected a list of texts, got one text; write [prompt]")
+        length = self.text_encoder_config.max_position_embeddings
+        whole = self.tokenizer(list(prompts), padding="max_length", max_length=length, truncation=False).input_ids
+        long = [prompt for prompt, ids in zip(prompts, whole, strict=True) if len(ids) > length]
+        if long:
+            warnings.warn(
+                f"{len(long)} prompt(s) of more than {length} tokens are cut, as in diffusers: {long[0]!r:.60}",
+                stacklevel=3,
+            )
+        cut = self.tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True).input_ids
+        tokens = np.asarray(cut, np.int32)
+        if tokens.max() >= self.text_encoder_config.vocab_size:
+            raise ValueError(
+                f"tokenizer: expected tokens below {self.text_encoder_config.vocab_size} (the text encoder's"
+                f" vocab_size), got {tokens.max()}; do tokenizer and text encoder belong together?"
+            )
+        return tokens
+
+    def sampler(self, num_steps: int = 50) -> DDIM:
+        """DDIM as diffusers runs it for this model; 50 steps are its default and the paper's."""
+        config = self.scheduler
+        return DDIM(config.schedule, num_steps, config.steps_offset, config.final_alpha_one)
+
+    def path(
+        self,
+        noise: Float[Array, "n rows columns channels"],
+        prompts: Sequence[str],
+        *,
+        guidance: float = 7.5,
+        negative: str = "",
+        num_steps: int = 50,
+    ) -> Iterator[tuple[int, Float[Array, "n rows columns channels"]]]:
+        """Yield ``(t, x_t)`` of guided DDIM sampling before each step, and ``(-1, x_0)`` at the end.
+
+        The score is ``s(x, ∅) + guidance (s(x, c) - s(x, ∅))``; 7.5 is diffusers' default. Memory is that of ``2 n``
+        forward passes at once.
+        """
+        embedded = self.embed([*prompts, negative])
+        unconditional = jnp.broadcast_to(embedded[-1:], embedded[:-1].shape)
+        cond = jnp.stack([embedded[:-1], unconditional], 1)
+        return ddim_path(self.sampler(num_steps), GuidedScore(self.score, guidance), self.state, noise, cond)
+
+    def decode(self, latents: Float[Array, "n rows columns channels"]) -> np.ndarray:
+        """Images of latents, uint8, shape (n, height, width, 3); one after another, to bound memory."""
+        graphdef, state = self._vae
+        images = [np.asarray(_decode(graphdef, state, latent)) for latent in latents]
+        return np.round(255 * np.clip(np.stack(images) / 2 + 0.5, 0, 1)).astype(np.uint8)
+
+    def encode(self, images: np.ndarray) -> Float[Array, "n rows columns channels"]:
+        """The mean latents of uint8 images, shape (n, height, width, 3)."""
+        if images.dtype != np.uint8 or images.ndim != 4:
+            raise ValueError(f"images: expected uint8 (n, height, width, 3), got {images.dtype} {images.shape}")
+        graphdef, state = self._vae
+        return jnp.stack([_encode(graphdef, state, image.astype(np.float32) / 127.5 - 1) for image in images])
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the parameters that decide a score: UNet and text encoder, as float32, in the order of keys."""
+        digest = hashlib.sha256()
+        for state in (self._text_encoder[1], self._unet[1]):
+            for path, variable in sorted(nnx.to_flat_state(state), key=lambda item: tuple(map(str, item[0]))):
+                digest.update(".".join(map(str, path)).encode())
+                digest.update(np.ascontiguousarray(variable.get_value()).data)
+        return digest.hexdigest()
+
+    def export(self, folder: str | Path, dtype: Any = np.float32) -> Path:
+        """Write the model as a diffusers folder, which diffusers and `load` read; float32 loses nothing.
+
+        Raises:
+            ValueError: the folder exists and is not empty, or a parameter does not fit into ``dtype``.
+            OSError: it cannot be written.
+        """
+        folder = Path(folder)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ValueError(f"{folder}: expected a new or empty folder, got one with files; choose another")
+        parts = (
+            ("unet", self.unet_config, self._unet[1], weights.UNET),
+            ("text_encoder", self.text_encoder_config, self._text_encoder[1], weights.TEXT_ENCODER),
+            ("vae", self.vae_config, self._vae[1], weights.VAE),
+        )
+        for part, config, state, layout in parts:
+            (folder / part).mkdir(parents=True)
+            weights.save_state(state, folder / part / f"{layout.basename}.safetensors", layout, dtype)
+            write_atomically(folder / part / "config.json", json_writer(config.to_diffusers()))
+        (folder / "scheduler").mkdir()
+        write_atomically(folder / "scheduler/scheduler_config.json", json_writer(self.scheduler.to_diffusers()))
+        self.tokenizer.save_pretrained(folder / "tokenizer")
+        write_atomically(folder / "model_index.json", json_writer(_MODEL_INDEX))  # last: with it the folder is a model
+        return folder
+
+
+_MODEL_INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "scheduler": ["diffusers", "DDIMScheduler"],
+    "safety_checker": [None, None],
+    "feature_extractor": [None, None],
+    "image_encoder": [None, None],
+    "requires_safety_checker": False,
+}
+
+
+def _make(network: Callable[..., nnx.Module], config: Any) -> nnx.Module:
+    return network(config, rngs=nnx.Rngs(0))
+
+
+def _check_fit(unet: UNetConfig, text: TextEncoderConfig, vae: VAEConfig) -> None:
+    if text.hidden_size != unet.cross_attention_dim:
+        raise ValueError(
+            f"text_encoder and unet: expected hidden_size equal to cross_attention_dim, got {text.hidden_size} and"
+            f" {unet.cross_attention_dim}; they are of different models"
+        )
+    if vae.latent_channels != unet.in_channels:
+        raise ValueError(
+            f"vae and unet: expected latent_channels equal to in_channels, got {vae.latent_channels} and"
+            f" {unet.in_channels}; they are of different models"
+        )
+
+
+@partial(jax.jit, static_argnums=0)
+def _encode_text(graphdef: nnx.GraphDef, state: nnx.State, tokens: Array) -> Array:
+    return jax.vmap(nnx.merge(graphdef, state))(tokens)
+
+
+@partial(jax.jit, static_argnums=0)
+def _decode(graphdef: nnx.GraphDef, state: nnx.State, latents: Array) -> Array:
+    return nnx.merge(graphdef, state).decode(latents)
+
+
+@partial(jax.jit, static_argnums=0)
+def _encode(graphdef: nnx.GraphDef, state: nnx.State, image: Array) -> Array:
+    return nnx.merge(graphdef, state).encode(image)[0]

@@ -1,0 +1,277 @@
+"""Weights of a diffusers folder, in and out: strict, one error for all that is wrong, one tensor in memory at a time.
+
+A parameter's path is its key in the checkpoint, and its type says how the array lies there; beyond that there are only
+the spellings of older files (`Layout`). There is no lenient mode: a tensor too many, too few, of another shape or not
+floating point is an error, because each is how a model silently becomes another function.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from jaxmem.durable import read_json, write_atomically
+from jaxmem.stable_diffusion.layers import ConvWeight, LinearWeight, PointwiseWeight
+
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_TORCH_NAMES = {"torch.float64": "F64", "torch.float32": "F32", "torch.float16": "F16", "torch.bfloat16": "BF16"}
+_MAPPED_BYTES = 32 * 2**20  # read before a file is mapped anew; the pages of a mapping count as the process's memory
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How keys are spelt in a component's files, beside today's spelling: ``rename`` gives today's, or None to skip."""
+
+    basename: str  #: of the files, without ``.safetensors``
+    rename: Callable[[str], str | None] = lambda key: key
+    saved_prefix: str = ""  #: what export writes before each key
+
+
+def _rename_text_encoder(key: str) -> str | None:
+    key = key.removeprefix("text_model.")
+    return None if key == "embeddings.position_ids" else key  # a buffer: 0, 1, 2, ...
+
+
+def _rename_vae(key: str) -> str:
+    head, name, rest = key.rpartition(".attentions.0.")
+    for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")):
+        if name and rest.startswith(old + "."):
+            return head + name + new + rest.removeprefix(old)
+    return key
+
+
+UNET = Layout("diffusion_pytorch_model")
+VAE = Layout("diffusion_pytorch_model", _rename_vae)
+# transformers before version 5 knows only the prefixed spelling, later ones both
+TEXT_ENCODER = Layout("model", _rename_text_encoder, "text_model.")
+
+
+def _to_ours(kind: type, array: np.ndarray) -> np.ndarray:
+    # In NumPy: XLA's CPU transpositions took four times as long, plus a compilation per shape.
+    if kind is LinearWeight or kind is PointwiseWeight:
+        return np.ascontiguousarray(array.reshape(array.shape[:2]).T)
+    if kind is ConvWeight:
+        out, features, rows, columns = array.shape
+        # Two passes that each read or write long runs are faster than one that does neither.
+        turned = np.ascontiguousarray(array.reshape(out, -1).T).reshape(features, rows, columns, out)
+        return np.ascontiguousarray(turned.transpose(1, 2, 0, 3))
+    return array
+
+
+def _to_theirs(kind: type, array: np.ndarray) -> np.ndarray:
+    if kind is ConvWeight:
+        array = array.transpose(3, 2, 0, 1)
+    elif kind is LinearWeight or kind is PointwiseWeight:
+        array = array.T[:, :, None, None] if kind is PointwiseWeight else array.T
+    return np.ascontiguousarray(array)
+
+
+def _their_shapes(variable: nnx.Variable) -> tuple[tuple[int, ...], ...]:
+    """The shapes a parameter may have in a file; the first is today's."""
+    kind, shape = type(variable), variable.get_value().shape
+    if kind is LinearWeight:  # older autoencoders keep the projections of attention as 1×1 convolutions
+        return (shape[::-1], (*shape[::-1], 1, 1))
+    if kind is PointwiseWeight:
+        return ((*shape[::-1], 1, 1),)
+    return ((shape[3], shape[2], shape[0], shape[1]),) if kind is ConvWeight else (shape,)
+
+
+class Tensor(NamedTuple):
+    """One tensor of a checkpoint: what it is, and how to read it when its turn comes."""
+
+    name: str  #: its key in the file
+    shape: tuple[int, ...]
+    dtype: str  #: in safetensors' spelling
+    where: str  #: the file
+    read: Callable[[], np.ndarray]
+
+
+def load_state(
+    make: Callable[[], nnx.Module], tensors: Sequence[Tensor], layout: Layout, where: str
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """Fill a module's parameters from a checkpoint; float32, whatever floating-point type the file has.
+
+    The module is made abstractly: no parameter exists twice, and one tensor is read at a time.
+
+    Raises:
+        ValueError: naming every tensor that is unknown, missing, given twice, of another shape or no float, and every
+            one that holds NaN or infinity.
+    """
+    graphdef, state = nnx.split(nnx.eval_shape(make))
+    targets = _by_key(state)
+    nonfinite = []
+    for key, tensor in _match(targets, tensors, layout, where).items():
+        array = tensor.read()
+        if not np.isfinite(array).all():
+            nonfinite.append(f"{tensor.name} ({tensor.where}): holds NaN or infinity")
+        targets[key].set_value(jnp.asarray(_to_ours(type(targets[key]), array).astype(np.float32, copy=False)))
+    _refuse(nonfinite, where)
+    return graphdef, state
+
+
+def check(make: Callable[[], nnx.Module], tensors: Sequence[Tensor], layout: Layout, where: str) -> None:
+    """Raise what `load_state` would raise before it reads a number."""
+    _match(_by_key(nnx.state(nnx.eval_shape(make))), tensors, layout, where)
+
+
+def _by_key(state: nnx.State) -> dict[str, Any]:
+    return {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
+
+
+def _match(targets: Mapping[str, Any], tensors: Sequence[Tensor], layout: Layout, where: str) -> dict[str, Tensor]:
+    """Which tensor fills which parameter, in the order of the files, or one error with all that does not fit."""
+    problems: list[str] = []
+    sources: dict[str, Tensor] = {}
+    for tensor in tensors:
+        key = layout.rename(tensor.name)
+        at = f"{tensor.name} ({tensor.where})"
+        if key is None:
+            continue
+        if key in sources:
+            problems.append(f"{at}: given twice, also as {sources[key].name} ({sources[key].where})")
+            continue
+        sources[key] = tensor
+        if key not in targets:
+            problems.append(f"{at}: unknown, the configuration has no such parameter")
+            continue
+        shapes = _their_shapes(targets[key])
+        if tensor.shape not in shapes:
+            problems.append(f"{at}: expected shape {shapes[0]}, got {tensor.shape}")
+        elif tensor.dtype not in _FLOATS:
+            problems.append(f"{at}: expected one of {', '.join(_FLOATS)}, got {tensor.dtype}")
+    problems += [
+        f"{key}: missing, expected shape {_their_shapes(targets[key])[0]}" for key in targets if key not in sources
+    ]
+    _refuse(problems, where)
+    return sources
+
+
+def _refuse(problems: list[str], where: str, shown: int = 12) -> None:
+    if problems:
+        more = [f"... and {len(problems) - shown} more"] if len(problems) > shown else []
+        raise ValueError(
+            f"{where}: {len(problems)} problem{'s' if len(problems) > 1 else ''} with the weights; nothing was loaded."
+            f" Check that the weights and config.json belong together:\n  " + "\n  ".join(problems[:shown] + more)
+        )
+
+
+def read_folder(folder: Path, basename: str) -> list[Tensor]:
+    """The tensors of a component's folder: one file or an index of several; fp16 files where there are no others.
+
+    Raises:
+        ValueError: there are no safetensors files (pickles are refused: loading one runs whatever it holds), a file is
+            damaged, or the index and its files disagree.
+    """
+    for variant in ("", ".fp16"):
+        single = folder / f"{basename}{variant}.safetensors"
+        index = folder / f"{basename}.safetensors.index{variant}.json"
+        if single.is_file() and index.is_file():
+            raise ValueError(f"{folder}: expected {single.name} or {index.name}, got both; remove the one that is old")
+        if single.is_file():
+            return _read_file(single)
+        if index.is_file():
+            return _read_index(index)
+    found = sorted(path.name for path in folder.glob("*") if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"))
+    if found:
+        raise ValueError(
+            f"{folder}: expected {basename}.safetensors, got only pickles ({', '.join(found)}), which can run any code"
+            f" when loaded; convert them where you trust them: load the pipeline with diffusers and call"
+            f" save_pretrained(folder, safe_serialization=True)"
+        )
+    raise ValueError(f"{folder}: expected {basename}.safetensors, got no such file; is the download complete?")
+
+
+def _read_index(path: Path) -> list[Tensor]:
+    content = read_json(path, "download it again").get("weight_map")
+    if not isinstance(content, dict) or not content or not all(isinstance(name, str) for name in content.values()):
+        raise ValueError(f'{path}: expected "weight_map", an object of tensor names and files, got {content!r:.80}')
+    files = sorted(set(content.values()))
+    for name in files:
+        # A bare name: nothing outside the folder is opened, whatever the index says.
+        if Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
+            raise ValueError(f"{path}: expected names of .safetensors files in its own folder, got {name!r}")
+        if not (path.parent / name).is_file():
+            raise ValueError(f"{path}: expected the file {name} beside it, got no such file; is the download complete?")
+    tensors = [tensor for name in files for tensor in _read_file(path.parent / name)]
+    there = {(tensor.name, tensor.where) for tensor in tensors}
+    listed = set(content.items())
+    _refuse(
+        [f"{name}: listed in {file}, not there" for name, file in sorted(listed - there)]
+        + [f"{name}: in {file}, not listed for it" for name, file in sorted(there - listed)],
+        str(path),
+    )
+    return tensors
+
+
+def _read_file(path: Path) -> list[Tensor]:
+    with _clear_errors(path), safe_open(path, framework="numpy") as file:
+        slices = {name: file.get_slice(name) for name in file.offset_keys()}  # in the order of the bytes: one pass
+        found = {name: (tuple(part.get_shape()), str(part.get_dtype())) for name, part in slices.items()}
+    # NumPy alone does not know bfloat16; JAX's registered types do, for one more copy.
+    reader = _Mapped(path, "flax" if any(dtype == "BF16" for _, dtype in found.values()) else "numpy")
+    return [Tensor(name, shape, dtype, path.name, partial(reader.read, name)) for name, (shape, dtype) in found.items()]
+
+
+class _Mapped:
+    """Reads tensors of one file; lets go of the mapping now and then, so that its pages do not add up."""
+
+    def __init__(self, path: Path, framework: str) -> None:
+        self.path, self.framework = path, framework
+        self.file: Any = None
+        self.bytes = 0
+
+    def read(self, name: str) -> np.ndarray:
+        with _clear_errors(self.path):
+            if self.file is None:
+                self.file = safe_open(self.path, framework=self.framework)
+            array = np.asarray(self.file.get_tensor(name))
+        self.bytes += array.nbytes
+        if self.bytes > _MAPPED_BYTES:
+            self.file, self.bytes = None, 0
+        return array
+
+
+@contextmanager
+def _clear_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path}: expected a whole .safetensors file, got a damaged one ({error}); download it again"
+        ) from None
+
+
+def from_torch(state_dict: Mapping[str, Any], where: str) -> list[Tensor]:
+    """The tensors of a live PyTorch module's ``state_dict()``; PyTorch itself is not imported."""
+
+    def one(name: str, tensor: Any) -> Tensor:
+        dtype = _TORCH_NAMES.get(str(tensor.dtype), str(tensor.dtype))
+        return Tensor(name, tuple(tensor.shape), dtype, where, lambda: tensor.detach().cpu().float().numpy())
+
+    return [one(name, tensor) for name, tensor in state_dict.items()]
+
+
+def save_state(state: nnx.State, path: Path, layout: Layout, dtype: Any = np.float32) -> None:
+    """Write parameters as one safetensors file in today's diffusers layout; whole or not at all.
+
+    Raises:
+        ValueError: a parameter does not fit into ``dtype``: it would become infinite.
+        OSError: the file cannot be written.
+    """
+    arrays = {}
+    for keys, variable in nnx.to_flat_state(state):
+        key = layout.saved_prefix + ".".join(map(str, keys))
+        with np.errstate(over="ignore"):  # looked at in the next line
+            array = _to_theirs(type(variable), np.asarray(variable.get_value())).astype(dtype)
+        if not np.isfinite(array).all():
+            raise ValueError(f"{key}: expected numbers within {np.dtype(dtype)}, got larger ones; export as float32")
+        arrays[key] = array
+    write_atomically(path, lambda stream: stream.write(save(arrays, {"format": "pt"})))
