@@ -90,7 +90,7 @@ def _linearise(score: Score, state: Any, x: Array, t: Array, cond: Any, precisio
 class _Residuals:
     """The residuals with their layout: carries the static layout out of the compiled function."""
 
-    def __init__(self, arrays: tuple[Array, ...], layout: _Layout) -> None:
+    def __init__(self, arrays: tuple[Any, ...], layout: _Layout) -> None:
         self.arrays, self.layout = arrays, layout
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], _Layout]:
@@ -164,7 +164,7 @@ def batch_jacobian(
     return assemble(state, value, residuals)
 
 
-def assemble(state: Any, value: Array, residuals: _Residuals) -> ScoreJacobian:
+def assemble(state: Any, value: Any, residuals: Any) -> ScoreJacobian:
     """The operator of the results of `linearise_points`."""
     return ScoreJacobian(value, state, residuals.arrays, residuals.layout)
 

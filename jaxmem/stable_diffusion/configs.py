@@ -4,7 +4,7 @@ Each ``from_diffusers`` names every field that it cannot honour in one error. A 
 the value that changes nothing, or is about something that no score depends on and is ignored by name.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -47,11 +47,15 @@ class _Reader:
     def flag(self, name: str, default: bool) -> bool:
         return self.take(name, default, lambda v: isinstance(v, bool), "true or false")
 
+    def choice(self, name: str, default: Any, allowed: Iterable[Any]) -> Any:
+        allowed = tuple(allowed)
+        return self.take(name, default, partial(_is_one_of, allowed), _either(allowed))
+
     def neutral(self, **values: Any) -> None:
         """Fields that must be absent or at the given value; a tuple lists several."""
         for name, value in values.items():
             allowed = value if isinstance(value, tuple) else (value,)
-            self.take(name, allowed[0], partial(_is_one_of, allowed), _either(allowed))
+            self.choice(name, allowed[0], allowed)
 
     def ignore(self, *names: str) -> None:
         self.seen.update(names)
@@ -93,68 +97,18 @@ def _either(values: tuple[Any, ...]) -> str:
     return " or ".join(map(repr, values))
 
 
-# What transformers writes about training, generation and files; none of it reaches the last hidden state.
-_TRANSFORMERS_FIELDS = frozenset(
-    [
-        "attention_dropout",
-        "dropout",
-        "bos_token_id",
-        "eos_token_id",
-        "pad_token_id",
-        "projection_dim",
-        "initializer_factor",
-        "initializer_range",
-        "transformers_version",
-        "torch_dtype",
-        "dtype",
-        "output_attentions",
-        "output_hidden_states",
-        "return_dict",
-        "chunk_size_feed_forward",
-        "is_encoder_decoder",
-        "id2label",
-        "label2id",
-        "problem_type",
-        "bad_words_ids",
-        "diversity_penalty",
-        "do_sample",
-        "early_stopping",
-        "encoder_no_repeat_ngram_size",
-        "exponential_decay_length_penalty",
-        "finetuning_task",
-        "forced_bos_token_id",
-        "forced_eos_token_id",
-        "length_penalty",
-        "max_length",
-        "min_length",
-        "no_repeat_ngram_size",
-        "num_beam_groups",
-        "num_beams",
-        "num_return_sequences",
-        "prefix",
-        "remove_invalid_values",
-        "repetition_penalty",
-        "return_dict_in_generate",
-        "sep_token_id",
-        "task_specific_params",
-        "temperature",
-        "tf_legacy_loss",
-        "tie_encoder_decoder",
-        "tie_word_embeddings",
-        "tokenizer_class",
-        "top_k",
-        "top_p",
-        "torchscript",
-        "typical_p",
-        "use_bfloat16",
-        "use_cache",
-        "begin_suppress_tokens",
-        "suppress_tokens",
-        "cross_attention_hidden_size",
-        "decoder_start_token_id",
-        "output_scores",
-        "_attn_implementation_autoset",
-    ]
+# What transformers writes about training, generation and files; none of it reaches the last hidden state. Where later
+# versions check a type, so does this: a folder that they refuse should not load here.
+_NUMBERS = "attention_dropout dropout"
+_WHOLE_NUMBERS = "bos_token_id eos_token_id pad_token_id projection_dim chunk_size_feed_forward"
+_FLAGS = "output_attentions output_hidden_states return_dict is_encoder_decoder torchscript use_bfloat16 use_cache"
+_WITHOUT_MEANING = (
+    "transformers_version torch_dtype dtype id2label label2id problem_type bad_words_ids diversity_penalty do_sample"
+    " early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task forced_bos_token_id"
+    " forced_eos_token_id length_penalty max_length min_length no_repeat_ngram_size num_beam_groups num_beams"
+    " num_return_sequences prefix remove_invalid_values repetition_penalty return_dict_in_generate sep_token_id"
+    " task_specific_params temperature tf_legacy_loss tie_encoder_decoder tie_word_embeddings tokenizer_class top_k top_p"
+    " typical_p begin_suppress_tokens suppress_tokens cross_attention_hidden_size decoder_start_token_id output_scores"
 )
 
 _DOWN = ("DownBlock2D", "CrossAttnDownBlock2D")
@@ -255,9 +209,10 @@ class UNetConfig:
             mid_block_only_cross_attention=(None, False),
             cross_attention_norm=None,
         )
-        # Without their type above, these do nothing; dropout is for training, upcast_attention for half precision.
+        # Without their type above, the first three do nothing; dropout is for training, upcast_attention for half precision.
         r.ignore("addition_time_embed_dim", "addition_embed_type_num_heads", "projection_class_embeddings_input_dim")
-        r.ignore("dropout", "upcast_attention")
+        r.number("dropout", 0.0, 0, 1)
+        r.flag("upcast_attention", False)
         r.finish()
         made = cls(**values)
         r.require(
@@ -338,16 +293,23 @@ class TextEncoderConfig:
             intermediate_size=r.size("intermediate_size", 2048),
             num_hidden_layers=r.size("num_hidden_layers", 12),
             num_attention_heads=r.size("num_attention_heads", 8),
-            hidden_act=r.take(
-                "hidden_act", "quick_gelu", lambda v: v in ("quick_gelu", "gelu"), "'quick_gelu' or 'gelu'"
-            ),
+            hidden_act=r.choice("hidden_act", "quick_gelu", ("quick_gelu", "gelu")),
             layer_norm_eps=r.number("layer_norm_eps", 1e-5, 1e-12, 1e-2),
         )
         r.neutral(model_type="clip_text_model", architectures=(["CLIPTextModel"], None))
         r.neutral(
             is_decoder=False, add_cross_attention=False, use_attention_mask=(False, None), pruned_heads=({}, None)
         )
-        r.ignore(*_TRANSFORMERS_FIELDS)
+        for names, check, expected in (
+            (_NUMBERS, _is_number, "a number"),
+            (_WHOLE_NUMBERS, lambda v: isinstance(v, int) and not isinstance(v, bool), "a whole number"),
+            (_FLAGS, lambda v: isinstance(v, bool), "true or false"),
+        ):
+            for name in names.split():
+                r.take(name, None, lambda v, check=check: v is None or check(v), f"{expected} or null")
+        for name, default in (("initializer_factor", 1.0), ("initializer_range", 0.02)):
+            r.take(name, default, lambda v: isinstance(v, float), "a number with a decimal point")
+        r.ignore(*_WITHOUT_MEANING.split())
         r.finish()
         made = cls(**values)
         r.require(
@@ -415,7 +377,7 @@ class VAEConfig:
             use_post_quant_conv=True,
             mid_block_add_attention=True,
         )
-        r.ignore("force_upcast")  # about half precision
+        r.flag("force_upcast", True)  # about half precision
         r.finish()
         made = cls(**values)
         r.require(
@@ -473,14 +435,14 @@ class SchedulerConfig:
         r = _Reader(config, where, kinds)
         ddim = r.config.get("_class_name", kinds[0]) == kinds[0]
         last = r.size("num_train_timesteps", 1000)
-        kind = r.take("beta_schedule", "linear", lambda v: v in _BETAS, _either(tuple(_BETAS)))
+        kind = r.choice("beta_schedule", "linear", _BETAS)
         start = r.number("beta_start", 1e-4, 1e-9, 0.9)
         end = r.number("beta_end", 0.02, 1e-9, 0.9)
-        prediction = r.take("prediction_type", "epsilon", lambda v: v in _PREDICTIONS, _either(tuple(_PREDICTIONS)))
+        prediction = r.choice("prediction_type", "epsilon", _PREDICTIONS)
         final_alpha_one = r.flag("set_alpha_to_one", ddim)
         r.flag("clip_sample", False)
         r.flag("skip_prk_steps", False)
-        r.take("steps_offset", 1, lambda v: v in (0, 1) and not isinstance(v, bool), "0 or 1")
+        r.choice("steps_offset", 1, (0, 1))
         r.neutral(
             trained_betas=None,
             thresholding=False,

@@ -33,6 +33,7 @@ class Layout:
     basename: str  #: of the files, without ``.safetensors``
     rename: Callable[[str], str | None] = lambda key: key
     saved_prefix: str = ""  #: what export writes before each key
+    old_pointwise: bool = False  #: whether linear layers under an old spelling may be kept as 1×1 convolutions
 
 
 def _rename_text_encoder(key: str) -> str | None:
@@ -49,7 +50,7 @@ def _rename_vae(key: str) -> str:
 
 
 UNET = Layout("diffusion_pytorch_model")
-VAE = Layout("diffusion_pytorch_model", _rename_vae)
+VAE = Layout("diffusion_pytorch_model", _rename_vae, old_pointwise=True)
 # transformers before version 5 knows only the prefixed spelling, later ones both
 TEXT_ENCODER = Layout("model", _rename_text_encoder, "text_model.")
 
@@ -74,14 +75,14 @@ def _to_theirs(kind: type, array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array)
 
 
-def _their_shapes(variable: nnx.Variable) -> tuple[tuple[int, ...], ...]:
-    """The shapes a parameter may have in a file; the first is today's."""
+def _their_shape(variable: nnx.Variable) -> tuple[int, ...]:
+    """The shape a parameter has in a file."""
     kind, shape = type(variable), variable.get_value().shape
-    if kind is LinearWeight:  # older autoencoders keep the projections of attention as 1×1 convolutions
-        return (shape[::-1], (*shape[::-1], 1, 1))
+    if kind is LinearWeight:
+        return shape[::-1]
     if kind is PointwiseWeight:
-        return ((*shape[::-1], 1, 1),)
-    return ((shape[3], shape[2], shape[0], shape[1]),) if kind is ConvWeight else (shape,)
+        return (*shape[::-1], 1, 1)
+    return (shape[3], shape[2], shape[0], shape[1]) if kind is ConvWeight else shape
 
 
 class Tensor(NamedTuple):
@@ -142,13 +143,14 @@ def _match(targets: Mapping[str, Any], tensors: Sequence[Tensor], layout: Layout
         if key not in targets:
             problems.append(f"{at}: unknown, the configuration has no such parameter")
             continue
-        shapes = _their_shapes(targets[key])
-        if tensor.shape not in shapes:
-            problems.append(f"{at}: expected shape {shapes[0]}, got {tensor.shape}")
+        shape = _their_shape(targets[key])
+        old = layout.old_pointwise and key != tensor.name and type(targets[key]) is LinearWeight
+        if tensor.shape != shape and not (old and tensor.shape == (*shape, 1, 1)):
+            problems.append(f"{at}: expected shape {shape}, got {tensor.shape}")
         elif tensor.dtype not in _FLOATS:
             problems.append(f"{at}: expected one of {', '.join(_FLOATS)}, got {tensor.dtype}")
     problems += [
-        f"{key}: missing, expected shape {_their_shapes(targets[key])[0]}" for key in targets if key not in sources
+        f"{key}: missing, expected shape {_their_shape(targets[key])}" for key in targets if key not in sources
     ]
     _refuse(problems, where)
     return sources

@@ -1,0 +1,211 @@
+"""`jaxmem generate` and `jaxmem spectrum`: what they compute, write, refuse and continue."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_diffusion as tiny
+from conftest import optional_import
+
+from jaxmem import cli, memory, score_jacobian
+from jaxmem.config import GenerateConfig, SpectrumConfig
+from jaxmem.experiments import stable_diffusion as experiment
+from jaxmem.experiments.stable_diffusion import run_generate, run_spectrum
+from jaxmem.report.figures import draw
+from jaxmem.runs import Run
+from jaxmem.stable_diffusion.pipeline import StableDiffusion
+
+ROOT = Path(__file__).parent.parent
+PROMPTS = ("the cat", "costs $5 or $6 [bold]")
+
+
+@pytest.fixture(scope="module")
+def folder(torch, diffusers, tmp_path_factory):
+    return tiny.make_pipeline(torch, diffusers, optional_import("transformers"), tmp_path_factory.mktemp("runs"))[1]
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return StableDiffusion.load(folder)
+
+
+def config(**changes):
+    return SpectrumConfig(**dict(prompt=PROMPTS, ddim_steps=10, num_steps=6, timestep=501) | changes)
+
+
+def test_images_are_those_of_the_sampler(model, tmp_path):
+    metrics = run_generate(model, GenerateConfig(PROMPTS, negative_prompt="dog", guidance=3.0, ddim_steps=4), tmp_path)
+    spectra = Run.read(tmp_path).spectra()
+    noise = experiment.starting_noise(model, GenerateConfig(PROMPTS))
+    path = list(model.path(noise, PROMPTS, guidance=3.0, negative="dog", num_steps=4))
+    np.testing.assert_allclose(spectra["latents"], path[-1][1], atol=1e-4)  # alone and together: two programs
+    np.testing.assert_array_equal(spectra["images"], model.decode(jnp.asarray(spectra["latents"])))
+    assert metrics["prompts"] == list(PROMPTS)
+    assert [path.name for path in draw(tmp_path)] == ["images.png", "image-000.png", "image-001.png"]
+
+
+@pytest.mark.parametrize("method", ["arnoldi", "lanczos"])
+def test_all_ritz_values_are_the_exact_spectrum(model, tmp_path, method):
+    """As many steps as dimensions: the Ritz values are the eigenvalues of the dense Jacobian, or its symmetric part."""
+    metrics = run_spectrum(model, config(prompt=PROMPTS[:1], num_steps=256, method=method), tmp_path)
+    spectra = Run.read(tmp_path).spectra()
+    x, cond = jnp.asarray(spectra["latents"][0]), model.embed(PROMPTS[:1])[0]
+    dense = np.asarray(score_jacobian(model.score, model.state, x, 501, cond).to_dense(), np.float64)
+    scale = np.linalg.norm(dense, 2)
+    if method == "lanczos":
+        exact = np.linalg.eigvalsh((dense + dense.T) / 2)[::-1]
+        np.testing.assert_allclose(spectra["eigenvalues"][0], exact, atol=1e-3 * scale)
+    else:
+        exact = np.linalg.eigvals(dense)
+        # A real non-symmetric matrix's eigenvalues move by more than its rounding: the largest, and the trace.
+        ours = spectra["eigenvalues"][0]
+        assert abs(np.abs(ours).max() - np.abs(exact).max()) < 1e-3 * scale
+        assert abs(ours.sum() - np.trace(dense)) < 1e-3 * scale
+    point = metrics["points"][0]
+    asymmetry = np.linalg.norm(dense - dense.T) / np.linalg.norm(dense)
+    # All of it for a whole Krylov space; one random vector's estimate for Lanczos.
+    assert point["asymmetry"] == pytest.approx(asymmetry, rel=1e-3 if method == "arnoldi" else 0.3)
+    assert metrics["num_products"] == (256 + 2 if method == "arnoldi" else 512 + 3)
+    assert metrics["lower_bound"] == pytest.approx(-1 / model.scheduler.schedule.sigma[501] ** 2)
+
+
+def test_the_point_is_on_the_guided_path(model, tmp_path):
+    run_spectrum(model, config(num_steps=2), tmp_path)
+    latents = Run.read(tmp_path).spectra()["latents"]
+    path = dict(model.path(experiment.starting_noise(model, config()), PROMPTS, num_steps=10))
+    np.testing.assert_allclose(latents, path[501], atol=1e-4)
+
+
+def test_batches_give_what_single_points_give(model, tmp_path):
+    """Two prompts, each with and without, in batches of 1 and of 3 (the last one filled up)."""
+    spectra = []
+    for batch in (1, 3):
+        run_spectrum(model, config(unconditional=True, method="lanczos", batch=batch), tmp_path / str(batch))
+        spectra.append(Run.read(tmp_path / str(batch)).spectra())
+    assert spectra[0]["eigenvalues"].shape == (4, 6)
+    np.testing.assert_allclose(spectra[0]["eigenvalues"], spectra[1]["eigenvalues"], atol=1e-4)
+    assert np.abs(spectra[0]["eigenvalues"][0] - spectra[0]["eigenvalues"][1]).max() > 1e-3  # the prompt matters
+
+
+def test_memory_is_said_and_refused_before_the_work(model, tmp_path, monkeypatch):
+    said, moved = [], []
+    run_spectrum(model, config(), tmp_path / "fits", say=said.append, progress=lambda *a: moved.append(a))
+    assert len(said) == 1
+    assert said[0].startswith("memory: ")
+    assert "for linearisation and products of 1 point(s) at once" in said[0]
+    assert moved[-1] == ("products", 12, 12)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 6_000_000)
+    with pytest.raises(ValueError, match="the spectrum: needs about .* take a smaller --batch"):
+        run_spectrum(model, config(batch=4, num_steps=256, unconditional=True), tmp_path / "large", progress=lambda *a: pytest.fail())
+    monkeypatch.setattr(memory, "available_bytes", lambda: 1_000_000)
+    with pytest.raises(ValueError, match="the parameters of the model: needs about"):
+        run_spectrum(model, config(), tmp_path / "larger")
+
+
+def test_bad_settings_are_named(model, tmp_path):
+    with pytest.raises(ValueError, match=r"visit \(1 to 901 in steps of 100\), got 500; the nearest is 501"):
+        run_spectrum(model, config(timestep=500), tmp_path)
+    with pytest.raises(ValueError, match="num_steps: expected 1 to 256"):
+        run_spectrum(model, config(num_steps=257), tmp_path)
+    for changes, match in (
+        (dict(prompt=()), "prompt: expected at least one text"),
+        (dict(batch=0), "batch: expected at least 1"),
+        (dict(timestep=1000), "timestep: expected 0 to 999"),
+        (dict(guidance=-1.0), "guidance: expected 0 to 1000"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            config(**changes)
+    other = config()
+    object.__setattr__(other, "method", "eigh")  # the tests' type checks would not let it through
+    with pytest.raises(ValueError, match="method: expected 'arnoldi' or 'lanczos', got 'eigh'"):
+        other.__post_init__()
+    run_spectrum(model, config(num_steps=2), tmp_path)
+    with pytest.raises(ValueError, match="num_steps"):
+        run_spectrum(model, config(num_steps=3), tmp_path)
+
+
+def command(folder, out, *more):
+    arguments = ["spectrum", str(folder), "--prompt", *PROMPTS, "--unconditional", "--batch", "2", "--ddim-steps", "10"]
+    return [sys.executable, "-m", "jaxmem", *arguments, "--timestep", "701", "--num-steps", "40", "--out", str(out), *more]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    cache = str(tmp_path_factory.mktemp("cache"))
+    shown = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}  # JAX sets it here
+    return shown | {"PYTHONPATH": str(ROOT), "COLUMNS": "120", "XDG_CACHE_HOME": cache}
+
+
+def test_killed_runs_continue_to_the_same_bits(folder, tmp_path, environment):
+    whole = subprocess.run(command(folder, tmp_path / "whole"), env=environment, capture_output=True, text=True)
+    assert whole.returncode == 0, whole.stderr
+    assert "Ritz values of the Hessian of log p_t at t = 701" in whole.stdout
+    assert "costs $5 or $6 [bold]" in whole.stdout
+    out = tmp_path / "killed"
+    rows = out / "results-0.jsonl"
+    for key, kill in (("sample-000-0002", signal.SIGKILL), ("krylov-000-0007", signal.SIGINT), ("krylov-001-0011", signal.SIGKILL)):
+        process = subprocess.Popen(command(folder, out), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if rows.exists() and key in rows.read_text():
+                process.send_signal(kill)
+                break
+            time.sleep(0.002)
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == (130 if kill == signal.SIGINT else -9), (key, stderr)
+    done = subprocess.run(command(folder, out), env=environment, capture_output=True, text=True, check=True)
+    assert "sample: 4/4" in done.stderr
+    a, b = (Run.read(tmp_path / name) for name in ("whole", "killed"))
+    for name, array in a.spectra().items():
+        np.testing.assert_array_equal(array, b.spectra()[name])
+    assert [row["key"] for row in a.rows()] == [row["key"] for row in b.rows()]
+    assert {k: v for k, v in a.metrics().items() if k != "wall_seconds"} == {
+        k: v for k, v in b.metrics().items() if k != "wall_seconds"
+    }
+
+
+def test_a_second_start_compiles_nothing(folder, tmp_path, environment):
+    """Every program of the second process comes from the cache that the first one left."""
+    script = (
+        "import sys\nfrom jaxmem import cli\ncli._keep_compiled_programs()\nimport jax\nmisses = []\n"
+        "jax.monitoring.register_event_listener(lambda name, **_: misses.append(name) if 'cache' in name else None)\n"
+        "code = cli.main(sys.argv[1:])\n"
+        "hits = [m for m in misses if m.endswith('cache_hits')]\nlost = [m for m in misses if m.endswith('cache_misses')]\n"
+        "print('COUNTS', code, len(hits), len(lost))"
+    )
+    counts = []
+    for name in ("first", "second"):
+        arguments = command(folder, tmp_path / name, "--seed", "3", "--method", "lanczos")[3:]
+        cold = environment | {"XDG_CACHE_HOME": str(tmp_path / "cold")}
+        done = subprocess.run([sys.executable, "-c", script, *arguments], env=cold, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        counts.append([int(n) for n in done.stdout.split("COUNTS")[1].split()])
+    (code, _, compiled), (again, hits, recompiled) = counts
+    assert (code, again) == (0, 0)
+    assert compiled > 10
+    assert (hits >= compiled - 1, recompiled) == (True, 0)
+
+
+def test_errors_reach_the_terminal_as_one_line(folder, tmp_path, capsys):
+    assert cli.main(["generate", str(tmp_path), "--prompt", "a", "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert cli.main(["spectrum", str(folder), "--prompt", "a", "--timestep", "3", "--out", str(tmp_path / "out")]) == 2
+    assert "the nearest is 1" in capsys.readouterr().err
+
+
+def test_generate_from_the_command_line(folder, tmp_path, environment):
+    arguments = ["generate", str(folder), "--prompt", *PROMPTS, "--ddim-steps", "2", "--out", str(tmp_path / "out")]
+    done = subprocess.run([sys.executable, "-m", "jaxmem", *arguments], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "2 images by 2 DDIM steps with guidance 7.5, seed 0" in done.stdout
+    assert (tmp_path / "out/figures/image-001.png").stat().st_size > 100
+    assert json.loads((tmp_path / "out/manifest.json").read_text())["experiment"] == "generate"
+    assert str(folder) not in (tmp_path / "out/manifest.json").read_text()  # the model is known by its hash
