@@ -6,7 +6,7 @@ OUT ?= runs
 # An index to take torch from before everything else, for the CPU build.
 TORCH_INDEX ?=
 
-.PHONY: venv venv-test demo test lint bench notebooks clean
+.PHONY: venv venv-test demo test test-slow lint bench notebooks clean
 
 venv: $(VENV)/ready
 venv-test: $(VENV)/ready-test
@@ -33,8 +33,13 @@ lint: venv-test
 test: venv-test lint
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
+test-slow: venv-test
+	$(BIN)/python -m pytest -m slow
+
 bench: venv-test
 	$(BIN)/python benchmarks/exact_jacobian.py
+	$(BIN)/python benchmarks/attention.py
+	$(BIN)/python benchmarks/stable_diffusion.py
 
 notebooks: venv-test
 	$(BIN)/python notebooks/execute.py

@@ -144,11 +144,23 @@ def count_flop(jaxpr: Any) -> int:
             depth = int(np.prod([eqn.invars[0].aval.shape[axis] for axis in contract]))
             total += 2 * depth * int(np.prod(eqn.outvars[0].aval.shape))
         if eqn.primitive.name == "conv3x3":
-            total += 2 * 9 * eqn.invars[1].aval.shape[2] * int(np.prod(eqn.outvars[0].aval.shape))
+            kernel = eqn.invars[1].aval.shape
+            total += 2 * 9 * kernel[2] * kernel[3] * int(np.prod(eqn.invars[0].aval.shape[:3]))
+        if eqn.primitive.name.startswith("attention"):
+            heads, queries, depth = eqn.invars[0].aval.shape
+            keys, width = eqn.invars[2].aval.shape[1:]
+            # In units of one product queries × keys: q kᵀ and P v; q kᵀ, two for W, W [v, 1] and P dv; five in reverse.
+            columns = {
+                "attention": depth + width + 1,
+                "attention_tangent": 3 * depth + 2 * width + 1,
+                "attention_cotangent": 3 * depth + 2 * width + 1,
+            }[eqn.primitive.name]
+            total += 2 * heads * queries * keys * columns
+        repeats = eqn.params["length"] if eqn.primitive.name == "scan" else 1
         for value in eqn.params.values():
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):
-                total += count_flop(inner)
+                total += repeats * count_flop(inner)
     return total
 
 

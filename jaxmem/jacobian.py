@@ -122,8 +122,8 @@ def score_jacobian(
             shaped like x.
     """
     x = jnp.asarray(x)
-    check_score(score, state, x, t, cond)
     t = jnp.asarray(t, jnp.result_type(t))  # a Python number is weakly typed otherwise: another program
+    check_score(score, state, x, t, cond)
     value, residuals = _linearise(score, state, x, t, cond, precision)
     return ScoreJacobian(value, state, residuals.arrays, residuals.layout)
 

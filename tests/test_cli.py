@@ -13,7 +13,7 @@ from jaxmem.config import MNIST_PRESETS, TOY2D_PRESETS
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "120"}
-COMMANDS = ([], ["reproduce"], ["reproduce", "toy2d"], ["reproduce", "mnist"], ["figures"])
+COMMANDS = ([], ["reproduce"], ["reproduce", "toy2d"], ["reproduce", "mnist"], ["generate"], ["spectrum"], ["figures"])
 TINY = [
     *("--num-general-images", "60", "--num-copies", "5", "--features", "8", "16", "--num-blocks", "1", "1"),
     *("--embedding", "16", "--num-ddim-steps", "10", "--timesteps", "0", "200", "--num-general-samples", "2"),
@@ -43,7 +43,7 @@ def test_help_and_version_do_not_load_jax():
     script = (
         "import sys, jaxmem.cli as c\ntry: c.main(sys.argv[1:])\nexcept SystemExit: pass\nprint('jax' in sys.modules)"
     )
-    for arguments in (["--help"], ["--version"], ["reproduce", "mnist", "--help"]):
+    for arguments in (["--help"], ["--version"], ["reproduce", "mnist", "--help"], ["spectrum", "--help"]):
         done = subprocess.run(
             [sys.executable, "-c", script, *arguments], env=ENVIRONMENT, capture_output=True, text=True, check=True
         )

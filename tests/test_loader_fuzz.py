@@ -77,7 +77,9 @@ def drop(rng, folder):
 
 def add(rng, folder):
     part, tensors, key = pick(rng, folder)
-    name = rng.choice(["extra.weight", f"{key}.copy", key.replace("weight", "lora_A.weight") + "x", "embeddings.position_ids"])
+    name = rng.choice(
+        ["extra.weight", f"{key}.copy", key.replace("weight", "lora_A.weight") + "x", "embeddings.position_ids"]
+    )
     tensors[name] = tensors[key].copy()
     return put(folder, part, tensors)
 
@@ -121,7 +123,9 @@ def reshape(rng, folder):
             lambda a: a[..., None],
             lambda a: a[:-1] if len(a) > 1 else a[None],
             lambda a: np.concatenate([a, a]),
-            lambda a: a[..., None, None] if a.ndim == 2 else a.reshape(a.shape[:2]) if a.shape[2:] == (1, 1) else a[None],
+            lambda a: (
+                a[..., None, None] if a.ndim == 2 else a.reshape(a.shape[:2]) if a.shape[2:] == (1, 1) else a[None]
+            ),
         ]
     )
     tensors[key] = np.ascontiguousarray(change(array))
@@ -173,7 +177,9 @@ def index(rng, folder):
     listed = {k: name for name, some in zip(names, parts, strict=True) for k in some}
     content: object = {"metadata": {"total_size": 1}, "weight_map": listed}
     key = rng.choice(keys)
-    how = rng.choice(["fine", "drop", "wrong file", "outside", "absolute", "no map", "extra", "both", "missing", "list"])
+    how = rng.choice(
+        ["fine", "drop", "wrong file", "outside", "absolute", "no map", "extra", "both", "missing", "list"]
+    )
     if how == "drop":
         del listed[key]
     elif how == "wrong file":
@@ -198,7 +204,29 @@ def index(rng, folder):
 
 # Config fields -------------------------------------------------------------------------------------------------------
 
-VALUES = [None, True, False, 0, 1, 2, 3, 8, -1, 0.5, 1e-3, "silu", "gelu", "", "text", [1], [4, 4], [32, 64], [64, 32], {}, 10**9]
+VALUES = [
+    None,
+    True,
+    False,
+    0,
+    1,
+    2,
+    3,
+    8,
+    -1,
+    0.5,
+    1e-3,
+    "silu",
+    "gelu",
+    "",
+    "text",
+    [1],
+    [4, 4],
+    [32, 64],
+    [64, 32],
+    {},
+    10**9,
+]
 
 
 def config_file(part):
@@ -227,7 +255,9 @@ def add_field(rng, folder):
     part = rng.choice([*PARTS, "scheduler"])
     path = folder / config_file(part)
     config = json.loads(path.read_text())
-    config[rng.choice(["new_setting", "use_rotary", "class_embed", "dropout_rate", "Act_fn", "sample_Size"])] = rng.choice(VALUES)
+    config[rng.choice(["new_setting", "use_rotary", "class_embed", "dropout_rate", "Act_fn", "sample_Size"])] = (
+        rng.choice(VALUES)
+    )
     path.write_text(json.dumps(config))
     return part
 
@@ -418,7 +448,11 @@ def test_no_mutant_loads_into_another_function(operator, original, peers, tmp_pa
                 expected = theirs(folder, part, inputs, peers)
             assert value.shape == expected.shape, (seed, part)
             np.testing.assert_allclose(
-                value, expected, rtol=0, atol=1e-4 * np.abs(expected).max(), err_msg=f"{operator.__name__} {seed} {part}"
+                value,
+                expected,
+                rtol=0,
+                atol=1e-4 * np.abs(expected).max(),
+                err_msg=f"{operator.__name__} {seed} {part}",
             )
             outcomes["the same"] += 1
         shutil.rmtree(folder)

@@ -9,6 +9,8 @@ import pytest
 import tiny_diffusion as tiny
 from conftest import optional_import
 
+from diffusers_parity import channels_last, close, compare_blocks
+
 from jaxmem import score_jacobian
 from jaxmem.jacobian import batch_jacobian
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
@@ -29,16 +31,6 @@ def models(request, torch, diffusers, transformers, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     pipeline, saved = tiny.make_pipeline(torch, diffusers, transformers, folder, request.param, prediction)
     return pipeline, StableDiffusion.load(saved)
-
-
-def channels_last(tensor):
-    return jnp.asarray(tensor.detach().numpy().transpose(1, 2, 0) if tensor.ndim == 3 else tensor.detach().numpy())
-
-
-def close(ours, theirs, tolerance):
-    theirs = np.asarray(channels_last(theirs))
-    assert ours.shape == theirs.shape
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * np.abs(theirs).max())
 
 
 def network(model, part="unet"):
@@ -64,74 +56,8 @@ def test_unet_output(models, point, torch, t):
 
 def test_unet_block_by_block(models, point, torch):
     pipeline, model = models
-    theirs, ours = pipeline.unet, network(model)
     x, _, cond = point
-    inputs, outputs = {}, {}
-
-    def keep(name):
-        def hook(module, args, kwargs, output):
-            inputs[name], outputs[name] = (args, kwargs), output
-
-        return hook
-
-    for name, block in theirs.named_modules():
-        block.register_forward_hook(keep(name), with_kwargs=True)
-    with torch.no_grad():
-        theirs(x, torch.tensor(501), cond)
-    context, time = channels_last(cond[0]), ours.embed_time(501, jnp.float32)
-    close(time, outputs["time_embedding"][0], VALUE)
-    assert sum(name.startswith("down_blocks") for name in outputs) > 50
-
-    def of(name, key, position):
-        args, kwargs = inputs[name]
-        return kwargs[key] if key in kwargs else args[position]
-
-    compared = 0
-    for level, block in enumerate(ours.down_blocks):
-        name = f"down_blocks.{level}"
-        y, skips = block(channels_last(of(name, "hidden_states", 0)[0]), time, context)
-        close(y, outputs[name][0][0], VALUE)
-        for skip, expected in zip(skips, outputs[name][1], strict=True):
-            close(skip, expected[0], VALUE)
-        compared += 1
-    close(
-        ours.mid_block(channels_last(of("mid_block", "hidden_states", 0)[0]), time, context),
-        outputs["mid_block"][0],
-        VALUE,
-    )
-    for level, block in enumerate(ours.up_blocks):
-        name = f"up_blocks.{level}"
-        x_in = channels_last(of(name, "hidden_states", 0)[0])
-        skips = [channels_last(skip[0]) for skip in of(name, "res_hidden_states_tuple", 1)]
-        close(block(x_in, skips, time, context), outputs[name][0], VALUE)
-        compared += 1
-    # Every attention, feed-forward and ResNet block on its own: a fault cannot hide behind a residual connection.
-    for name, output in outputs.items():
-        module = ours
-        for part in name.split("."):
-            try:
-                module = module[int(part)] if part.isdigit() else getattr(module, part)
-            except (AttributeError, IndexError):  # activations and dropouts
-                module = None
-                break
-        kind = type(module).__name__
-        if kind == "Conv" and "downsamplers" in name:
-            continue  # of stride 2: compared with its Downsample
-        if kind == "Attention":
-            hidden = channels_last(of(name, "hidden_states", 0)[0])
-            encoder = inputs[name][1].get("encoder_hidden_states")
-            close(module(hidden, hidden if encoder is None else channels_last(encoder[0])), output[0], VALUE)
-        elif kind == "ResnetBlock":
-            close(module(channels_last(inputs[name][0][0][0]), time), output[0], VALUE)
-        elif kind in ("FeedForward", "GEGLU", "GroupNorm", "LayerNorm", "Downsample", "Upsample", "Conv", "Linear"):
-            hidden = of(name, "hidden_states", 0)
-            if hidden.ndim == 2:
-                continue  # of the time embedding, compared above
-            close(module(channels_last(hidden[0])), output[0], VALUE)
-        else:
-            continue
-        compared += 1
-    assert compared > 60
+    assert compare_blocks(torch, pipeline.unet, network(model), x, cond, VALUE) > 60
 
 
 def test_jacobian_products_are_torchs(models, point, torch):

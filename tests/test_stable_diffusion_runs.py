@@ -104,7 +104,12 @@ def test_memory_is_said_and_refused_before_the_work(model, tmp_path, monkeypatch
     assert moved[-1] == ("products", 12, 12)
     monkeypatch.setattr(memory, "available_bytes", lambda: 6_000_000)
     with pytest.raises(ValueError, match="the spectrum: needs about .* take a smaller --batch"):
-        run_spectrum(model, config(batch=4, num_steps=256, unconditional=True), tmp_path / "large", progress=lambda *a: pytest.fail())
+        run_spectrum(
+            model,
+            config(batch=4, num_steps=256, unconditional=True),
+            tmp_path / "large",
+            progress=lambda *a: pytest.fail(),
+        )
     monkeypatch.setattr(memory, "available_bytes", lambda: 1_000_000)
     with pytest.raises(ValueError, match="the parameters of the model: needs about"):
         run_spectrum(model, config(), tmp_path / "larger")
@@ -134,7 +139,19 @@ def test_bad_settings_are_named(model, tmp_path):
 
 def command(folder, out, *more):
     arguments = ["spectrum", str(folder), "--prompt", *PROMPTS, "--unconditional", "--batch", "2", "--ddim-steps", "10"]
-    return [sys.executable, "-m", "jaxmem", *arguments, "--timestep", "701", "--num-steps", "40", "--out", str(out), *more]
+    return [
+        sys.executable,
+        "-m",
+        "jaxmem",
+        *arguments,
+        "--timestep",
+        "701",
+        "--num-steps",
+        "40",
+        "--out",
+        str(out),
+        *more,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -151,8 +168,14 @@ def test_killed_runs_continue_to_the_same_bits(folder, tmp_path, environment):
     assert "costs $5 or $6 [bold]" in whole.stdout
     out = tmp_path / "killed"
     rows = out / "results-0.jsonl"
-    for key, kill in (("sample-000-0002", signal.SIGKILL), ("krylov-000-0007", signal.SIGINT), ("krylov-001-0011", signal.SIGKILL)):
-        process = subprocess.Popen(command(folder, out), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    for key, kill in (
+        ("sample-000-0002", signal.SIGKILL),
+        ("krylov-000-0007", signal.SIGINT),
+        ("krylov-001-0011", signal.SIGKILL),
+    ):
+        process = subprocess.Popen(
+            command(folder, out), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:
             if rows.exists() and key in rows.read_text():

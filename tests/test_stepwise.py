@@ -91,7 +91,9 @@ def test_memory_is_known_before_anything_is_there(problem):
     operators = programs.operators(state, x, jnp.array([10, 300, 900]), None)
     held = sum(leaf.nbytes for leaf in (operators.value, *operators._residuals))
     assert held <= programs.peak_bytes < held + 100_000
-    single = compile_programs(score, shapes[0], *(jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype) for a in shapes[1:]), None, symmetric=True)
+    single = compile_programs(
+        score, shapes[0], *(jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype) for a in shapes[1:]), None, symmetric=True
+    )
     assert single.peak_bytes < programs.peak_bytes
 
 

@@ -17,7 +17,8 @@ def print_summary(directory: Path, figures: list[Path], console: Console) -> Non
     printers = {"mnist": _mnist, "toy2d": _toy2d, "generate": _generate, "spectrum": _spectrum}
     printers[run.manifest["experiment"]](metrics, config, console)
     minutes = metrics["wall_seconds"]["total"] / 60
-    console.print(f"\n{metrics['num_products']:,} Jacobian products; {minutes:.1f} minutes in all. Figures:")
+    products = f"{metrics['num_products']:,} Jacobian products; " if metrics["num_products"] else ""
+    console.print(f"\n{products}{minutes:.1f} minutes in all. Figures:")
     for path in figures:
         console.print(f"  {path}", highlight=False, soft_wrap=True)
 

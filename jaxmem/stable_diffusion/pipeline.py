@@ -1,7 +1,6 @@
 """A Stable Diffusion model as functions: prompts to embeddings, latents to scores, latents to images."""
 
 import hashlib
-import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
@@ -14,6 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxmem import memory
 from jaxmem.diffusion import DDIM, ddim_path
 from jaxmem.durable import json_writer, read_json, write_atomically
 from jaxmem.score import GuidedScore, NetworkScore
@@ -28,20 +28,15 @@ _PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
 
 
 class Component(NamedTuple):
-    """A network before its weights are read: how to make it, and where they are."""
+    """A network whose parameters are not there yet: how it is made, and how they are had."""
 
     make: Callable[[], nnx.Module]
-    tensors: list[weights.Tensor]
-    layout: weights.Layout
-    where: str
+    load: Callable[[], tuple[nnx.GraphDef, nnx.State]]
 
     @property
     def float32_bytes(self) -> int:
         """Of the parameters once they are loaded."""
-        return sum(4 * math.prod(tensor.shape) for tensor in self.tensors)
-
-    def load(self) -> tuple[nnx.GraphDef, nnx.State]:
-        return weights.load_state(self.make, self.tensors, self.layout, self.where)
+        return memory.tree_bytes(nnx.state(nnx.eval_shape(self.make)))
 
 
 class StableDiffusion:
@@ -137,11 +132,28 @@ class StableDiffusion:
             ("text_encoder", TextEncoder, configs[1], weights.TEXT_ENCODER),
             ("vae", VAE, configs[2], weights.VAE),
         ):
-            make = partial(_make, network, settings)
-            component = Component(make, tensors(part, layout), layout, part)
-            weights.check(component.make, component.tensors, layout, part)
+            make, found = partial(_make, network, settings), tensors(part, layout)
+            weights.check(make, found, layout, part)
+            component = Component(make, partial(weights.load_state, make, found, layout, part))
             components[part] = component
         return cls(configs, components, make_tokenizer, name)
+
+    @classmethod
+    def from_modules(
+        cls, unet: UNet, text_encoder: TextEncoder, vae: VAE, tokenizer: Any, scheduler: SchedulerConfig, name: str
+    ) -> "StableDiffusion":
+        """A model of networks that exist already, such as trained ones, for instance to `export` it.
+
+        Raises:
+            ValueError: the networks do not fit together.
+        """
+        networks = {"unet": unet, "text_encoder": text_encoder, "vae": vae}
+        components = {
+            part: Component(partial(_make, type(network), network.config), partial(nnx.split, network))
+            for part, network in networks.items()
+        }
+        configs = (unet.config, text_encoder.config, vae.config, scheduler)
+        return cls(configs, components, lambda: tokenizer, name)
 
     @cached_property
     def _unet(self) -> tuple[nnx.GraphDef, nnx.State]:

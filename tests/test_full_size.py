@@ -1,0 +1,121 @@
+"""Parity at the full size of Stable Diffusion v1.4, random weights: minutes and up to 18 GB, so marked slow.
+
+The two sides are not in memory together where it matters: torch computes first, is dropped, and its numbers are kept.
+"""
+
+import gc
+import json
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_diffusion as tiny
+from conftest import optional_import
+from diffusers_parity import channels_last, close, compare_blocks
+from flax import nnx
+
+from jaxmem import NoiseSchedule, score_jacobian
+from jaxmem.score import NetworkScore
+from jaxmem.stable_diffusion import weights
+from jaxmem.stable_diffusion.configs import TextEncoderConfig, UNetConfig, VAEConfig
+from jaxmem.stable_diffusion.text_encoder import TextEncoder
+from jaxmem.stable_diffusion.unet import UNet
+from jaxmem.stable_diffusion.vae import VAE
+
+pytestmark = pytest.mark.slow
+
+
+def load(network, config, folder, layout):
+    read = type(config).from_diffusers(json.loads((folder / "config.json").read_text()))
+    assert read == config  # the defaults are Stable Diffusion 1.x
+    tensors = weights.read_folder(folder, layout.basename)
+    return weights.load_state(lambda: network(config, rngs=nnx.Rngs(0)), tensors, layout, folder.name)
+
+
+@pytest.fixture(scope="module")
+def unet_folder(torch, diffusers, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("v1-4")
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+    tiny.sharpen(unet, torch)
+    unet.save_pretrained(folder, max_shard_size="20GB")
+    return folder
+
+
+def test_unet_block_by_block(torch, diffusers, unet_folder):
+    theirs = diffusers.UNet2DConditionModel.from_pretrained(unet_folder).eval()
+    x, cond = (
+        torch.randn(shape, generator=torch.Generator().manual_seed(1)) for shape in ((1, 4, 64, 64), (1, 77, 768))
+    )
+    ours = nnx.merge(*load(UNet, UNetConfig(), unet_folder, weights.UNET))
+    assert compare_blocks(torch, theirs, ours, x, cond, 1e-4) > 300
+    with torch.no_grad():
+        expected = theirs(x, torch.tensor(501), cond).sample[0]
+    close(ours(channels_last(x[0]), 501, channels_last(cond[0])), expected, 1e-4)
+
+
+def test_unet_jacobian_products(torch, diffusers, unet_folder):
+    generator = torch.Generator().manual_seed(2)
+    x, v, cond = (torch.randn(shape, generator=generator) for shape in ((1, 4, 64, 64), (1, 4, 64, 64), (1, 77, 768)))
+    theirs = diffusers.UNet2DConditionModel.from_pretrained(unet_folder).eval().requires_grad_(False)
+
+    def f(x):
+        return theirs(x, torch.tensor(501), cond).sample
+
+    with warnings.catch_warnings(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        warnings.simplefilter("ignore")  # torch's own, at its first forward-mode product
+        value, product = torch.func.jvp(f, (x,), (v,))
+    at = x.clone().requires_grad_()
+    (cotangent,) = torch.autograd.grad(f(at), at, v)
+    del theirs
+    gc.collect()
+
+    graphdef, state = load(UNet, UNetConfig(), unet_folder, weights.UNET)
+    score = NetworkScore(graphdef, NoiseSchedule.stable_diffusion(), "score")  # the network's output as it is
+    operator = score_jacobian(score, state, channels_last(x[0]), 501, channels_last(cond[0]))
+    vector = channels_last(v[0]).reshape(-1)
+    close(operator.value, value[0], 1e-4)
+    close(jax.jit(lambda A, v: A.mv(v))(operator, vector).reshape(64, 64, 4), product[0], 1e-3)
+    close(jax.jit(lambda A, v: A.rmv(v))(operator, vector).reshape(64, 64, 4), cotangent[0], 1e-3)
+
+
+def test_text_encoder(torch, tmp_path):
+    transformers = optional_import("transformers")
+    torch.manual_seed(3)
+    config = transformers.CLIPTextConfig(
+        hidden_size=768, intermediate_size=3072, num_attention_heads=12, projection_dim=768, pad_token_id=1
+    )
+    encoder = transformers.CLIPTextModel(config).eval()
+    tiny.sharpen(encoder, torch)
+    encoder.save_pretrained(tmp_path)
+    tokens = torch.randint(0, 49_408, (1, 77), generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        expected = encoder(tokens).last_hidden_state[0]
+    ours = nnx.merge(*load(TextEncoder, TextEncoderConfig(), tmp_path, weights.TEXT_ENCODER))
+    close(ours(jnp.asarray(tokens[0].numpy())), expected, 1e-4)
+
+
+def test_autoencoder(torch, diffusers, tmp_path):
+    torch.manual_seed(5)
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+        sample_size=512,
+    ).eval()
+    tiny.sharpen(vae, torch)
+    vae.save_pretrained(tmp_path)
+    image = torch.rand((1, 3, 512, 512), generator=torch.Generator().manual_seed(6)) * 2 - 1
+    with torch.no_grad():
+        moments = vae.encode(image).latent_dist
+        decoded = vae.decode(moments.mean).sample
+    ours, scale = nnx.merge(*load(VAE, VAEConfig(), tmp_path, weights.VAE)), VAEConfig().scaling_factor
+    mean, deviation = ours.encode(channels_last(image[0]))
+    close(mean / scale, moments.mean[0], 1e-4)
+    close(deviation / scale, moments.std[0], 1e-4)
+    # From the same latents: what encoding rounded would count a second time.
+    close(ours.decode(scale * channels_last(moments.mean[0])), decoded[0], 1e-4)
+    assert np.isfinite(decoded.numpy()).all()
