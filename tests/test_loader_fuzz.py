@@ -1,7 +1,7 @@
 """Three hundred spoilt folders: each raises one clear error here, or is the function that diffusers makes of it.
 
-Every operator changes one thing of a folder that diffusers saved. Where jaxmem refuses, that is the end; where it loads,
-diffusers has to load the same folder and compute the same (1e-4), component by component.
+Every operator changes one thing of a folder that diffusers saved. Where jaxmem refuses, that is the end; where it
+loads, diffusers has to load the same folder and compute the same (1e-4), component by component.
 """
 
 import json
@@ -407,7 +407,10 @@ def ours(folder, part):
 def theirs(folder, part, inputs, peers):
     """The same by diffusers and transformers, as its Stable Diffusion pipeline uses them."""
     torch, diffusers, transformers = peers
-    last_first = lambda a: torch.tensor(np.array(a)).permute(2, 0, 1)[None]
+
+    def last_first(a):
+        return torch.tensor(np.array(a)).permute(2, 0, 1)[None]
+
     with torch.no_grad():
         if part == "unet":
             unet = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet").float().eval()

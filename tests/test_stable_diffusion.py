@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import tiny_diffusion as tiny
 from conftest import optional_import
-
 from diffusers_parity import channels_last, close, compare_blocks
 
 from jaxmem import score_jacobian

@@ -8,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -103,12 +102,12 @@ def test_memory_is_said_and_refused_before_the_work(model, tmp_path, monkeypatch
     assert "for linearisation and products of 1 point(s) at once" in said[0]
     assert moved[-1] == ("products", 12, 12)
     monkeypatch.setattr(memory, "available_bytes", lambda: 6_000_000)
-    with pytest.raises(ValueError, match="the spectrum: needs about .* take a smaller --batch"):
+    with pytest.raises(ValueError, match=r"the spectrum: needs about .* take a smaller --batch"):
         run_spectrum(
             model,
             config(batch=4, num_steps=256, unconditional=True),
             tmp_path / "large",
-            progress=lambda *a: pytest.fail(),
+            progress=lambda *a: pytest.fail("work began"),
         )
     monkeypatch.setattr(memory, "available_bytes", lambda: 1_000_000)
     with pytest.raises(ValueError, match="the parameters of the model: needs about"):
@@ -197,13 +196,16 @@ def test_killed_runs_continue_to_the_same_bits(folder, tmp_path, environment):
 
 def test_a_second_start_compiles_nothing(folder, tmp_path, environment):
     """Every program of the second process comes from the cache that the first one left."""
-    script = (
-        "import sys\nfrom jaxmem import cli\ncli._keep_compiled_programs()\nimport jax\nmisses = []\n"
-        "jax.monitoring.register_event_listener(lambda name, **_: misses.append(name) if 'cache' in name else None)\n"
-        "code = cli.main(sys.argv[1:])\n"
-        "hits = [m for m in misses if m.endswith('cache_hits')]\nlost = [m for m in misses if m.endswith('cache_misses')]\n"
-        "print('COUNTS', code, len(hits), len(lost))"
-    )
+    script = """
+import sys
+from jaxmem import cli
+cli._keep_compiled_programs()  # before JAX is imported, as the command line does it
+import jax
+seen = []
+jax.monitoring.register_event_listener(lambda name, **_: seen.append(name))
+code = cli.main(sys.argv[1:])
+print("COUNTS", code, *(sum(name.endswith(end) for name in seen) for end in ("cache_hits", "cache_misses")))
+"""
     counts = []
     for name in ("first", "second"):
         arguments = command(folder, tmp_path / name, "--seed", "3", "--method", "lanczos")[3:]

@@ -45,7 +45,7 @@ class _Reader:
         return self.take(name, default, lambda v: _is_number(v) and low <= v <= high, f"a number from {low} to {high}")
 
     def flag(self, name: str, default: bool) -> bool:
-        return self.take(name, default, lambda v: isinstance(v, bool), "true or false")
+        return self.take(name, default, _is_flag, "true or false")
 
     def choice(self, name: str, default: Any, allowed: Iterable[Any]) -> Any:
         allowed = tuple(allowed)
@@ -80,8 +80,20 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_none_or(check: Callable[[Any], bool], value: Any) -> bool:
+    return value is None or check(value)
+
+
 def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return _is_whole(value) and value >= 1
 
 
 def _are_sizes(value: Any) -> bool:
@@ -107,8 +119,9 @@ _WITHOUT_MEANING = (
     " early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task forced_bos_token_id"
     " forced_eos_token_id length_penalty max_length min_length no_repeat_ngram_size num_beam_groups num_beams"
     " num_return_sequences prefix remove_invalid_values repetition_penalty return_dict_in_generate sep_token_id"
-    " task_specific_params temperature tf_legacy_loss tie_encoder_decoder tie_word_embeddings tokenizer_class top_k top_p"
-    " typical_p begin_suppress_tokens suppress_tokens cross_attention_hidden_size decoder_start_token_id output_scores"
+    " task_specific_params temperature tf_legacy_loss tie_encoder_decoder tie_word_embeddings tokenizer_class top_k"
+    " top_p typical_p begin_suppress_tokens suppress_tokens cross_attention_hidden_size decoder_start_token_id"
+    " output_scores"
 )
 
 _DOWN = ("DownBlock2D", "CrossAttnDownBlock2D")
@@ -209,7 +222,7 @@ class UNetConfig:
             mid_block_only_cross_attention=(None, False),
             cross_attention_norm=None,
         )
-        # Without their type above, the first three do nothing; dropout is for training, upcast_attention for half precision.
+        # Without their type above, three do nothing; dropout is for training, upcast_attention for half precision.
         r.ignore("addition_time_embed_dim", "addition_embed_type_num_heads", "projection_class_embeddings_input_dim")
         r.number("dropout", 0.0, 0, 1)
         r.flag("upcast_attention", False)
@@ -302,11 +315,11 @@ class TextEncoderConfig:
         )
         for names, check, expected in (
             (_NUMBERS, _is_number, "a number"),
-            (_WHOLE_NUMBERS, lambda v: isinstance(v, int) and not isinstance(v, bool), "a whole number"),
-            (_FLAGS, lambda v: isinstance(v, bool), "true or false"),
+            (_WHOLE_NUMBERS, _is_whole, "a whole number"),
+            (_FLAGS, _is_flag, "true or false"),
         ):
             for name in names.split():
-                r.take(name, None, lambda v, check=check: v is None or check(v), f"{expected} or null")
+                r.take(name, None, partial(_is_none_or, check), f"{expected} or null")
         for name, default in (("initializer_factor", 1.0), ("initializer_range", 0.02)):
             r.take(name, default, lambda v: isinstance(v, float), "a number with a decimal point")
         r.ignore(*_WITHOUT_MEANING.split())

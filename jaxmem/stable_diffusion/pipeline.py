@@ -147,7 +147,7 @@ class StableDiffusion:
         Raises:
             ValueError: the networks do not fit together.
         """
-        networks = {"unet": unet, "text_encoder": text_encoder, "vae": vae}
+        networks: dict[str, Any] = {"unet": unet, "text_encoder": text_encoder, "vae": vae}
         components = {
             part: Component(partial(_make, type(network), network.config), partial(nnx.split, network))
             for part, network in networks.items()
