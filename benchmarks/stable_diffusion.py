@@ -200,10 +200,12 @@ class Worker:
     def gemm(self) -> None:
         self.facts.setdefault("gemm", []).append(self.ask("gemm")["gemm_gflop_per_s"])
 
-    def results(self, folder: Path) -> dict[str, np.ndarray]:
-        self.ask(f"save {folder / 'results.npz'}")
-        with np.load(folder / "results.npz") as file:
-            return dict(file)
+    def results(self) -> dict[str, np.ndarray]:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "results.npz"
+            self.ask(f"save {path}")
+            with np.load(path) as file:
+                return dict(file)
 
     def close(self) -> None:
         self.process.stdin.close()
@@ -230,13 +232,13 @@ def run(rounds: int, folder: Path) -> dict[str, Any]:
             (ours, "linearise"),
         ):
             worker.measure(task)
-    mine, peer = ours.results(folder), theirs.results(folder)
+    mine, peer = ours.results(), theirs.results()
     for worker in (ours, theirs):
         worker.close()
     forward_mode = Worker("torch", folder)
     for i in range(3):
         forward_mode.measure("jvp", warm_up=i == 0)
-    peer |= forward_mode.results(folder)
+    peer |= forward_mode.results()
     forward_mode.close()
     errors = {name: float(np.abs(mine[name] - peer[name]).max() / np.abs(peer[name]).max()) for name in mine}
     for name, bound in (("value", 1e-4), ("product", 1e-3), ("transposed", 1e-3)):
