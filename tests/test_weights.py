@@ -502,9 +502,10 @@ make = lambda: UNet(config, rngs=nnx.Rngs(0))
 # Not getrusage: its peak survives exec, and is that of the process that started this one.
 peak = lambda: 1024 * int(re.search("VmHWM:[^0-9]*([0-9]+)", Path("/proc/self/status").read_text())[1])
 weights.check(make, weights.read_folder(folder, weights.UNET.basename), weights.UNET, "unet")
+import jax
+jax.numpy.ones(1000).block_until_ready()  # what JAX itself takes when it starts
 before = peak()
 _, state = weights.load_state(make, weights.read_folder(folder, weights.UNET.basename), weights.UNET, "unet")
-import jax
 print((peak() - before) / sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
 """
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)

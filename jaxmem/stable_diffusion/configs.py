@@ -115,7 +115,7 @@ _NUMBERS = "attention_dropout dropout"
 _WHOLE_NUMBERS = "bos_token_id eos_token_id pad_token_id projection_dim chunk_size_feed_forward"
 _FLAGS = "output_attentions output_hidden_states return_dict is_encoder_decoder torchscript use_bfloat16 use_cache"
 _WITHOUT_MEANING = (
-    "transformers_version torch_dtype dtype id2label label2id problem_type bad_words_ids diversity_penalty do_sample"
+    "transformers_version id2label label2id problem_type bad_words_ids diversity_penalty do_sample"
     " early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task forced_bos_token_id"
     " forced_eos_token_id length_penalty max_length min_length no_repeat_ngram_size num_beam_groups num_beams"
     " num_return_sequences prefix remove_invalid_values repetition_penalty return_dict_in_generate sep_token_id"
@@ -322,6 +322,8 @@ class TextEncoderConfig:
                 r.take(name, None, partial(_is_none_or, check), f"{expected} or null")
         for name, default in (("initializer_factor", 1.0), ("initializer_range", 0.02)):
             r.take(name, default, lambda v: isinstance(v, float), "a number with a decimal point")
+        for name in ("dtype", "torch_dtype"):  # of the file; here everything is float32
+            r.choice(name, None, (None, "float32", "float16", "bfloat16", "float64"))
         r.ignore(*_WITHOUT_MEANING.split())
         r.finish()
         made = cls(**values)

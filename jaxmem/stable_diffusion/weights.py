@@ -113,7 +113,9 @@ def load_state(
         array = tensor.read()
         if not np.isfinite(array).all():
             nonfinite.append(f"{tensor.name} ({tensor.where}): holds NaN or infinity")
-        targets[key].set_value(jnp.asarray(_to_ours(type(targets[key]), array).astype(np.float32, copy=False)))
+        turned = _to_ours(type(targets[key]), array).astype(np.float32, copy=False)
+        # Waiting for the copy lets go of the host array before the next one is read.
+        targets[key].set_value(jnp.asarray(turned).block_until_ready())
     _refuse(nonfinite, where)
     return graphdef, state
 
