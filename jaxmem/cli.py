@@ -157,7 +157,7 @@ def _keep_compiled_programs() -> None:
     # XLA logs an error for each program it loads whose tuning hints are no processor features; it says nothing else
     # there that Python does not raise.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jaxmem" / "compiled"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "jaxmem" / "compiled"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import tempfile
 import warnings
 from pathlib import Path
@@ -16,6 +17,17 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Parameters are arguments: an array of 256 kB closed over by a compiled function is a mistake (schedules are 8 kB).
 jax.config.update("jax_captured_constants_warn_bytes", 256_000)
+
+
+def command_environment(cache: Path = CACHE) -> dict[str, str]:
+    """For command lines: this package, compiled programs kept apart from the user's, JAX's log level unset again."""
+    inherited = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+    return inherited | {"PYTHONPATH": str(Path(__file__).parent.parent), "COLUMNS": "120", "XDG_CACHE_HOME": str(cache)}
+
+
+def listen_to_interrupts() -> None:
+    """For ``preexec_fn``: a test run in the background inherits ignored interrupts, and Python would keep to that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture

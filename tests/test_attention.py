@@ -169,7 +169,9 @@ def test_lowers_for_accelerators(platform):
     [
         (dict(q=(2, 8, 5)), r"attention: expected q \(heads, queries, depth\), .* got \(2, 8, 5\)"),
         (dict(v=(2, 9, 4)), r"attention: expected q \(heads, queries, depth\)"),
-        (dict(block=0), "block: expected at least 1, got 0"),
+        (dict(block=0), "attention: expected at least one query, key and row of a block, got 8, 8, 0"),
+        (dict(q=(2, 0, 4)), "attention: expected at least one query, key and row of a block, got 0, 8, 4"),
+        (dict(k=(2, 0, 4), v=(2, 0, 4)), "attention: expected at least one query, .* got 8, 0, 4"),
     ],
 )
 def test_bad_input_is_named(change, match):

@@ -1,5 +1,4 @@
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -7,12 +6,13 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import command_environment, listen_to_interrupts
 
 from jaxmem import cli
 from jaxmem.config import MNIST_PRESETS, TOY2D_PRESETS
 
 ROOT = Path(__file__).parent.parent
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+ENVIRONMENT = command_environment()
 COMMANDS = ([], ["reproduce"], ["reproduce", "toy2d"], ["reproduce", "mnist"], ["generate"], ["spectrum"], ["figures"])
 TINY = [
     *("--num-general-images", "60", "--num-copies", "5", "--features", "8", "16", "--num-blocks", "1", "1"),
@@ -133,7 +133,13 @@ def test_unknown_flags_are_refused():
 def test_interrupt_kill_and_resume_end_in_the_same_run(tmp_path):
     command = [sys.executable, "-m", "jaxmem", "reproduce", "mnist", *TINY, "--out"]
     for sent, code in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
-        with subprocess.Popen([*command, str(tmp_path / "a")], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as p:
+        with subprocess.Popen(
+            [*command, str(tmp_path / "a")],
+            env=ENVIRONMENT,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=listen_to_interrupts,
+        ) as p:
             deadline = time.monotonic() + 120
             while not list((tmp_path / "a" / "checkpoints").glob("step-*")) and time.monotonic() < deadline:
                 time.sleep(0.05)

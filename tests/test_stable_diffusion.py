@@ -200,13 +200,13 @@ def test_modules_become_a_model(models, tmp_path):
     """What a training has in hand: the networks, a tokenizer, a schedule."""
     _, model = models
     networks = [network(model, part) for part in ("unet", "text_encoder", "vae")]
-    made = StableDiffusion.from_modules(*networks, model.tokenizer, model.scheduler, "made")
+    made = StableDiffusion.from_modules(*networks, model.tokenizer, model.scheduler)
     assert made.fingerprint() == model.fingerprint()
     assert made.score == model.score
     assert StableDiffusion.load(made.export(tmp_path / "made")).fingerprint() == model.fingerprint()
     other = UNet(replace(model.unet_config, cross_attention_dim=48), rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"hidden_size equal to cross_attention_dim, got 32 and 48"):
-        StableDiffusion.from_modules(other, *networks[1:], model.tokenizer, model.scheduler, "misfit")
+        StableDiffusion.from_modules(other, *networks[1:], model.tokenizer, model.scheduler)
 
 
 def test_export_in_half_precision_loads_in_both(models, tmp_path):

@@ -54,7 +54,7 @@ def run_generate(
 def _identity(model: StableDiffusion) -> dict[str, str]:
     parameters = sum(component.float32_bytes for component in model.components.values())
     memory.require(parameters, "the parameters of the model", "close other programs, or use a larger machine")
-    return {"name": model.name, "sha256": model.fingerprint()}
+    return {"sha256": model.fingerprint()}  # not where it lies: a folder that was moved is the same model
 
 
 def starting_noise(model: StableDiffusion, config: GenerateConfig) -> jax.Array:

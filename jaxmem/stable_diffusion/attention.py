@@ -50,15 +50,17 @@ def attention(
             its linearisation keeps.
 
     Raises:
-        ValueError: if the shapes do not fit, or block is below 1.
+        ValueError: if the shapes do not fit, or there are no queries, keys or rows of a block.
     """
     if k.shape[0] != q.shape[0] or k.shape[2] != q.shape[2] or v.shape[:2] != k.shape[:2]:
         raise ValueError(
             f"attention: expected q (heads, queries, depth), k (heads, keys, depth) and v (heads, keys, width), got"
             f" {q.shape}, {k.shape} and {v.shape}"
         )
-    if block < 1:
-        raise ValueError(f"block: expected at least 1, got {block}")
+    if min(q.shape[1], k.shape[1], block) < 1:
+        raise ValueError(
+            f"attention: expected at least one query, key and row of a block, got {q.shape[1]}, {k.shape[1]}, {block}"
+        )
     # A primitive is lowered outside the caller's `jax.default_matmul_precision`, so it is a parameter.
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     return attention_p.bind(q * q.shape[2] ** -0.5, k, v, block=block, precision=precision)[0]

@@ -51,12 +51,10 @@ class StableDiffusion:
         configs: tuple[UNetConfig, TextEncoderConfig, VAEConfig, SchedulerConfig],
         components: Mapping[str, Component],
         make_tokenizer: Callable[[], Any],
-        name: str,
     ) -> None:
         self.unet_config, self.text_encoder_config, self.vae_config, self.scheduler = configs
         self.components = dict(components)
         self._make_tokenizer = make_tokenizer
-        self.name = name  #: of the folder, the hub id, or the live pipeline's class
         _check_fit(*configs[:3])
 
     @classmethod
@@ -90,7 +88,7 @@ class StableDiffusion:
         if not (folder / "tokenizer/tokenizer.json").is_file():
             for name in ("vocab.json", "merges.txt"):
                 model_file(folder, f"tokenizer/{name}")
-        return cls._build(config, tensors, partial(read_tokenizer, folder / "tokenizer"), folder.name)
+        return cls._build(config, tensors, partial(read_tokenizer, folder / "tokenizer"))
 
     @classmethod
     def _from_live(cls, pipeline: Any) -> "StableDiffusion":
@@ -110,7 +108,7 @@ class StableDiffusion:
         def tensors(part: str, _: weights.Layout) -> list[weights.Tensor]:
             return weights.from_torch(getattr(pipeline, part).state_dict(), f"live {part}")
 
-        return cls._build(config, tensors, lambda: pipeline.tokenizer, type(pipeline).__name__)
+        return cls._build(config, tensors, lambda: pipeline.tokenizer)
 
     @classmethod
     def _build(
@@ -118,7 +116,6 @@ class StableDiffusion:
         config: Callable[..., dict[str, Any]],
         tensors: Callable[[str, weights.Layout], list[weights.Tensor]],
         make_tokenizer: Callable[[], Any],
-        name: str,
     ) -> "StableDiffusion":
         configs = (
             UNetConfig.from_diffusers(config("unet")),
@@ -136,11 +133,11 @@ class StableDiffusion:
             weights.check(make, found, layout, part)
             component = Component(make, partial(weights.load_state, make, found, layout, part))
             components[part] = component
-        return cls(configs, components, make_tokenizer, name)
+        return cls(configs, components, make_tokenizer)
 
     @classmethod
     def from_modules(
-        cls, unet: UNet, text_encoder: TextEncoder, vae: VAE, tokenizer: Any, scheduler: SchedulerConfig, name: str
+        cls, unet: UNet, text_encoder: TextEncoder, vae: VAE, tokenizer: Any, scheduler: SchedulerConfig
     ) -> "StableDiffusion":
         """A model of networks that exist already, such as trained ones, for instance to `export` it.
 
@@ -153,7 +150,7 @@ class StableDiffusion:
             for part, network in networks.items()
         }
         configs = (unet.config, text_encoder.config, vae.config, scheduler)
-        return cls(configs, components, lambda: tokenizer, name)
+        return cls(configs, components, lambda: tokenizer)
 
     @cached_property
     def _unet(self) -> tuple[nnx.GraphDef, nnx.State]:
