@@ -188,7 +188,12 @@ class GenerateConfig:
     def __post_init__(self) -> None:
         if not self.prompt:
             raise ValueError("prompt: expected at least one text, got none")
-        _in_range("guidance", self.guidance, 0, 1000)
+        for text in (*self.prompt, self.negative_prompt):
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise ValueError(f"prompt: expected text in UTF-8, got other bytes in {text!r}") from None
+        _in_range("guidance", self.guidance, 1, 1000)  # 1 is no guidance; below, diffusers turns it off
         _in_range("ddim_steps", self.ddim_steps, 1, 1000)
         _in_range("seed", self.seed, 0, _LAST_SEED)
 

@@ -48,7 +48,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
-    except ValueError as error:  # also of a text that is not UTF-8
+    except (ValueError, RecursionError) as error:  # also of a text that is not UTF-8, and of brackets without end
         raise ValueError(f"{path}: expected JSON, got a damaged file ({error}); {remedy}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected JSON with an object at the top, got {type(value).__name__}; {remedy}")

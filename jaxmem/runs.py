@@ -273,7 +273,8 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _refuse_absolute_paths(manifest: dict[str, Any]) -> None:
     for name, value in _flat(manifest):
-        if isinstance(value, str) and os.path.isabs(value):
+        # A prompt may say "/imagine"; it is no path, whatever it begins with.
+        if isinstance(value, str) and os.path.isabs(value) and not name.endswith("prompt"):
             raise ValueError(f"{name}: expected no absolute path in a manifest, got {value}; record a hash of the data")
 
 

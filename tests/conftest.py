@@ -2,7 +2,7 @@
 
 import importlib
 import os
-import signal
+import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -25,9 +25,13 @@ def command_environment(cache: Path = CACHE) -> dict[str, str]:
     return inherited | {"PYTHONPATH": str(Path(__file__).parent.parent), "COLUMNS": "120", "XDG_CACHE_HOME": str(cache)}
 
 
-def listen_to_interrupts() -> None:
-    """For ``preexec_fn``: a test run in the background inherits ignored interrupts, and Python would keep to that."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def interruptible(arguments: list[str]) -> list[str]:
+    """A command line that listens to interrupts, also where the tests run in the background with interrupts off."""
+    script = (
+        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        " runpy.run_module('jaxmem', run_name='__main__')"
+    )
+    return [sys.executable, "-c", script, *arguments]
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import command_environment, listen_to_interrupts
+from conftest import command_environment, interruptible
 
 from jaxmem import cli
 from jaxmem.config import MNIST_PRESETS, TOY2D_PRESETS
@@ -134,11 +134,7 @@ def test_interrupt_kill_and_resume_end_in_the_same_run(tmp_path):
     command = [sys.executable, "-m", "jaxmem", "reproduce", "mnist", *TINY, "--out"]
     for sent, code in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
         with subprocess.Popen(
-            [*command, str(tmp_path / "a")],
-            env=ENVIRONMENT,
-            stderr=subprocess.PIPE,
-            text=True,
-            preexec_fn=listen_to_interrupts,
+            interruptible([*command[3:], str(tmp_path / "a")]), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
         ) as p:
             deadline = time.monotonic() + 120
             while not list((tmp_path / "a" / "checkpoints").glob("step-*")) and time.monotonic() < deadline:

@@ -1,6 +1,7 @@
 """`jaxmem generate` and `jaxmem spectrum`: what they compute, write, refuse and continue."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,14 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_diffusion as tiny
-from conftest import command_environment, listen_to_interrupts, optional_import
+from conftest import command_environment, interruptible, optional_import
+from flax import nnx
+from rich.console import Console
 
 from jaxmem import cli, memory, score_jacobian
 from jaxmem.config import GenerateConfig, SpectrumConfig
 from jaxmem.experiments import stable_diffusion as experiment
 from jaxmem.experiments.stable_diffusion import run_generate, run_spectrum
 from jaxmem.report.figures import draw
+from jaxmem.report.tables import print_summary
 from jaxmem.runs import Run
+from jaxmem.spectra.stepwise import Programs
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
 
 ROOT = Path(__file__).parent.parent
@@ -116,13 +121,16 @@ def test_memory_is_said_and_refused_before_the_work(model, tmp_path, monkeypatch
 def test_bad_settings_are_named(model, tmp_path):
     with pytest.raises(ValueError, match=r"visit \(1 to 901 in steps of 100\), got 500; the nearest is 501"):
         run_spectrum(model, config(timestep=500), tmp_path)
+    with pytest.raises(ValueError, match="prompt: expected text in UTF-8"):
+        config(prompt=("\udcff",))
+    run_generate(model, GenerateConfig(("a",), negative_prompt="/ugly", ddim_steps=1), tmp_path / "generate")
     with pytest.raises(ValueError, match="num_steps: expected 1 to 256"):
         run_spectrum(model, config(num_steps=257), tmp_path)
     for changes, match in (
         (dict(prompt=()), "prompt: expected at least one text"),
         (dict(batch=0), "batch: expected at least 1"),
         (dict(timestep=1000), "timestep: expected 0 to 999"),
-        (dict(guidance=-1.0), "guidance: expected 0 to 1000"),
+        (dict(guidance=-1.0), "guidance: expected 1 to 1000"),
     ):
         with pytest.raises(ValueError, match=match):
             config(**changes)
@@ -130,9 +138,51 @@ def test_bad_settings_are_named(model, tmp_path):
     object.__setattr__(other, "method", "eigh")  # the tests' type checks would not let it through
     with pytest.raises(ValueError, match="method: expected 'arnoldi' or 'lanczos', got 'eigh'"):
         other.__post_init__()
-    run_spectrum(model, config(num_steps=2), tmp_path)
+    run_spectrum(model, config(num_steps=2), tmp_path / "run")
     with pytest.raises(ValueError, match="num_steps"):
-        run_spectrum(model, config(num_steps=3), tmp_path)
+        run_spectrum(model, config(num_steps=3), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "named"),
+    [
+        ("scheduler/scheduler_config.json", {"prediction_type": "v_prediction"}, "prediction"),
+        ("unet/config.json", {"attention_head_dim": 8}, "num_heads"),
+        ("vae/config.json", {"scaling_factor": 1.0}, "scaling_factor"),
+    ],
+)
+def test_another_model_is_another_run(folder, model, tmp_path, part, change, named):
+    shutil.copytree(folder, tmp_path / "model")
+    path = tmp_path / "model" / part
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    settings = GenerateConfig(("a",), ddim_steps=2)
+    run_generate(model, settings, tmp_path / "run")
+    with pytest.raises(ValueError, match=named):
+        run_generate(StableDiffusion.load(tmp_path / "model"), settings, tmp_path / "run")
+
+
+def test_products_that_are_not_finite_leave_the_run_as_it_was(model, tmp_path, monkeypatch):
+    multiply, calls = Programs.multiply, []
+
+    def spoilt(self, operators, vectors):
+        calls.append(None)
+        return multiply(self, operators, vectors) * (np.nan if len(calls) == 3 else 1)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Programs, "multiply", spoilt)
+        with pytest.raises(ValueError, match="score: product 3 of image 0 holds NaN or infinity"):
+            run_spectrum(model, config(), tmp_path / "run")
+    resumed, whole = run_spectrum(model, config(), tmp_path / "run"), run_spectrum(model, config(), tmp_path / "whole")
+    assert resumed["points"] == whole["points"]
+
+
+def test_a_zero_jacobian_is_no_error(model, tmp_path):
+    networks = [nnx.merge(*model.components[part].load()) for part in ("unet", "text_encoder", "vae")]
+    networks[0].conv_out.weight.set_value(jnp.zeros_like(networks[0].conv_out.weight[...]))
+    zero = StableDiffusion.from_modules(*networks, model.tokenizer, model.scheduler)
+    metrics = run_spectrum(zero, config(num_steps=3), tmp_path)
+    assert [point["asymmetry"] for point in metrics["points"]] == [0, 0]
+    print_summary(tmp_path, [Path("x[/y]z")], Console())
 
 
 def command(folder, out, *more):
@@ -177,11 +227,7 @@ def test_killed_runs_continue_to_the_same_bits(folder, tmp_path, environment, wh
         ("krylov-001-0011", signal.SIGKILL),
     ):
         process = subprocess.Popen(
-            command(folder, out),
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            preexec_fn=listen_to_interrupts,
+            interruptible(command(folder, out)[3:]), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:

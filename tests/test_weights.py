@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -86,7 +87,7 @@ def test_two_spellings_of_one_tensor(folder):
 def test_weights_that_are_not_finite(folder, value):
     edit_tensors(folder / UNET, lambda tensors: tensors[KEY].__setitem__((3, 4), value))
     model = StableDiffusion.load(folder)  # headers are fine; the numbers are read at first use
-    with pytest.raises(ValueError, match=f"{KEY} .*: holds NaN or infinity"):
+    with pytest.raises(ValueError, match=f"{KEY} .*: holds NaN, infinity"):
         _ = model.state
 
 
@@ -297,6 +298,7 @@ def make_old(folder):
         "_diffusers_version",
     )
     edit_json(folder / "unet/config.json", lambda c: [c.pop(k) for k in list(c) if k not in kept])
+    edit_json(folder / "model_index.json", lambda c: c.update(scheduler=["diffusers", "PNDMScheduler"]))
     (folder / "scheduler/scheduler_config.json").write_text(
         json.dumps(
             {
@@ -332,7 +334,8 @@ def test_the_hubs_older_layout_is_the_same_model(folder, original):
     for a, b in zip(jax.tree.leaves(today._vae[1]), jax.tree.leaves(old._vae[1]), strict=True):
         np.testing.assert_array_equal(a, b)
     assert old.scheduler == today.scheduler
-    assert (old.unet_config, old.vae_config, old.text_encoder_config) == (
+    assert old.unet_config.sample_size == 64  # what diffusers makes of sizes below it in files of that time
+    assert (replace(old.unet_config, sample_size=8), old.vae_config, old.text_encoder_config) == (
         today.unet_config,
         today.vae_config,
         today.text_encoder_config,
@@ -510,3 +513,61 @@ print((peak() - before) / sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
 """
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
     assert 0.9 < float(done.stdout.split()[-1]) <= 1.3
+
+
+def test_classes_of_the_parts(folder):
+    edit_json(
+        folder / "model_index.json", lambda c: c.update(text_encoder=["transformers", "CLIPTextModelWithProjection"])
+    )
+    with pytest.raises(ValueError, match=r"expected text_encoder of CLIPTextModel, got .*WithProjection"):
+        StableDiffusion.load(folder)
+
+
+def test_two_schedulers(folder):
+    edit_json(folder / "scheduler/scheduler_config.json", lambda c: c.update(_class_name="PNDMScheduler"))
+    with pytest.raises(ValueError, match=r"expected one scheduler, got DDIMScheduler in model_index.json and 'PNDM"):
+        StableDiffusion.load(folder)
+
+
+def test_a_tokenizer_of_another_length(folder):
+    edit_json(folder / "tokenizer/tokenizer_config.json", lambda c: c.update(model_max_length=16))
+    with pytest.raises(ValueError, match=r"tokenizer: expected model_max_length 77 .*, got 16"):
+        StableDiffusion.load(folder).embed(["a"])
+
+
+def test_double_precision_beyond_single(folder):
+    edit_tensors(folder / UNET, lambda t: t.update({KEY: np.full((64, 64), 1e300)}))
+    with pytest.raises(ValueError, match=r"numbers beyond float32"):
+        _ = StableDiffusion.load(folder).state
+
+
+def test_brackets_without_end(folder):
+    (folder / "unet/config.json").write_text("[" * 200_000)
+    with pytest.raises(ValueError, match=r"config.json: expected JSON, got a damaged file"):
+        StableDiffusion.load(folder)
+
+
+def test_live_pipelines_that_were_changed(folder, torch, diffusers):
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    StableDiffusion.load(pipe)
+    pipe.enable_freeu(0.9, 0.2, 1.2, 1.4)
+    with pytest.raises(ValueError, match=r"FreeU is on; call disable_freeu"):
+        StableDiffusion.load(pipe)
+    pipe.disable_freeu()
+    kept = pipe.scheduler
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(kept.config, clip_sample=True, steps_offset=0)
+    with pytest.raises(ValueError, match=r"scheduler: expected clip_sample false and steps_offset 1"):
+        StableDiffusion.load(pipe)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of NumPy, inside diffusers
+        pipe.scheduler = diffusers.EulerAncestralDiscreteScheduler(steps_offset=1)
+    with pytest.raises(ValueError, match=r"_class_name: expected DDIMScheduler or PNDMScheduler, got 'EulerAnc"):
+        StableDiffusion.load(pipe)
+    pipe.scheduler = kept
+    pipe.unet.to("meta")
+    with pytest.raises(ValueError, match=r"live unet: .* is offloaded"):
+        StableDiffusion.load(pipe)

@@ -1,5 +1,6 @@
 """Images of a Stable Diffusion model, and spectra of its score, as runs: resumable step by step."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -39,7 +40,9 @@ def run_generate(
         ValueError: the folder holds another run, or there is too little memory.
         OSError: the folder cannot be written.
     """
-    run = Run.open(out, asdict(config), experiment="generate", model=_identity(model), dtype="float32")
+    run = Run.open(
+        out, asdict(config), experiment="generate", model=_identity(model, config, with_images=True), dtype="float32"
+    )
     if run.finished:
         return run.metrics()
     with timed(run, "sample"):
@@ -51,16 +54,26 @@ def run_generate(
     return run.metrics()
 
 
-def _identity(model: StableDiffusion) -> dict[str, str]:
+def _identity(model: StableDiffusion, config: GenerateConfig, *, with_images: bool) -> dict[str, Any]:
+    """Everything of the model that decides a run's results."""
     parameters = sum(component.float32_bytes for component in model.components.values())
     memory.require(parameters, "the parameters of the model", "close other programs, or use a larger machine")
-    return {"sha256": model.fingerprint()}  # not where it lies: a folder that was moved is the same model
+    # Not where it lies: a folder that was moved is the same model. The tokens stand for the tokenizer.
+    tokens = model.tokenize([*config.prompt, config.negative_prompt])
+    parts = ("unet", "text_encoder", "vae") if with_images else ("unet", "text_encoder")
+    return {
+        "sha256": model.fingerprint(parts),
+        "tokens_sha256": hashlib.sha256(tokens.tobytes()).hexdigest(),
+        "unet": asdict(model.unet_config),
+        "text_encoder": asdict(model.text_encoder_config),
+        "scheduler": asdict(model.scheduler),
+    } | ({"vae": asdict(model.vae_config)} if with_images else {})
 
 
 def starting_noise(model: StableDiffusion, config: GenerateConfig) -> jax.Array:
     """Image i starts from ``fold_in(key(seed), i)``, whatever the other prompts are."""
     keys = [jax.random.fold_in(jax.random.key(config.seed), i) for i in range(len(config.prompt))]
-    return jnp.stack([jax.random.normal(key, model.latent_shape) for key in keys])
+    return jnp.stack([jax.random.normal(key, model.latent_shape, jnp.float32) for key in keys])
 
 
 def sample(
@@ -119,7 +132,9 @@ def run_spectrum(
     size = int(np.prod(model.latent_shape))
     if config.num_steps > size:
         raise ValueError(f"num_steps: expected 1 to {size} (the size of a latent), got {config.num_steps}")
-    run = Run.open(out, asdict(config), experiment="spectrum", model=_identity(model), dtype="float32")
+    run = Run.open(
+        out, asdict(config), experiment="spectrum", model=_identity(model, config, with_images=False), dtype="float32"
+    )
     if run.finished:
         return run.metrics()
     points = [(i, kind) for i in range(len(config.prompt)) for kind in ("conditional", "unconditional")]
@@ -132,6 +147,7 @@ def run_spectrum(
         arrays = _analyse(model, config, run, programs, latents, points, timestep, progress)
     arrays |= {"latents": latents, "timestep": np.full(len(points), timestep)}
     metrics = _summary(model, config, arrays, points, timestep)
+    metrics["num_products"] = sum(row.get("products", 0) for row in run.rows())
     run.finalise(metrics | {"wall_seconds": wall_seconds(run)}, arrays)
     return run.metrics()
 
@@ -178,7 +194,7 @@ def _analyse(
         x = jnp.asarray(np.stack([latents[i] for i, _ in chosen]))
         cond = jnp.stack([embedded[i if kind == "conditional" else -1] for i, kind in chosen])
         keys = [jax.random.fold_in(jax.random.key(config.seed), 1000 + i) for i, _ in chosen]
-        starts = jnp.stack([jax.random.normal(key, (size,)) for key in keys])
+        starts = jnp.stack([jax.random.normal(key, (size,), jnp.float32) for key in keys])
         operators = programs.operators(model.state, x, jnp.full(batch, timestep, jnp.int32), cond)
 
         if not run.done(f"measure-{number:03d}"):
@@ -193,7 +209,15 @@ def _analyse(
             done += 1
             f = _restore(f, run.load(f"krylov-{number:03d}-{done:04d}"))
 
-        def on_step(f: Factorization, number: int = number, first: int = first, keep: int = keep) -> None:
+        def on_step(
+            f: Factorization, number: int = number, first: int = first, keep: int = keep, chosen: Any = chosen
+        ) -> None:
+            bad = np.flatnonzero(np.asarray(f.status) == Status.NONFINITE)
+            if bad.size:
+                raise ValueError(
+                    f"score: product {int(f.num_steps[bad[0]]) + 1} of image {chosen[bad[0]][0]} holds NaN or infinity;"
+                    f" check the weights and the timestep"
+                )
             step = int(np.max(f.num_steps))
             key = f"krylov-{number:03d}-{step:04d}"
             run.save(key, _pack(f))
@@ -235,16 +259,13 @@ def _restore(f: Factorization, packed: np.ndarray) -> Factorization:
 def _ritz(f: Factorization, config: SpectrumConfig, noise: float, asymmetry: float) -> dict[str, np.ndarray]:
     """Ritz values and residuals of one point, NaN after an early end, with what is known of their error."""
     symmetric = config.method == "lanczos"
-    if f.status == Status.NONFINITE:
-        raise ValueError(
-            f"score: product {int(f.num_steps) + 1} holds NaN or infinity; check the weights and the timestep"
-        )
     pairs = ritz_pairs(f, symmetric=symmetric)
     steps = len(pairs.values)
     bound = float(rounding_noise(noise, steps, f.scale, pairs.orthogonality_loss))
     if not symmetric:  # of J on the Krylov space, the part of it that was seen
         projected = np.asarray(f.hessenberg[:steps, :steps], np.float64)
-        asymmetry = float(np.linalg.norm(projected - projected.T) / np.linalg.norm(projected))
+        norm = np.linalg.norm(projected)
+        asymmetry = float(np.linalg.norm(projected - projected.T) / norm) if norm > 0 else 0.0
     values = np.full(config.num_steps, np.nan, pairs.values.dtype)
     residuals = np.full(config.num_steps, np.nan)
     values[:steps], residuals[:steps] = pairs.values, np.maximum(pairs.residuals, bound)
@@ -286,14 +307,13 @@ def _summary(
                 "asymmetry": arrays["asymmetry"][i],
             }
         )
-    products = sum(r["num_ritz_values"] * (2 if config.method == "lanczos" else 1) for r in rows)
-    measured = (3 if config.method == "lanczos" else 2) * len(rows)
     return {
         "method": config.method,
         "timestep": timestep,
         "sigma": sigma,
         "lower_bound": -1 / sigma**2,
         "dimension": int(np.prod(model.latent_shape)),
+        # Lanczos: ‖Jv − Jᵀv‖ / ‖Jv‖ of one random v; Arnoldi: ‖H − Hᵀ‖ / ‖H‖ of J on the Krylov space
+        "asymmetry_of": "one random vector" if config.method == "lanczos" else "the Krylov space",
         "points": rows,
-        "num_products": products + measured,
     }

@@ -34,7 +34,7 @@ def draw_images(spectra: dict[str, np.ndarray], metrics: dict[str, Any], directo
 
 
 def draw_spectrum(spectra: dict[str, np.ndarray], metrics: dict[str, Any], directory: Path) -> list[Path]:
-    """Ritz values of every point, sorted, with their residuals as bars; imaginary parts where there are any."""
+    """Real parts of the Ritz values of every point, sorted, with their residuals as bars."""
     path = directory / "spectrum.png"
     points = metrics["points"]
     with figure(path, 7.2, 4.2) as canvas:

@@ -20,7 +20,7 @@ def print_summary(directory: Path, figures: list[Path], console: Console) -> Non
     products = f"{metrics['num_products']:,} Jacobian products; " if metrics["num_products"] else ""
     console.print(f"\n{products}{minutes:.1f} minutes in all. Figures:")
     for path in figures:
-        console.print(f"  {path}", highlight=False, soft_wrap=True)
+        console.print(f"  {path}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _spread(row: dict[str, float]) -> str:
@@ -133,5 +133,6 @@ def _spectrum(metrics: dict[str, Any], config: dict[str, Any], console: Console)
     )
     console.print(
         f"They are {exact}. A true Hessian has no eigenvalue below -1/sigma² = {metrics['lower_bound']:.4g}; a learned"
-        " one may. 'Above 0' leaves out what rounding could have made."
+        " one may. 'Above 0' leaves out what rounding could have made; asymmetry is that of"
+        f" {metrics['asymmetry_of']}."
     )

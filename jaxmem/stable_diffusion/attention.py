@@ -57,10 +57,12 @@ def attention(
             f"attention: expected q (heads, queries, depth), k (heads, keys, depth) and v (heads, keys, width), got"
             f" {q.shape}, {k.shape} and {v.shape}"
         )
-    if min(q.shape[1], k.shape[1], block) < 1:
+    if min(q.shape[1], k.shape[1], block) < 1 or q.shape[2] < 1:
         raise ValueError(
             f"attention: expected at least one query, key and row of a block, got {q.shape[1]}, {k.shape[1]}, {block}"
         )
+    dtype = jnp.result_type(q, k, v)
+    q, k, v = q.astype(dtype), k.astype(dtype), v.astype(dtype)
     # A primitive is lowered outside the caller's `jax.default_matmul_precision`, so it is a parameter.
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     return attention_p.bind(q * q.shape[2] ** -0.5, k, v, block=block, precision=precision)[0]

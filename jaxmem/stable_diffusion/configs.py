@@ -124,6 +124,13 @@ _WITHOUT_MEANING = (
     " output_scores"
 )
 
+
+def _is_before_0_9(version: Any) -> bool:
+    """Whether a config is of the time when sample sizes were often wrong; absent versions are not."""
+    numbers = str(version or "").split(".")[:2]
+    return len(numbers) == 2 and all(number.isdigit() for number in numbers) and tuple(map(int, numbers)) < (0, 9)
+
+
 _DOWN = ("DownBlock2D", "CrossAttnDownBlock2D")
 _UP = ("UpBlock2D", "CrossAttnUpBlock2D")
 
@@ -147,6 +154,7 @@ class UNetConfig:
     norm_eps: float | int = 1e-5
     flip_sin_to_cos: bool = True
     freq_shift: float | int = 0
+    upcast_attention: bool = False  #: about half precision: nothing here, kept for export
 
     @property
     def time_features(self) -> int:
@@ -191,6 +199,7 @@ class UNetConfig:
             norm_eps=r.number("norm_eps", 1e-5, 1e-12, 1e-2),
             flip_sin_to_cos=r.flag("flip_sin_to_cos", True),
             freq_shift=r.number("freq_shift", 0, 0, 1),
+            upcast_attention=r.flag("upcast_attention", False),
         )
         r.neutral(
             act_fn=("silu", "swish"),
@@ -222,11 +231,12 @@ class UNetConfig:
             mid_block_only_cross_attention=(None, False),
             cross_attention_norm=None,
         )
-        # Without their type above, three do nothing; dropout is for training, upcast_attention for half precision.
+        # Without their type above, three do nothing; dropout is for training.
         r.ignore("addition_time_embed_dim", "addition_embed_type_num_heads", "projection_class_embeddings_input_dim")
         r.number("dropout", 0.0, 0, 1)
-        r.flag("upcast_attention", False)
         r.finish()
+        if _is_before_0_9(r.config.get("_diffusers_version")):  # as diffusers' pipeline does
+            values["sample_size"] = max(values["sample_size"], 64)
         made = cls(**values)
         r.require(
             made.in_channels == made.out_channels,
@@ -275,6 +285,7 @@ class UNetConfig:
             "norm_eps": self.norm_eps,
             "flip_sin_to_cos": self.flip_sin_to_cos,
             "freq_shift": self.freq_shift,
+            "upcast_attention": self.upcast_attention,
         }
 
 
@@ -353,9 +364,8 @@ class VAEConfig:
     block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
     layers_per_block: int = 2
     norm_num_groups: int = 32
-    scaling_factor: float | int = (
-        0.18215  #: latents of the diffusion model = scaling_factor × latents of the autoencoder
-    )
+    scaling_factor: float | int = 0.18215  #: diffusion model's latents = scaling_factor × autoencoder's
+    force_upcast: bool = True  #: about half precision: nothing here, kept for export
 
     @classmethod
     def from_diffusers(cls, config: Mapping[str, Any], where: str = "vae/config.json") -> "VAEConfig":
@@ -374,6 +384,7 @@ class VAEConfig:
             block_out_channels=widths,
             layers_per_block=r.size("layers_per_block", 1),
             norm_num_groups=r.size("norm_num_groups", 32),
+            force_upcast=r.flag("force_upcast", True),
             scaling_factor=r.number("scaling_factor", 0.18215, 1e-6, 1e6),
         )
         for name, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
@@ -392,7 +403,6 @@ class VAEConfig:
             use_post_quant_conv=True,
             mid_block_add_attention=True,
         )
-        r.flag("force_upcast", True)  # about half precision
         r.finish()
         made = cls(**values)
         r.require(
@@ -449,7 +459,7 @@ class SchedulerConfig:
         kinds = ("DDIMScheduler", "PNDMScheduler")
         r = _Reader(config, where, kinds)
         ddim = r.config.get("_class_name", kinds[0]) == kinds[0]
-        last = r.size("num_train_timesteps", 1000)
+        last = r.take("num_train_timesteps", 1000, lambda v: _is_size(v) and v <= 100_000, "1 to 100000")
         kind = r.choice("beta_schedule", "linear", _BETAS)
         start = r.number("beta_start", 1e-4, 1e-9, 0.9)
         end = r.number("beta_end", 0.02, 1e-9, 0.9)
@@ -472,8 +482,14 @@ class SchedulerConfig:
         return cls(schedule, _PREDICTIONS[prediction], final_alpha_one=final_alpha_one)
 
     def to_diffusers(self) -> dict[str, Any]:
-        """The ``scheduler_config.json`` of the DDIM scheduler that samples as jaxmem does."""
+        """The ``scheduler_config.json`` of the DDIM scheduler that samples as jaxmem does.
+
+        Raises:
+            ValueError: diffusers' DDIM has no such prediction.
+        """
         schedule = self.schedule
+        if self.prediction not in _PREDICTIONS.values():
+            raise ValueError(f"prediction: expected one of {tuple(_PREDICTIONS.values())}, got {self.prediction!r}")
         return {
             "_class_name": "DDIMScheduler",
             "num_train_timesteps": schedule.num_timesteps,

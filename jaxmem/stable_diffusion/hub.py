@@ -1,5 +1,6 @@
 """Where a model's files are: a folder on this machine, or the Hugging Face hub's cache of one."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ def find_model(source: str) -> Path:
         ValueError: there is no such folder and it is no hub id, or the hub has no usable files for it.
         OSError: the hub cannot be reached and the model is not in its cache.
     """
-    folder = Path(source).expanduser()
+    folder = Path(os.path.expanduser(source))  # leaves an unknown ~user as it is
     if folder.is_dir():
         return folder
     if folder.exists():

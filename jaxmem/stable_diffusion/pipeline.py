@@ -79,8 +79,20 @@ class StableDiffusion:
                 f" reads Stable Diffusion 1.x and 2.x"
             )
 
+        for part, names in _CLASSES.items():
+            found = index.get(part)
+            if not isinstance(found, list) or len(found) != 2 or found[1] not in names:
+                raise ValueError(f"{folder}: model_index.json: expected {part} of {' or '.join(names)}, got {found!r}")
+
         def config(part: str, name: str = "config.json") -> dict[str, Any]:
-            return read_json(model_file(folder, f"{part}/{name}"), "download it again")
+            found = read_json(model_file(folder, f"{part}/{name}"), "download it again")
+            # diffusers makes the class of model_index.json, whatever the settings say; its defaults go with it.
+            if part == "scheduler" and found.get("_class_name", index[part][1]) != index[part][1]:
+                raise ValueError(
+                    f"{folder}: expected one scheduler, got {index[part][1]} in model_index.json and"
+                    f" {found['_class_name']!r} in scheduler/{name}"
+                )
+            return {"_class_name": index[part][1], **found} if part == "scheduler" else found
 
         def tensors(part: str, layout: weights.Layout) -> list[weights.Tensor]:
             return weights.read_folder(folder / part, layout.basename)
@@ -102,12 +114,15 @@ class StableDiffusion:
             )
 
         def config(part: str, _: str = "") -> dict[str, Any]:
-            found = getattr(pipeline, part).config
-            return dict(found.to_dict() if hasattr(found, "to_dict") else found)
+            component = getattr(pipeline, part)
+            found = component.config
+            settings = dict(found.to_dict() if hasattr(found, "to_dict") else found)
+            return settings | {"_class_name": type(component).__name__}
 
         def tensors(part: str, _: weights.Layout) -> list[weights.Tensor]:
             return weights.from_torch(getattr(pipeline, part).state_dict(), f"live {part}")
 
+        _refuse_changes(pipeline)
         return cls._build(config, tensors, lambda: pipeline.tokenizer)
 
     @classmethod
@@ -201,6 +216,11 @@ class StableDiffusion:
         if isinstance(prompts, str):
             raise ValueError("prompts: expected a list of texts, got one text; write [prompt]")
         length = self.text_encoder_config.max_position_embeddings
+        if self.tokenizer.model_max_length != length:
+            raise ValueError(
+                f"tokenizer: expected model_max_length {length} (the text encoder's max_position_embeddings), got"
+                f" {self.tokenizer.model_max_length}; do they belong together?"
+            )
         whole = self.tokenizer(list(prompts), padding="max_length", max_length=length, truncation=False).input_ids
         long = [prompt for prompt, ids in zip(prompts, whole, strict=True) if len(ids) > length]
         if long:
@@ -254,10 +274,11 @@ class StableDiffusion:
         graphdef, state = self._vae
         return jnp.stack([_encode(graphdef, state, image.astype(np.float32) / 127.5 - 1) for image in images])
 
-    def fingerprint(self) -> str:
-        """SHA-256 over the parameters that decide a score: UNet and text encoder, as float32, in the order of keys."""
+    def fingerprint(self, parts: Sequence[str] = ("unet", "text_encoder", "vae")) -> str:
+        """SHA-256 over the parameters of these parts, as float32, in the order of keys; settings are not in it."""
         digest = hashlib.sha256()
-        for state in (self._text_encoder[1], self._unet[1]):
+        for part in parts:
+            state = getattr(self, f"_{part}")[1]
             for path, variable in sorted(nnx.to_flat_state(state), key=lambda item: tuple(map(str, item[0]))):
                 digest.update(".".join(map(str, path)).encode())
                 digest.update(np.ascontiguousarray(variable.get_value()).data)
@@ -278,17 +299,25 @@ class StableDiffusion:
             ("text_encoder", self.text_encoder_config, self._text_encoder[1], weights.TEXT_ENCODER),
             ("vae", self.vae_config, self._vae[1], weights.VAE),
         )
+        scheduler = self.scheduler.to_diffusers()
         for part, config, state, layout in parts:
             (folder / part).mkdir(parents=True)
             weights.save_state(state, folder / part / f"{layout.basename}.safetensors", layout, dtype)
             write_atomically(folder / part / "config.json", json_writer(config.to_diffusers()))
         (folder / "scheduler").mkdir()
-        write_atomically(folder / "scheduler/scheduler_config.json", json_writer(self.scheduler.to_diffusers()))
+        write_atomically(folder / "scheduler/scheduler_config.json", json_writer(scheduler))
         self.tokenizer.save_pretrained(folder / "tokenizer")
         write_atomically(folder / "model_index.json", json_writer(_MODEL_INDEX))  # last: with it the folder is a model
         return folder
 
 
+_CLASSES = {
+    "unet": ("UNet2DConditionModel",),
+    "text_encoder": ("CLIPTextModel",),
+    "vae": ("AutoencoderKL",),
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "scheduler": ("DDIMScheduler", "PNDMScheduler"),
+}
 _MODEL_INDEX = {
     "_class_name": "StableDiffusionPipeline",
     "unet": ["diffusers", "UNet2DConditionModel"],
@@ -301,6 +330,30 @@ _MODEL_INDEX = {
     "image_encoder": [None, None],
     "requires_safety_checker": False,
 }
+
+
+def _refuse_changes(pipeline: Any) -> None:
+    """Refuse what changes a live pipeline's function and stands neither in its settings nor in its weights."""
+    problems = []
+    # At construction the pipeline sets both as Stable Diffusion needs them; a scheduler given later keeps its own.
+    scheduler = pipeline.scheduler.config
+    if scheduler.get("clip_sample", False) or scheduler.get("steps_offset", 1) != 1:
+        problems.append("scheduler: expected clip_sample false and steps_offset 1")
+    for block in getattr(pipeline.unet, "up_blocks", ()):
+        if any(getattr(block, name, None) is not None for name in ("b1", "b2", "s1", "s2")):
+            problems.append("unet: FreeU is on; call disable_freeu()")
+            break
+    processors = {type(one).__name__ for one in getattr(pipeline.unet, "attn_processors", {}).values()}
+    strange = sorted(processors - {"AttnProcessor", "AttnProcessor2_0"})
+    if strange:
+        problems.append(f"unet: attention processors {', '.join(strange)}; call set_default_attn_processor()")
+    added = getattr(pipeline.tokenizer, "added_tokens_encoder", {})
+    if any(f"{token}_1" in added for token in added):
+        problems.append("tokenizer: a textual inversion of several vectors, which diffusers expands in prompts")
+    if problems:
+        raise ValueError(
+            "live pipeline: jaxmem can not see or does not support these changes:\n  " + "\n  ".join(problems)
+        )
 
 
 def _make(network: Callable[..., nnx.Module], config: Any) -> nnx.Module:

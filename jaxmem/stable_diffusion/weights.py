@@ -110,10 +110,10 @@ def load_state(
     targets = _by_key(state)
     nonfinite = []
     for key, tensor in _match(targets, tensors, layout, where).items():
-        array = tensor.read()
-        if not np.isfinite(array).all():
-            nonfinite.append(f"{tensor.name} ({tensor.where}): holds NaN or infinity")
-        turned = _to_ours(type(targets[key]), array).astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):  # of float64; looked at in the next line
+            turned = _to_ours(type(targets[key]), tensor.read()).astype(np.float32, copy=False)
+        if not np.isfinite(turned).all():
+            nonfinite.append(f"{tensor.name} ({tensor.where}): holds NaN, infinity or numbers beyond float32")
         # Waiting for the copy lets go of the host array before the next one is read.
         targets[key].set_value(jnp.asarray(turned).block_until_ready())
     _refuse(nonfinite, where)
@@ -257,6 +257,8 @@ def from_torch(state_dict: Mapping[str, Any], where: str) -> list[Tensor]:
     """The tensors of a live PyTorch module's ``state_dict()``; PyTorch itself is not imported."""
 
     def one(name: str, tensor: Any) -> Tensor:
+        if getattr(tensor, "is_meta", False):
+            raise ValueError(f"{where}: {name} is offloaded; load the pipeline without device_map or CPU offload")
         dtype = _TORCH_NAMES.get(str(tensor.dtype), str(tensor.dtype))
         return Tensor(name, tuple(tensor.shape), dtype, where, lambda: tensor.detach().cpu().float().numpy())
 
@@ -267,9 +269,11 @@ def save_state(state: nnx.State, path: Path, layout: Layout, dtype: Any = np.flo
     """Write parameters as one safetensors file in today's diffusers layout; whole or not at all.
 
     Raises:
-        ValueError: a parameter does not fit into ``dtype``: it would become infinite.
+        ValueError: ``dtype`` is no float, or a parameter does not fit into it: it would become infinite.
         OSError: the file cannot be written.
     """
+    if np.dtype(dtype) not in (np.float16, np.float32, np.float64):
+        raise ValueError(f"dtype: expected float16, float32 or float64, got {np.dtype(dtype)}")
     arrays = {}
     for keys, variable in nnx.to_flat_state(state):
         key = layout.saved_prefix + ".".join(map(str, keys))
