@@ -233,33 +233,27 @@ def config_file(part):
     return f"{part}/scheduler_config.json" if part == "scheduler" else f"{part}/config.json"
 
 
-def change_field(rng, folder):
+def edit_config(rng, folder, change):
+    """Let ``change(config, part)`` edit the settings of a part chosen at random."""
     part = rng.choice([*PARTS, "scheduler"])
     path = folder / config_file(part)
     config = json.loads(path.read_text())
-    config[rng.choice(sorted(config))] = rng.choice(VALUES)
+    change(config, part)
     path.write_text(json.dumps(config))
     return part
+
+
+def change_field(rng, folder):
+    return edit_config(rng, folder, lambda config, _: config.update({rng.choice(sorted(config)): rng.choice(VALUES)}))
 
 
 def drop_field(rng, folder):
-    part = rng.choice([*PARTS, "scheduler"])
-    path = folder / config_file(part)
-    config = json.loads(path.read_text())
-    del config[rng.choice(sorted(config))]
-    path.write_text(json.dumps(config))
-    return part
+    return edit_config(rng, folder, lambda config, _: config.pop(rng.choice(sorted(config))))
 
 
 def add_field(rng, folder):
-    part = rng.choice([*PARTS, "scheduler"])
-    path = folder / config_file(part)
-    config = json.loads(path.read_text())
-    config[rng.choice(["new_setting", "use_rotary", "class_embed", "dropout_rate", "Act_fn", "sample_Size"])] = (
-        rng.choice(VALUES)
-    )
-    path.write_text(json.dumps(config))
-    return part
+    names = ["new_setting", "use_rotary", "class_embed", "dropout_rate", "Act_fn", "sample_Size"]
+    return edit_config(rng, folder, lambda config, _: config.update({rng.choice(names): rng.choice(VALUES)}))
 
 
 SETTINGS = {
@@ -341,13 +335,12 @@ SETTINGS = {
 
 def another_setting(rng, folder):
     """A value that diffusers knows and that means another function, or the same."""
-    part = rng.choice(list(SETTINGS))
-    field = rng.choice(sorted(SETTINGS[part]))
-    path = folder / config_file(part)
-    config = json.loads(path.read_text())
-    config[field] = rng.choice(SETTINGS[part][field])
-    path.write_text(json.dumps(config))
-    return part
+
+    def change(config, part):
+        field = rng.choice(sorted(SETTINGS[part]))
+        config[field] = rng.choice(SETTINGS[part][field])
+
+    return edit_config(rng, folder, change)
 
 
 OPERATORS = {
