@@ -415,9 +415,6 @@ def theirs(folder, part, inputs, peers):
             encoder = transformers.CLIPTextModel.from_pretrained(folder / "text_encoder").float().eval()
             return encoder(torch.tensor(inputs[0].astype(np.int64))[None]).last_hidden_state[0].numpy()
         pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
-        if type(pipeline.scheduler).__name__ == "PNDMScheduler":  # to the sampler that jaxmem has, by its table
-            config = dict(pipeline.scheduler.config) | {"clip_sample": False}
-            pipeline.scheduler = diffusers.DDIMScheduler.from_config(config)
         pipeline.set_progress_bar_config(disable=True)
         x = torch.tensor(np.array(inputs[0])).permute(0, 3, 1, 2)
         latents = pipeline("the cat", latents=x, num_inference_steps=4, output_type="latent").images

@@ -331,7 +331,7 @@ def test_the_hubs_older_layout_is_the_same_model(folder, original):
     make_old(folder)
     today, old = StableDiffusion.load(original), StableDiffusion.load(folder)
     assert old.fingerprint() == today.fingerprint()  # UNet and text encoder, bit for bit
-    for a, b in zip(jax.tree.leaves(today._vae[1]), jax.tree.leaves(old._vae[1]), strict=True):
+    for a, b in zip(jax.tree.leaves(today.network("vae")[1]), jax.tree.leaves(old.network("vae")[1]), strict=True):
         np.testing.assert_array_equal(a, b)
     assert old.scheduler == today.scheduler
     assert old.unet_config.sample_size == 64  # what diffusers makes of sizes below it in files of that time

@@ -4,110 +4,22 @@ Each ``from_diffusers`` names every field that it cannot honour in one error. A 
 the value that changes nothing, or is about something that no score depends on and is ignored by name.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 from jaxmem.diffusion import NoiseSchedule
-
-_IGNORED = {"_class_name", "_diffusers_version", "_name_or_path", "_commit_hash", "_use_default_values"}
-
-
-class _Reader:
-    """Takes fields out of a config and collects what is wrong with them."""
-
-    def __init__(self, config: Mapping[str, Any], where: str, class_name: str | tuple[str, ...]) -> None:
-        self.config, self.where = dict(config), where
-        self.problems: list[str] = []
-        names = (class_name,) if isinstance(class_name, str) else class_name
-        found = self.config.get("_class_name", names[0])
-        if found not in names:
-            self.problems.append(f"_class_name: expected {' or '.join(names)}, got {found!r}")
-        self.seen = set(_IGNORED)
-
-    def take(self, name: str, default: Any, check: Callable[[Any], bool], expected: str) -> Any:
-        self.seen.add(name)
-        value = self.config.get(name, default)
-        if check(value):
-            return value
-        self.problems.append(f"{name}: expected {expected}, got {value!r}")
-        return default
-
-    def size(self, name: str, default: Any) -> Any:
-        """A whole number, at least 1."""
-        return self.take(name, default, _is_size, "a whole number of at least 1")
-
-    def sizes(self, name: str, default: Any) -> tuple[int, ...]:
-        return tuple(self.take(name, default, _are_sizes, "a list of whole numbers of at least 1"))
-
-    def number(self, name: str, default: float | int, low: float | int, high: float | int) -> float | int:
-        return self.take(name, default, lambda v: _is_number(v) and low <= v <= high, f"a number from {low} to {high}")
-
-    def flag(self, name: str, default: bool) -> bool:
-        return self.take(name, default, _is_flag, "true or false")
-
-    def choice(self, name: str, default: Any, allowed: Iterable[Any]) -> Any:
-        allowed = tuple(allowed)
-        return self.take(name, default, partial(_is_one_of, allowed), _either(allowed))
-
-    def neutral(self, **values: Any) -> None:
-        """Fields that must be absent or at the given value; a tuple lists several."""
-        for name, value in values.items():
-            allowed = value if isinstance(value, tuple) else (value,)
-            self.choice(name, allowed[0], allowed)
-
-    def ignore(self, *names: str) -> None:
-        self.seen.update(names)
-
-    def require(self, condition: Any, problem: str) -> None:
-        if not condition:
-            self.problems.append(problem)
-
-    def finish(self) -> None:
-        """Raise one ValueError for everything found."""
-        for name in sorted(self.config.keys() - self.seen):
-            self.problems.append(f"{name}: not known, got {self.config[name]!r}")
-        if self.problems:
-            listed = "\n  ".join(self.problems)
-            raise ValueError(
-                f"{self.where}: {len(self.problems)} setting{'s' if len(self.problems) > 1 else ''} that jaxmem does"
-                f" not support; only Stable Diffusion 1.x and 2.x and models of their architecture load:\n  {listed}"
-            )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_flag(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
-def _is_none_or(check: Callable[[Any], bool], value: Any) -> bool:
-    return value is None or check(value)
-
-
-def _is_size(value: Any) -> bool:
-    return _is_whole(value) and value >= 1
-
-
-def _are_sizes(value: Any) -> bool:
-    return isinstance(value, list | tuple) and len(value) > 0 and all(map(_is_size, value))
-
-
-def _is_one_of(allowed: tuple[Any, ...], value: Any) -> bool:
-    # 1 == True and 1 == 1.0 in Python; only the second holds in a config
-    return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in allowed)
-
-
-def _either(values: tuple[Any, ...]) -> str:
-    return " or ".join(map(repr, values))
-
+from jaxmem.stable_diffusion.settings import (
+    SettingsReader,
+    are_sizes,
+    either,
+    is_flag,
+    is_none_or,
+    is_number,
+    is_size,
+    is_whole,
+)
 
 # What transformers writes about training, generation and files; none of it reaches the last hidden state. Where later
 # versions check a type, so does this: a folder that they refuse should not load here.
@@ -168,19 +80,19 @@ class UNetConfig:
         Raises:
             ValueError: naming every setting that is unknown, impossible or not supported.
         """
-        r = _Reader(config, where, "UNet2DConditionModel")
+        r = SettingsReader(config, where, "UNet2DConditionModel")
         widths = r.sizes("block_out_channels", (320, 640, 1280, 1280))
         levels = len(widths)
 
         def types(kinds: tuple[str, str]) -> Callable[[Any], bool]:
             return lambda v: isinstance(v, list | tuple) and len(v) == levels and all(kind in kinds for kind in v)
 
-        down = r.take("down_block_types", (_DOWN[1],) * 3 + (_DOWN[0],), types(_DOWN), f"{levels} of {_either(_DOWN)}")
-        up = r.take("up_block_types", (_UP[0],) + (_UP[1],) * 3, types(_UP), f"{levels} of {_either(_UP)}")
+        down = r.take("down_block_types", (_DOWN[1],) * 3 + (_DOWN[0],), types(_DOWN), f"{levels} of {either(_DOWN)}")
+        up = r.take("up_block_types", (_UP[0],) + (_UP[1],) * 3, types(_UP), f"{levels} of {either(_UP)}")
         heads = r.take(
             "attention_head_dim",
             8,
-            lambda v: _is_size(v) or (_are_sizes(v) and len(v) == levels),
+            lambda v: is_size(v) or (are_sizes(v) and len(v) == levels),
             f"a whole number of at least 1, or {levels} of them (here they are numbers of heads)",
         )
         values = dict(
@@ -247,7 +159,7 @@ class UNetConfig:
         r.finish()
         return made
 
-    def _check_divisible(self, r: _Reader) -> None:
+    def _check_divisible(self, r: SettingsReader) -> None:
         levels = len(self.block_out_channels)
         side = 2 ** (levels - 1)
         r.require(self.sample_size % side == 0, f"sample_size: expected a multiple of {side}, got {self.sample_size}")
@@ -309,7 +221,7 @@ class TextEncoderConfig:
         Raises:
             ValueError: naming every setting that is unknown, impossible or not supported.
         """
-        r = _Reader(config, where, "CLIPTextModel")
+        r = SettingsReader(config, where, "CLIPTextModel")
         values = dict(
             vocab_size=r.size("vocab_size", 49_408),
             max_position_embeddings=r.size("max_position_embeddings", 77),
@@ -325,12 +237,12 @@ class TextEncoderConfig:
             is_decoder=False, add_cross_attention=False, use_attention_mask=(False, None), pruned_heads=({}, None)
         )
         for names, check, expected in (
-            (_NUMBERS, _is_number, "a number"),
-            (_WHOLE_NUMBERS, _is_whole, "a whole number"),
-            (_FLAGS, _is_flag, "true or false"),
+            (_NUMBERS, is_number, "a number"),
+            (_WHOLE_NUMBERS, is_whole, "a whole number"),
+            (_FLAGS, is_flag, "true or false"),
         ):
             for name in names.split():
-                r.take(name, None, partial(_is_none_or, check), f"{expected} or null")
+                r.take(name, None, partial(is_none_or, check), f"{expected} or null")
         for name, default in (("initializer_factor", 1.0), ("initializer_range", 0.02)):
             r.take(name, default, lambda v: isinstance(v, float), "a number with a decimal point")
         for name in ("dtype", "torch_dtype"):  # of the file; here everything is float32
@@ -374,7 +286,7 @@ class VAEConfig:
         Raises:
             ValueError: naming every setting that is unknown, impossible or not supported.
         """
-        r = _Reader(config, where, "AutoencoderKL")
+        r = SettingsReader(config, where, "AutoencoderKL")
         widths = r.sizes("block_out_channels", (64,))
         values = dict(
             sample_size=r.size("sample_size", 32),
@@ -457,9 +369,9 @@ class SchedulerConfig:
             ValueError: naming every setting that is unknown, impossible or not supported.
         """
         kinds = ("DDIMScheduler", "PNDMScheduler")
-        r = _Reader(config, where, kinds)
+        r = SettingsReader(config, where, kinds)
         ddim = r.config.get("_class_name", kinds[0]) == kinds[0]
-        last = r.take("num_train_timesteps", 1000, lambda v: _is_size(v) and v <= 100_000, "1 to 100000")
+        last = r.take("num_train_timesteps", 1000, lambda v: is_size(v) and v <= 100_000, "1 to 100000")
         kind = r.choice("beta_schedule", "linear", _BETAS)
         start = r.number("beta_start", 1e-4, 1e-9, 0.9)
         end = r.number("beta_end", 0.02, 1e-9, 0.9)

@@ -17,7 +17,7 @@ from jaxmem import memory
 from jaxmem.diffusion import DDIM, ddim_path
 from jaxmem.durable import json_writer, read_json, write_atomically
 from jaxmem.score import GuidedScore, NetworkScore
-from jaxmem.stable_diffusion import weights
+from jaxmem.stable_diffusion import live, weights
 from jaxmem.stable_diffusion.configs import SchedulerConfig, TextEncoderConfig, UNetConfig, VAEConfig
 from jaxmem.stable_diffusion.hub import find_model, model_file, read_tokenizer
 from jaxmem.stable_diffusion.text_encoder import TextEncoder
@@ -25,6 +25,19 @@ from jaxmem.stable_diffusion.unet import UNet
 from jaxmem.stable_diffusion.vae import VAE
 
 _PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
+_MODEL_INDEX: dict[str, Any] = {
+    "_class_name": "StableDiffusionPipeline",
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "scheduler": ["diffusers", "DDIMScheduler"],
+    "safety_checker": [None, None],
+    "feature_extractor": [None, None],
+    "image_encoder": [None, None],
+    "requires_safety_checker": False,
+}
+_ALSO_READ = {"tokenizer": "CLIPTokenizerFast", "scheduler": "PNDMScheduler"}
 
 
 class Component(NamedTuple):
@@ -55,6 +68,7 @@ class StableDiffusion:
         self.unet_config, self.text_encoder_config, self.vae_config, self.scheduler = configs
         self.components = dict(components)
         self._make_tokenizer = make_tokenizer
+        self._loaded: dict[str, tuple[nnx.GraphDef, nnx.State]] = {}
         _check_fit(*configs[:3])
 
     @classmethod
@@ -79,7 +93,8 @@ class StableDiffusion:
                 f" reads Stable Diffusion 1.x and 2.x"
             )
 
-        for part, names in _CLASSES.items():
+        for part in ("unet", "text_encoder", "vae", "tokenizer", "scheduler"):
+            names = [_MODEL_INDEX[part][1]] + ([_ALSO_READ[part]] if part in _ALSO_READ else [])
             found = index.get(part)
             if not isinstance(found, list) or len(found) != 2 or found[1] not in names:
                 raise ValueError(f"{folder}: model_index.json: expected {part} of {' or '.join(names)}, got {found!r}")
@@ -104,26 +119,8 @@ class StableDiffusion:
 
     @classmethod
     def _from_live(cls, pipeline: Any) -> "StableDiffusion":
-        missing = [
-            part for part in ("unet", "text_encoder", "vae", "tokenizer", "scheduler") if not hasattr(pipeline, part)
-        ]
-        if missing:
-            raise ValueError(
-                f"model: expected a folder, a hub id or a diffusers StableDiffusionPipeline, got"
-                f" {type(pipeline).__name__} without {', '.join(missing)}"
-            )
-
-        def config(part: str, _: str = "") -> dict[str, Any]:
-            component = getattr(pipeline, part)
-            found = component.config
-            settings = dict(found.to_dict() if hasattr(found, "to_dict") else found)
-            return settings | {"_class_name": type(component).__name__}
-
-        def tensors(part: str, _: weights.Layout) -> list[weights.Tensor]:
-            return weights.from_torch(getattr(pipeline, part).state_dict(), f"live {part}")
-
-        _refuse_changes(pipeline)
-        return cls._build(config, tensors, lambda: pipeline.tokenizer)
+        live.check(pipeline)
+        return cls._build(partial(live.config, pipeline), partial(live.tensors, pipeline), lambda: pipeline.tokenizer)
 
     @classmethod
     def _build(
@@ -167,17 +164,11 @@ class StableDiffusion:
         configs = (unet.config, text_encoder.config, vae.config, scheduler)
         return cls(configs, components, lambda: tokenizer)
 
-    @cached_property
-    def _unet(self) -> tuple[nnx.GraphDef, nnx.State]:
-        return self.components["unet"].load()
-
-    @cached_property
-    def _text_encoder(self) -> tuple[nnx.GraphDef, nnx.State]:
-        return self.components["text_encoder"].load()
-
-    @cached_property
-    def _vae(self) -> tuple[nnx.GraphDef, nnx.State]:
-        return self.components["vae"].load()
+    def network(self, part: str) -> tuple[nnx.GraphDef, nnx.State]:
+        """A network, ``"unet"``, ``"text_encoder"`` or ``"vae"``, and its parameters; read at first use and kept."""
+        if part not in self._loaded:
+            self._loaded[part] = self.components[part].load()
+        return self._loaded[part]
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -193,7 +184,7 @@ class StableDiffusion:
     @property
     def state(self) -> nnx.State:
         """The UNet's parameters, the score's first argument; read at first use."""
-        return self._unet[1]
+        return self.network("unet")[1]
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -208,7 +199,7 @@ class StableDiffusion:
             ValueError: the tokenizer gives a token that the text encoder does not know.
         """
         tokens = self.tokenize(prompts)
-        graphdef, state = self._text_encoder
+        graphdef, state = self.network("text_encoder")
         return _encode_text(graphdef, state, tokens)
 
     def tokenize(self, prompts: Sequence[str]) -> np.ndarray:
@@ -263,7 +254,7 @@ class StableDiffusion:
 
     def decode(self, latents: Float[Array, "n rows columns channels"]) -> np.ndarray:
         """Images of latents, uint8, shape (n, height, width, 3); one after another, to bound memory."""
-        graphdef, state = self._vae
+        graphdef, state = self.network("vae")
         images = [np.asarray(_decode(graphdef, state, latent)) for latent in latents]
         return np.round(255 * np.clip(np.stack(images) / 2 + 0.5, 0, 1)).astype(np.uint8)
 
@@ -271,14 +262,14 @@ class StableDiffusion:
         """The mean latents of uint8 images, shape (n, height, width, 3)."""
         if images.dtype != np.uint8 or images.ndim != 4:
             raise ValueError(f"images: expected uint8 (n, height, width, 3), got {images.dtype} {images.shape}")
-        graphdef, state = self._vae
+        graphdef, state = self.network("vae")
         return jnp.stack([_encode(graphdef, state, image.astype(np.float32) / 127.5 - 1) for image in images])
 
     def fingerprint(self, parts: Sequence[str] = ("unet", "text_encoder", "vae")) -> str:
         """SHA-256 over the parameters of these parts, as float32, in the order of keys; settings are not in it."""
         digest = hashlib.sha256()
         for part in parts:
-            state = getattr(self, f"_{part}")[1]
+            state = self.network(part)[1]
             for path, variable in sorted(nnx.to_flat_state(state), key=lambda item: tuple(map(str, item[0]))):
                 digest.update(".".join(map(str, path)).encode())
                 digest.update(np.ascontiguousarray(variable.get_value()).data)
@@ -295,65 +286,20 @@ class StableDiffusion:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ValueError(f"{folder}: expected a new or empty folder, got one with files; choose another")
         parts = (
-            ("unet", self.unet_config, self._unet[1], weights.UNET),
-            ("text_encoder", self.text_encoder_config, self._text_encoder[1], weights.TEXT_ENCODER),
-            ("vae", self.vae_config, self._vae[1], weights.VAE),
+            ("unet", self.unet_config, weights.UNET),
+            ("text_encoder", self.text_encoder_config, weights.TEXT_ENCODER),
+            ("vae", self.vae_config, weights.VAE),
         )
         scheduler = self.scheduler.to_diffusers()
-        for part, config, state, layout in parts:
+        for part, config, layout in parts:
             (folder / part).mkdir(parents=True)
-            weights.save_state(state, folder / part / f"{layout.basename}.safetensors", layout, dtype)
+            weights.save_state(self.network(part)[1], folder / part / f"{layout.basename}.safetensors", layout, dtype)
             write_atomically(folder / part / "config.json", json_writer(config.to_diffusers()))
         (folder / "scheduler").mkdir()
         write_atomically(folder / "scheduler/scheduler_config.json", json_writer(scheduler))
         self.tokenizer.save_pretrained(folder / "tokenizer")
         write_atomically(folder / "model_index.json", json_writer(_MODEL_INDEX))  # last: with it the folder is a model
         return folder
-
-
-_CLASSES = {
-    "unet": ("UNet2DConditionModel",),
-    "text_encoder": ("CLIPTextModel",),
-    "vae": ("AutoencoderKL",),
-    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
-    "scheduler": ("DDIMScheduler", "PNDMScheduler"),
-}
-_MODEL_INDEX = {
-    "_class_name": "StableDiffusionPipeline",
-    "unet": ["diffusers", "UNet2DConditionModel"],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "scheduler": ["diffusers", "DDIMScheduler"],
-    "safety_checker": [None, None],
-    "feature_extractor": [None, None],
-    "image_encoder": [None, None],
-    "requires_safety_checker": False,
-}
-
-
-def _refuse_changes(pipeline: Any) -> None:
-    """Refuse what changes a live pipeline's function and stands neither in its settings nor in its weights."""
-    problems = []
-    # At construction the pipeline sets both as Stable Diffusion needs them; a scheduler given later keeps its own.
-    scheduler = pipeline.scheduler.config
-    if scheduler.get("clip_sample", False) or scheduler.get("steps_offset", 1) != 1:
-        problems.append("scheduler: expected clip_sample false and steps_offset 1")
-    for block in getattr(pipeline.unet, "up_blocks", ()):
-        if any(getattr(block, name, None) is not None for name in ("b1", "b2", "s1", "s2")):
-            problems.append("unet: FreeU is on; call disable_freeu()")
-            break
-    processors = {type(one).__name__ for one in getattr(pipeline.unet, "attn_processors", {}).values()}
-    strange = sorted(processors - {"AttnProcessor", "AttnProcessor2_0"})
-    if strange:
-        problems.append(f"unet: attention processors {', '.join(strange)}; call set_default_attn_processor()")
-    added = getattr(pipeline.tokenizer, "added_tokens_encoder", {})
-    if any(f"{token}_1" in added for token in added):
-        problems.append("tokenizer: a textual inversion of several vectors, which diffusers expands in prompts")
-    if problems:
-        raise ValueError(
-            "live pipeline: jaxmem can not see or does not support these changes:\n  " + "\n  ".join(problems)
-        )
 
 
 def _make(network: Callable[..., nnx.Module], config: Any) -> nnx.Module:
