@@ -134,3 +134,74 @@ class MatrixOperator(Operator):
         operator = object.__new__(cls)  # transformations pass placeholders: no checks here
         operator.matrix, operator.is_symmetric = children[0], is_symmetric
         return operator
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class DeclaredSymmetric(Operator):
+    """An operator that is symmetric by construction, such as the Hessian of an energy: its products count once.
+
+    Not checked; ``asymmetry`` of its spectra is then zero by declaration. A learned score's Jacobian is not symmetric.
+    """
+
+    operator: Operator
+    is_symmetric = True
+
+    @property
+    def products_per_mv(self) -> int:  # type: ignore[override]
+        return self.operator.products_per_mv
+
+    @property
+    def size(self) -> int:
+        return self.operator.size
+
+    @property
+    def dtype(self) -> Any:
+        return self.operator.dtype
+
+    def mv(self, vector: Float[Array, " d"]) -> Float[Array, " d"]:
+        return self.operator.mv(vector)
+
+    rmv = mv
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Difference(Operator):
+    """A - B, such as the conditional minus the unconditional Hessian: one product with each per application.
+
+    Raises:
+        ValueError: if their sizes or dtypes differ.
+    """
+
+    first: Operator
+    second: Operator
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.first, Operator) or not isinstance(self.second, Operator):
+            return  # placeholders of a transformation
+        ours, theirs = ((part.size, jnp.dtype(part.dtype).name) for part in (self.first, self.second))
+        if ours != theirs:
+            raise ValueError(f"difference: expected operators of one size and dtype, got {ours} and {theirs}")
+
+    @property
+    def products_per_mv(self) -> int:  # type: ignore[override]
+        return self.first.products_per_mv + self.second.products_per_mv
+
+    @property
+    def is_symmetric(self) -> bool:  # type: ignore[override]
+        return self.first.is_symmetric and self.second.is_symmetric
+
+    @property
+    def size(self) -> int:
+        return self.first.size
+
+    @property
+    def dtype(self) -> Any:
+        return self.first.dtype
+
+    def mv(self, vector: Float[Array, " d"]) -> Float[Array, " d"]:
+        return self.first.mv(vector) - self.second.mv(vector)
+
+    def rmv(self, vector: Float[Array, " d"]) -> Float[Array, " d"]:
+        return self.first.rmv(vector) - self.second.rmv(vector)

@@ -2,7 +2,19 @@
 
 from jaxmem.spectra.batch import batch_spectra
 from jaxmem.spectra.counting import Count, count_positive
+from jaxmem.spectra.density import Density, spectral_density
+from jaxmem.spectra.estimate import Estimate
 from jaxmem.spectra.result import Spectrum, Status
 from jaxmem.spectra.single import spectrum
 
-__all__ = ["Count", "Spectrum", "Status", "batch_spectra", "count_positive", "spectrum"]
+__all__ = [
+    "Count",
+    "Density",
+    "Estimate",
+    "Spectrum",
+    "Status",
+    "batch_spectra",
+    "count_positive",
+    "spectral_density",
+    "spectrum",
+]

@@ -1,15 +1,28 @@
-"""The number of positive eigenvalues: exact where it fits the budget, else a certified bound and an estimate."""
+"""The number of positive eigenvalues: exact where it fits the budget, else a certified bound and an estimate.
 
+A first Lanczos run from a random vector takes a third of the budget. Each of its Ritz values above zero is one positive
+eigenvalue (Cauchy interlacing); they are deflated, exactly (`jaxmem.spectra.deflation`), and what is left is estimated
+with fresh random vectors: d times the mass that such a vector has above zero (`jaxmem.spectra.quadrature`,
+`jaxmem.spectra.estimate`).
+"""
+
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
-import scipy.stats
+import jax.numpy as jnp
+from jaxtyping import Array
 
-from jaxmem.krylov import Status
+from jaxmem.krylov import Factorization, Status, lanczos
 from jaxmem.operators import Operator
+from jaxmem.progress import Progress, silent
+from jaxmem.spectra.deflation import Deflated, deflate
+from jaxmem.spectra.estimate import Estimate, Runs, combine, probe_steps
+from jaxmem.spectra.quadrature import Tridiagonal
 from jaxmem.spectra.ritz import ritz_pairs
 from jaxmem.spectra.single import dense_products, krylov_noise, probe_products, run_krylov, spectrum
+
+_FEWEST_STEPS = 12  # 4 for the first run, and two vectors of 4
 
 
 class Count(NamedTuple):
@@ -20,69 +33,120 @@ class Count(NamedTuple):
     interval: tuple[float, float]  #: 95 % for an estimate; from undecided signs (within ±threshold) if exact
     threshold: float  #: what the rounding of products can move an eigenvalue by, measured (`rounding_noise`)
     num_products: int  #: applications of A or Aᵀ
+    paper: int  #: the paper's count: eigenvalues, or Ritz values of the first run, above 1e-15, rounding included
+    tangent: Estimate | None  #: of eigenvalues above -1/(2 sigma²), where ``sigma`` was given
 
 
 def count_positive(
-    operator: Operator, budget: int | None = None, key: Any = None, *, steps_per_probe: int = 50, chunk: int = 56
+    operator: Operator,
+    budget: int | None = None,
+    key: Any = None,
+    *,
+    sigma: float | None = None,
+    steps_per_probe: int | None = None,
+    batch: int = 1,
+    chunk: int = 56,
+    progress: Progress = silent,
 ) -> Count:
     """Count the positive eigenvalues of ½(A + Aᵀ).
 
-    With a budget of at least d + 1 products (or None) the spectrum is computed and the count is exact. With less, each
-    random probe v runs ``steps_per_probe`` Lanczos steps; the number of its Ritz values above the threshold is a lower
-    bound (Cauchy interlacing), and ``d · sum of the weights (e_1ᵀ y)² of its positive Ritz values`` an estimate
-    (stochastic Lanczos quadrature), averaged over the probes with Student's 95 % interval. The quadrature smooths the
-    step at zero, so with a dense spectrum there the estimate has a bias of its own that the interval does not show.
+    With a budget of at least d + 1 products (or None) the spectrum is computed and the count is exact. With less it is
+    an estimate with a 95 % interval. Eigenvalues within ±threshold of zero then count as not positive. If the first run
+    has found all that are positive, the interval is one number, or the few that may hide just above zero.
 
     Args:
-        operator: see `spectrum`.
+        operator: see `spectrum`; for the difference of two, `jaxmem.operators.Difference`.
         budget: products with A or Aᵀ that may be spent; None for an exact count.
-        key: random key of the probes; needed below d + 1 products.
-        steps_per_probe: Lanczos steps per probe, two products each for a non-symmetric operator. 50 resolves
-            1/50 of the spectrum's range at zero; a choice of ours.
+        key: random key of the start vectors; needed below d + 1 products.
+        sigma: noise level of the point, for the tangent count: directions in which the posterior of x0 is wider than
+            half the noise. From the same products.
+        steps_per_probe: Lanczos steps per fresh vector, two products each for a non-symmetric operator. By default the
+            number that the first run says gives the smallest error.
+        batch: fresh vectors whose products are taken together.
         chunk: as in `spectrum`.
+        progress: told of the products.
+
+    Memory: the Krylov basis of a third of the budget's steps, ``steps · d`` numbers, up to as much for what is
+    deflated, and ``batch`` bases of ``steps_per_probe``.
 
     Raises:
-        ValueError: if the budget is too small for two probes, or the key is missing, or as `spectrum`.
+        ValueError: if the budget is too small, or the key is missing, or as `spectrum`.
     """
-    if steps_per_probe < 1:
-        raise ValueError(f"steps_per_probe: expected at least 1, got {steps_per_probe}")
-    exact_cost = dense_products(operator)
-    if budget is None or budget >= exact_cost:
-        exact = spectrum(operator, "eigh", chunk=chunk)
-        threshold = float(exact.noise)
-        lower = int((exact.eigenvalues > threshold).sum())
-        upper = int((exact.eigenvalues > -threshold).sum())
-        positive = float((exact.eigenvalues > 0).sum())
-        return Count(lower, positive, (float(lower), float(upper)), threshold, int(exact.num_products))
-
-    steps = min(steps_per_probe, operator.size)
-    per_probe = steps * operator.symmetric.products_per_mv + probe_products(operator)
-    num_probes = budget // per_probe
-    if num_probes < 2:
+    for name, value in (("steps_per_probe", steps_per_probe), ("batch", batch)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
+    if sigma is not None and not sigma > 0:
+        raise ValueError(f"sigma: expected a positive noise level, got {sigma}")
+    tangent_level = None if sigma is None else -1 / (2 * float(sigma) ** 2)
+    if budget is None or budget >= dense_products(operator):
+        return _exact(operator, tangent_level, chunk)
+    each, measuring = operator.symmetric.products_per_mv, probe_products(operator)
+    steps = (budget - measuring) // each
+    if steps < _FEWEST_STEPS:
         raise ValueError(
-            f"budget: expected at least {2 * per_probe} products (two probes of {steps} steps), got {budget};"
-            f" lower steps_per_probe or raise the budget"
+            f"budget: expected at least {_FEWEST_STEPS * each + measuring} products ({_FEWEST_STEPS} Lanczos steps), or"
+            f" {dense_products(operator)} for an exact count, got {budget}; raise the budget"
         )
     if key is None:
         raise ValueError("key: an estimate needs a random key, for instance jax.random.key(0)")
-    estimates, threshold, products = np.zeros(num_probes), 0.0, 0
-    found: list[np.ndarray] = []
-    for i in range(num_probes):
-        probe_key = jax.random.fold_in(key, i)
-        start = jax.random.rademacher(probe_key, (operator.size,), operator.dtype)
-        factorization, measured = jax.device_get(run_krylov(operator, start, steps, symmetric=True))
-        if factorization.status == Status.NONFINITE:
-            raise ValueError(
-                "operator: a product was NaN or infinite; check the parameters, the point and the timestep"
-            )
-        pairs = ritz_pairs(factorization, symmetric=True)
-        noise = krylov_noise(factorization, pairs, measured)
-        estimates[i] = operator.size * np.sum(pairs.coordinates[pairs.values > noise, 0] ** 2)
-        found.append(pairs.values)
-        threshold = max(threshold, noise)
-        products += len(pairs.values) * operator.symmetric.products_per_mv + probe_products(operator)
-    lower = max(int((values > threshold).sum()) for values in found)
-    mean = float(estimates.mean())
-    half = float(scipy.stats.t.ppf(0.975, num_probes - 1) * estimates.std(ddof=1) / num_probes**0.5)
-    interval = (max(float(lower), mean - half), min(float(operator.size), max(float(lower), mean + half)))
-    return Count(lower, max(mean, float(lower)), interval, threshold, products)
+
+    def report(spent: int) -> None:
+        progress("products", spent * each + measuring, steps * each + measuring)
+
+    report(0)
+    start = jax.random.normal(jax.random.fold_in(key, 0), (operator.size,), operator.dtype)
+    factorization, measured = jax.device_get(run_krylov(operator, start, steps // 3, symmetric=True))
+    _refuse_nonfinite(factorization)
+    pairs = ritz_pairs(factorization, symmetric=True)
+    # Twice what the first run may have moved eigenvalues by: the runs on what is left share the error of its vectors.
+    threshold = 2 * krylov_noise(factorization, pairs, measured)
+    deflated, taken = deflate(operator.symmetric, factorization, pairs, threshold)
+    runs = Runs(operator.size, Tridiagonal.of(factorization), pairs.values, taken, [])
+    spent = len(pairs.values)
+    if steps_per_probe is None:
+        signs_known = bool(((pairs.residuals <= pairs.values) | (pairs.values <= threshold)).all())
+        steps_per_probe = probe_steps(runs, threshold, steps - spent, signs_known)
+        if tangent_level is not None:
+            steps_per_probe = max(steps_per_probe, probe_steps(runs, tangent_level, steps - spent, False))
+    steps_per_probe = max(1, min(steps_per_probe, operator.size - taken, steps - spent))
+    while spent + steps_per_probe <= steps:
+        report(spent)
+        together = min(batch, (steps - spent) // steps_per_probe)
+        keys = [jax.random.fold_in(key, 1 + len(runs.probes) + i) for i in range(together)]
+        found = jax.device_get(_probe_runs(deflated, jnp.stack(keys), steps_per_probe))
+        for i in range(together):
+            one = jax.tree.map(lambda leaf, i=i: leaf[i], found)
+            _refuse_nonfinite(one)
+            runs.probes.append(Tridiagonal.of(one))
+            spent += int(one.num_steps)
+    progress("products", 1, 1)
+    positive = combine(runs, threshold)
+    tangent = None if tangent_level is None else combine(runs, tangent_level + threshold)
+    paper = int((pairs.values > 1e-15).sum())
+    return Count(*positive, threshold, spent * each + measuring, paper, tangent)
+
+
+def _exact(operator: Operator, tangent_level: float | None, chunk: int) -> Count:
+    exact = spectrum(operator, "eigh", chunk=chunk)
+    threshold, values = float(exact.noise), exact.eigenvalues
+
+    def above(level: float) -> Estimate:
+        low, high = int((values > level + threshold).sum()), int((values > level - threshold).sum())
+        return Estimate(low, float((values > level).sum()), (float(low), float(high)))
+
+    tangent = None if tangent_level is None else above(tangent_level)
+    return Count(*above(0.0), threshold, int(exact.num_products), int((values > 1e-15).sum()), tangent)
+
+
+def _refuse_nonfinite(factorization: Factorization) -> None:
+    if factorization.status == Status.NONFINITE:
+        raise ValueError("operator: a product was NaN or infinite; check the parameters, the point and the timestep")
+
+
+@partial(jax.jit, static_argnames="num_steps")
+def _probe_runs(deflated: Deflated, keys: Array, num_steps: int) -> Factorization:
+    def one(key: Array) -> Factorization:
+        start = jax.random.normal(key, (deflated.size,), deflated.dtype)
+        return lanczos(deflated.mv, deflated.project(deflated.project(start)), num_steps)
+
+    return jax.vmap(one)(keys)

@@ -18,7 +18,7 @@ class Ritz(NamedTuple):
     values: np.ndarray  #: (k,)
     residuals: np.ndarray  #: (k,), |h_{k+1,k}| |e_kᵀ y|
     coordinates: np.ndarray  #: (k, k), unit rows: the Ritz vectors in the Krylov basis
-    orthogonality_loss: float  #: largest |Q Qᵀ - I|, times k: a bound on its norm
+    orthogonality_loss: float  #: ‖Q Qᵀ - I‖₂
 
 
 def ritz_pairs(factorization: Factorization, *, symmetric: bool) -> Ritz:
@@ -35,8 +35,8 @@ def ritz_pairs(factorization: Factorization, *, symmetric: bool) -> Ritz:
     residuals = coupling * np.abs(coordinates[-1]) if steps else np.zeros(0)
     order = order_descending(values)
     basis = np.asarray(factorization.basis[:steps], np.float64)
-    defect = np.abs(basis @ basis.T - np.eye(steps)).max(initial=0.0)
-    return Ritz(values[order], residuals[order], coordinates.T[order], float(defect * steps))
+    defect = np.linalg.norm(basis @ basis.T - np.eye(steps), 2) if steps else 0.0
+    return Ritz(values[order], residuals[order], coordinates.T[order], float(defect))
 
 
 def ritz_vectors(factorization: Factorization, pairs: Ritz) -> np.ndarray:

@@ -1,0 +1,81 @@
+"""The spectral density of an operator, as the cumulative distribution of its eigenvalues with bounds."""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxmem.krylov import Status
+from jaxmem.operators import Operator
+from jaxmem.progress import Progress, silent
+from jaxmem.spectra.quadrature import Tridiagonal, mass_above
+from jaxmem.spectra.single import probe_products, run_krylov
+
+
+class Density(NamedTuple):
+    """``F(x) = #{λ ≤ x} / d`` of the symmetric part at some levels x."""
+
+    levels: np.ndarray  #: (n,), ascending
+    cumulative: np.ndarray  #: (n,), non-decreasing
+    width: np.ndarray  #: (n,), the mean distance of the two bounds that the products give to each probe's own F
+    standard_error: np.ndarray  #: (n,), of F from the choice of the probes: sqrt(2 F (1 - F) / (d probes))
+    num_products: int  #: applications of A or Aᵀ
+
+    def density(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean density of the intervals between neighbouring levels, per unit of λ, and their middles."""
+        return np.diff(self.cumulative) / np.diff(self.levels), (self.levels[1:] + self.levels[:-1]) / 2
+
+
+def spectral_density(
+    operator: Operator,
+    num_probes: int,
+    num_steps: int,
+    key: Any,
+    *,
+    levels: Any = 200,
+    progress: Progress = silent,
+) -> Density:
+    """Estimate the distribution of the eigenvalues of ½(A + Aᵀ) by stochastic Lanczos quadrature.
+
+    Each Gaussian probe runs ``num_steps`` Lanczos steps; at each level its mass below is the middle of its bounds
+    (Gauss-Radau, see `jaxmem.spectra.quadrature`), which is smooth where the spectrum is: no kernel, no bandwidth.
+
+    Args:
+        operator: see `spectrum`.
+        num_probes: 1 or more; the error falls with its root.
+        num_steps: the resolution is about 1/num_steps of the spectrum's range.
+        key: random key of the probes.
+        levels: an ascending array, or how many to lay evenly from the smallest to the largest Ritz value.
+        progress: told of the probes.
+
+    Raises:
+        ValueError: on numbers out of range, levels that do not ascend, or products that are NaN or infinite.
+    """
+    if num_probes < 1 or not 1 <= num_steps <= operator.size:
+        raise ValueError(
+            f"num_probes, num_steps: expected at least 1, and 1 to {operator.size} (the operator's size), got"
+            f" {num_probes} and {num_steps}"
+        )
+    grid = None if isinstance(levels, int) else np.asarray(levels, np.float64)
+    if (grid is None and levels < 2) or (grid is not None and (grid.ndim != 1 or (np.diff(grid) <= 0).any())):
+        raise ValueError("levels: expected an ascending array, or a number of at least 2")
+    runs, products = [], 0
+    for i in range(num_probes):
+        progress("probes", i, num_probes)
+        start = jax.random.normal(jax.random.fold_in(key, i), (operator.size,), operator.dtype)
+        factorization, _ = jax.device_get(run_krylov(operator, start, num_steps, symmetric=True))
+        if factorization.status == Status.NONFINITE:
+            raise ValueError(
+                "operator: a product was NaN or infinite; check the parameters, the point and the timestep"
+            )
+        runs.append(Tridiagonal.of(factorization))
+        products += int(factorization.num_steps) * operator.symmetric.products_per_mv + probe_products(operator)
+    progress("probes", num_probes, num_probes)
+    if grid is None:
+        values = np.concatenate([run.values() for run in runs])
+        reach = max(values.max() - values.min(), np.abs(values).max() * 1e-6, np.finfo(np.float32).tiny)
+        grid = np.linspace(values.min() - 0.01 * reach, values.max() + 0.01 * reach, levels)
+    found = np.array([[mass_above(run, level) for level in grid] for run in runs]).mean(0)
+    cumulative = np.maximum.accumulate(np.clip(1 - found[:, 0], 0, 1))
+    error = np.sqrt(2 * cumulative * (1 - cumulative) / (operator.size * num_probes))
+    return Density(grid, cumulative, found[:, 1], error, products)

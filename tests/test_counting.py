@@ -1,0 +1,238 @@
+"""Counts of positive eigenvalues: each part against dense LAPACK or closed forms, the whole against known spectra."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.linalg
+
+from jaxmem import count_positive, score_jacobian
+from jaxmem.diffusion import NoiseSchedule
+from jaxmem.krylov import lanczos
+from jaxmem.operators import DeclaredSymmetric, Difference, MatrixOperator
+from jaxmem.oracles import EmpiricalScore, Separable, SeparableScore
+from jaxmem.spectra import spectral_density
+from jaxmem.spectra.deflation import deflate
+from jaxmem.spectra.quadrature import Tridiagonal, mass_above
+from jaxmem.spectra.ritz import ritz_pairs
+
+SCHEDULE = NoiseSchedule()
+KEY = jax.random.key(1)
+
+
+def rotated(eigenvalues, seed=0):
+    """A dense symmetric float32 matrix with these eigenvalues, declared symmetric."""
+    size = len(eigenvalues)
+    rotation = np.linalg.qr(np.random.default_rng(seed).normal(size=(size, size)))[0]
+    return MatrixOperator(((rotation * eigenvalues) @ rotation.T).astype(np.float32), is_symmetric=True)
+
+
+def spectrum_of(kind, size, rng):
+    positive = size // 50
+    half_normal = np.abs(rng.normal(size=size))
+    if kind == "gap":
+        return np.r_[rng.uniform(5, 200, positive), rng.uniform(-1000, -50, size - positive)]
+    if kind == "no gap":
+        return half_normal * np.r_[np.full(positive, 50.0), np.full(size - positive, -300.0)]
+    if kind == "null space":
+        zeros = size // 4
+        return np.r_[rng.uniform(5, 200, positive), np.zeros(zeros), rng.uniform(-1000, -50, size - positive - zeros)]
+    if kind == "clusters":
+        few = size // 30
+        rest = rng.uniform(-1000, -50, size - positive - 2 * few)
+        return np.r_[rng.uniform(5, 200, positive), np.full(few, 0.5), np.full(few, -0.5), rest]
+    assert kind == "few"
+    return half_normal * np.r_[np.full(5, 50.0), np.full(size - 5, -300.0)]
+
+
+KINDS = ("gap", "no gap", "null space", "clusters", "few")
+
+
+@pytest.mark.parametrize("steps", [1, 7, 20])
+def test_deflation_keeps_the_inertia(steps, x64):
+    # Haynsworth: what Ritz values above a level take, and what is left above it, add up, converged or not.
+    rng = np.random.default_rng(steps)
+    size = 60
+    matrix = rng.normal(size=(size, size))
+    matrix = jnp.asarray(matrix + matrix.T)
+    operator = MatrixOperator(matrix, is_symmetric=True)
+    start = jnp.asarray(rng.normal(size=size))
+    factorization = jax.device_get(lanczos(operator.mv, start, steps))
+    pairs = ritz_pairs(factorization, symmetric=True)
+    for level in (-8.0, -1.0, 0.0, 0.7, 9.0):
+        deflated, taken = deflate(operator, factorization, pairs, level)
+        assert taken <= (pairs.values > level).sum()
+        left = scipy.linalg.null_space(np.asarray(deflated.vectors)[:taken]) if taken else np.eye(size)
+        rest = left.T @ np.asarray(jax.vmap(deflated.mv)(jnp.asarray(left.T)).T)
+        np.testing.assert_allclose(rest, rest.T, atol=1e-9)
+        # The level is subtracted where the inertia is meant: S is that of A - level, plus level.
+        assert taken + (np.linalg.eigvalsh(rest) > level).sum() == (np.linalg.eigvalsh(matrix) > level).sum()
+    assert steps == 1 or deflate(operator, factorization, pairs, -8.0)[1] > 0
+
+
+def test_masses_are_within_their_bounds(x64):
+    # Chebyshev, Markov and Stieltjes: of every measure with these moments, so of the one that they are from.
+    rng = np.random.default_rng(0)
+    values = np.r_[np.sort(rng.normal(size=80)), np.zeros(20)]
+    start = rng.normal(size=100)
+    weights = start**2 / np.sum(start**2)
+    operator = MatrixOperator(jnp.asarray(np.diag(values)), is_symmetric=True)
+    run = Tridiagonal.of(jax.device_get(lanczos(operator.mv, jnp.asarray(start), 81)))
+    widths = []
+    for steps in (1, 2, 5, 20, 60, len(run.diagonal)):
+        part = run.first(steps)
+        for level in (-3.0, -0.5, -1e-3, 0.2, 1.0, float(part.diagonal[0])):
+            middle, width = mass_above(part, level)
+            assert abs(middle - weights[values > level].sum()) <= width / 2 + 1e-9
+            widths.append((steps, width))
+        assert part.values().min() >= values.min() - 1e-12
+    assert max(width for steps, width in widths if steps == 60) < max(width for steps, width in widths if steps == 5)
+    assert mass_above(run, 0.2).width == 0  # all 81 distinct eigenvalues: the space closed
+    assert mass_above(run.first(0), 0.2) == (0.5, 1.0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_estimates_of_known_spectra(kind):
+    # A quarter of d products, ten seeds: errors as their own theory says (a factor of 1.5 for ten draws), the interval
+    # on most, the bound on all.
+    size, seeds = 1000, 10
+    errors, halves, covered = [], [], 0
+    for seed in range(seeds):
+        eigenvalues = spectrum_of(kind, size, np.random.default_rng(seed))
+        truth = int((eigenvalues > 0).sum())
+        count = count_positive(rotated(eigenvalues, seed), size // 4, jax.random.key(seed))
+        assert count.lower <= truth
+        assert count.num_products <= size // 4
+        assert count.interval[0] <= count.estimate <= count.interval[1]
+        errors.append(count.estimate - truth)
+        halves.append((count.interval[1] - count.interval[0]) / 2)
+        covered += count.interval[0] <= truth <= count.interval[1]
+    rms = np.sqrt(np.mean(np.square(errors)))
+    assert covered >= 8, (errors, halves)
+    assert rms <= 1.5 * max(np.median(halves) / 1.96, 0.5), (errors, halves)
+
+
+@pytest.mark.parametrize("positives", [0, 24, 900, 3000])
+def test_separable_oracle_at_sixteen_thousand(positives):
+    d, t = 16_384, 300
+    alpha, sigma = SCHEDULE.alpha[t], SCHEDULE.sigma[t]
+    rng = np.random.default_rng(positives)
+    amplitudes = np.where(np.arange(d) < positives, rng.uniform(1.2, 3, d), rng.uniform(0.1, 0.9, d)) * sigma / alpha
+    state = Separable(
+        jnp.asarray(rng.permutation(amplitudes), jnp.float32), jnp.asarray(rng.choice([-1.0, 1.0], d), jnp.float32)
+    )
+    x, score = jnp.zeros(d), SeparableScore(SCHEDULE)
+    exact = score.spectrum(state, x, t)
+    truth = int((exact > 0).sum())
+    assert truth == positives
+    operator = DeclaredSymmetric(score_jacobian(score, state, x, t))
+    count = count_positive(operator, 500, KEY, sigma=float(sigma))
+    assert count.lower <= truth
+    assert count.num_products <= 500
+    # Eight vectors or so: four standard errors of sqrt(2 / (8 K)).
+    assert abs(count.estimate - truth) <= max(1, 2 * np.sqrt(truth))
+    assert count.interval[0] <= count.estimate <= count.interval[1]
+    tangent = int((exact > -1 / (2 * sigma**2)).sum())
+    assert abs(count.tangent.estimate - tangent) <= max(1, 2 * np.sqrt(tangent))
+    assert count.tangent.lower <= tangent
+
+
+def test_bounds_of_memorized_data_are_never_above_the_truth():
+    rng = np.random.default_rng(5)
+    score = EmpiricalScore(SCHEDULE)
+    data = jnp.asarray(rng.normal(size=(30, 400)), jnp.float32)
+    for t in (50, 400, 700, 950):
+        x = jnp.asarray(
+            float(SCHEDULE.alpha[t]) * data[0] + float(SCHEDULE.sigma[t]) * rng.normal(size=400), jnp.float32
+        )
+        truth = int((score.spectrum(data, x, t) > 0).sum())
+        count = count_positive(score_jacobian(score, data, x, t), 150, KEY, sigma=float(SCHEDULE.sigma[t]))
+        assert count.lower <= truth
+        assert count.interval[0] <= truth <= count.interval[1]
+
+
+def test_exact_null_spaces_do_not_count():
+    # The trap: an operator with 40 negative eigenvalues and an exact null space in float32.
+    rng = np.random.default_rng(0)
+    factor = rng.normal(size=(2000, 40)).astype(np.float32)
+    count = count_positive(MatrixOperator(-(factor @ factor.T), is_symmetric=True), 240, KEY)
+    assert count.lower == 0
+    assert count.estimate == 0
+    low_rank = count_positive(MatrixOperator(factor @ factor.T, is_symmetric=True), 240, KEY)
+    assert low_rank.lower == low_rank.estimate == 40
+    assert low_rank.interval == (40, 40)
+
+
+def test_batches_of_probes_are_the_same_probes():
+    operator = rotated(spectrum_of("gap", 600, np.random.default_rng(0)))
+    one, three = (count_positive(operator, 200, KEY, steps_per_probe=30, batch=batch) for batch in (1, 3))
+    assert one.lower == three.lower
+    np.testing.assert_allclose(one.estimate, three.estimate, rtol=1e-3)  # float32 Lanczos in another order of sums
+    assert one.num_products == three.num_products
+
+
+def test_difference_of_two_operators():
+    rng = np.random.default_rng(1)
+    a, b = (np.asarray(rng.normal(size=(300, 300)), np.float32) for _ in range(2))
+    difference = Difference(MatrixOperator(a), MatrixOperator(b))
+    np.testing.assert_allclose(difference.to_dense(), a - b, atol=1e-5)
+    vector = jnp.asarray(rng.normal(size=300), jnp.float32)
+    np.testing.assert_allclose(difference.rmv(vector), (a - b).T @ vector, atol=1e-3)
+    assert difference.symmetric.products_per_mv == 2  # of each of the two; see num_products below
+    truth = (np.linalg.eigvalsh((a - b + (a - b).T) / 2) > 0).sum()
+    count = count_positive(difference)
+    assert count.estimate == truth
+    same = Difference(MatrixOperator(a), MatrixOperator(a))
+    assert count_positive(same, 200, KEY).lower == 0
+    with pytest.raises(ValueError, match=r"difference: expected operators of one size and dtype, got \(300"):
+        Difference(MatrixOperator(a), MatrixOperator(np.eye(3, dtype=np.float32)))
+
+
+def test_exact_counts_have_tangents_too():
+    operator = rotated(np.r_[np.full(7, 0.5), np.full(20, -0.1), np.full(73, -3.0)])
+    count = count_positive(operator, sigma=1.0)
+    assert (count.lower, count.estimate, count.interval, count.paper) == (7, 7.0, (7.0, 7.0), 7)
+    assert count.tangent == (27, 27.0, (27.0, 27.0))
+
+
+def test_progress_ends_and_products_are_within_the_budget():
+    seen = []
+    operator = rotated(spectrum_of("no gap", 400, np.random.default_rng(0)))
+    count = count_positive(operator, 150, KEY, progress=lambda *call: seen.append(call))
+    assert seen[0][:2] == ("products", 2)
+    assert seen[-1][1] == seen[-1][2]
+    assert all(done <= total for _, done, total in seen)
+    assert count.num_products <= 150
+
+
+def test_density_of_a_known_spectrum():
+    rng = np.random.default_rng(0)
+    eigenvalues = spectrum_of("no gap", 1000, rng)
+    levels = np.linspace(-900, 150, 40)
+    found = spectral_density(rotated(eigenvalues), 4, 60, KEY, levels=levels)
+    truth = (eigenvalues[None] <= levels[:, None]).mean(1)
+    # Four standard errors of the probes, and the bounds of the quadrature.
+    assert (np.abs(found.cumulative - truth) <= 4 * found.standard_error + found.width / 2 + 1e-6).all()
+    assert (np.diff(found.cumulative) >= 0).all()
+    assert found.num_products == 4 * 62
+    density, middles = found.density()
+    np.testing.assert_allclose(np.sum(density * np.diff(levels)), found.cumulative[-1] - found.cumulative[0])
+    assert middles.shape == density.shape == (39,)
+    assert len(spectral_density(rotated(eigenvalues), 1, 10, KEY).levels) == 200
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda op: count_positive(op, 10, KEY), r"budget: expected at least 27 products \(12 Lanczos steps\), or 301"),
+        (lambda op: count_positive(op, 100), "key: an estimate needs a random key"),
+        (lambda op: count_positive(op, 100, KEY, batch=0), "batch: expected at least 1, got 0"),
+        (lambda op: count_positive(op, sigma=0.0), "sigma: expected a positive noise level, got 0.0"),
+        (lambda op: spectral_density(op, 0, 5, KEY), "num_probes, num_steps: expected at least 1, and 1 to 300"),
+        (lambda op: spectral_density(op, 1, 5, KEY, levels=1), "levels: expected an ascending array"),
+        (lambda op: spectral_density(op, 1, 5, KEY, levels=[1.0, 0.0]), "levels: expected an ascending array"),
+    ],
+)
+def test_bad_input_is_named(call, match):
+    with pytest.raises(ValueError, match=match):
+        call(MatrixOperator(jnp.eye(300)))
