@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmem.krylov import Status, arnoldi, begin, extend, lanczos
+from jaxmem.krylov import Status, arnoldi, begin, extend, lanczos, orthogonalise
 
 # What two Gram-Schmidt passes leave: a few eps per entry, sums over d entries in the checks below.
 TOLERANCE = {"float32": 2e-5, "float64": 1e-12}
@@ -146,3 +146,39 @@ def test_segments_equal_one_run():
     assert go_on._cache_size() == 1
     for a, b in zip(whole, parts, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("last", [0, 1, 31, 32, 68])
+@pytest.mark.parametrize("inside", [0.0, 1.0, 1e6])
+def test_orthogonalise_against_qr(last, inside):
+    # 70 rows of 16,384 float32 numbers are three blocks, the last overlapping the second.
+    d, rng = 16_384, np.random.default_rng(last)
+    basis = np.zeros((70, d), np.float32)
+    basis[: last + 1] = np.linalg.qr(rng.normal(size=(d, last + 1)))[0].T
+    vector = (rng.normal(size=d) + inside * 100 * rng.normal(size=last + 1) @ basis[: last + 1]).astype(np.float32)
+    column, length, direction = map(np.asarray, jax.jit(orthogonalise)(basis, last, vector))
+    exact, upper = np.linalg.qr(np.vstack([basis[: last + 1], vector]).T.astype(np.float64))
+    # eps of the vector's own length (each number is rounded so): that much of the rest is noise where `inside` is 1e6.
+    lost = 2e-6 * np.linalg.norm(vector) / abs(upper[-1, -1])
+    assert np.abs(basis @ direction).max() < 1e-6
+    np.testing.assert_allclose(np.linalg.norm(direction), 1, atol=1e-6)
+    np.testing.assert_allclose(length, abs(upper[-1, -1]), rtol=lost + 1e-5)
+    assert abs(exact[:, -1] @ direction) > 1 - min(lost, 0.9)
+    np.testing.assert_allclose(column[: last + 1], basis[: last + 1].astype(np.float64) @ vector, rtol=1e-4, atol=1e-3)
+    np.testing.assert_array_equal(column[last + 1 :], 0)
+
+
+def test_one_orthogonalisation_under_vmap_is_the_same():
+    # Batched, the blocks that a single one skips are multiplied, and each goes on until the last has finished.
+    d, rng = 16_384, np.random.default_rng(0)
+    basis = np.zeros((2, 70, d), np.float32)
+    basis[0, :3] = np.linalg.qr(rng.normal(size=(d, 3)))[0].T
+    basis[1, :60] = np.linalg.qr(rng.normal(size=(d, 60)))[0].T
+    vectors = rng.normal(size=(2, d)).astype(np.float32)
+    vectors[1] += 1e4 * basis[1, 40]
+    together = jax.jit(jax.vmap(orthogonalise))(basis, np.array([2, 59]), vectors)
+    for i, last in enumerate((2, 59)):
+        alone = jax.jit(orthogonalise)(basis[i], last, vectors[i])
+        # float32 of a vector of length 1e4, of which 128 remain.
+        for one, other, atol in zip(alone, together, (1e-2, 1e-2, 1e-5), strict=True):
+            np.testing.assert_allclose(other[i], one, rtol=1e-5, atol=atol)
