@@ -125,7 +125,7 @@ def orthogonalise(
         jnp.maximum(last - 1, 0), two, True, vector / jnp.where(length > 0, length, 1), jnp.zeros(rows, basis.dtype)
     )
     left, vector = normalised(vector)
-    carry = (0, jnp.zeros_like(left), length * column, length * left, vector)
+    carry: tuple[Array, ...] = (jnp.int32(0), jnp.zeros_like(left), length * column, length * left, vector)
     *_, column, length, vector = jax.lax.while_loop(lambda carry: (carry[0] < 3) & (carry[1] < 0.7), one_pass, carry)
     return column, length, vector
 
