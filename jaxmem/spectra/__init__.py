@@ -2,7 +2,8 @@
 
 from jaxmem.spectra.batch import batch_spectra
 from jaxmem.spectra.counting import Count, count_positive
+from jaxmem.spectra.extreme import extreme_pairs
 from jaxmem.spectra.result import Spectrum, Status
 from jaxmem.spectra.single import spectrum
 
-__all__ = ["Count", "Spectrum", "Status", "batch_spectra", "count_positive", "spectrum"]
+__all__ = ["Count", "Spectrum", "Status", "batch_spectra", "count_positive", "extreme_pairs", "spectrum"]
