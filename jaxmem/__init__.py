@@ -18,6 +18,7 @@ _HOME = {
     "Spectrum": "jaxmem.spectra",
     "batch_spectra": "jaxmem.spectra",
     "count_positive": "jaxmem.spectra",
+    "extreme_pairs": "jaxmem.spectra",
     "Count": "jaxmem.spectra",
 }
 
@@ -31,6 +32,7 @@ __all__ = [
     "batch_spectra",
     "bind",
     "count_positive",
+    "extreme_pairs",
     "score_jacobian",
     "spectrum",
 ]
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from jaxmem.diffusion import DDIM, NoiseSchedule
     from jaxmem.jacobian import score_jacobian
     from jaxmem.score import ScorePair, bind
-    from jaxmem.spectra import Count, Spectrum, batch_spectra, count_positive, spectrum
+    from jaxmem.spectra import Count, Spectrum, batch_spectra, count_positive, extreme_pairs, spectrum
 
 
 def __getattr__(name: str) -> Any:

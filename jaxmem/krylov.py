@@ -22,6 +22,7 @@ class Status(IntEnum):
     BUDGET = 1  #: the steps were used up
     INVARIANT = 2  #: the Krylov space closed: its Ritz values are eigenvalues
     NONFINITE = 3  #: a product was NaN or infinite; the steps before it are kept
+    ROUNDING = 4  #: residuals fell to the measured rounding, which is above the tolerance asked for
 
 
 class Factorization(NamedTuple):
@@ -125,7 +126,7 @@ def orthogonalise(
         jnp.maximum(last - 1, 0), two, True, vector / jnp.where(length > 0, length, 1), jnp.zeros(rows, basis.dtype)
     )
     left, vector = normalised(vector)
-    carry = (0, jnp.zeros_like(left), length * column, length * left, vector)
+    carry: tuple[Array, ...] = (jnp.int32(0), jnp.zeros_like(left), length * column, length * left, vector)
     *_, column, length, vector = jax.lax.while_loop(lambda carry: (carry[0] < 3) & (carry[1] < 0.7), one_pass, carry)
     return column, length, vector
 

@@ -1,9 +1,10 @@
-"""Spectra of operators: dense and Krylov, one point or many, and the count of positive eigenvalues."""
+"""Spectra of operators: dense and Krylov, one point or many, their ends, their density, and counts of eigenvalues."""
 
 from jaxmem.spectra.batch import batch_spectra
 from jaxmem.spectra.counting import Count, count_positive
 from jaxmem.spectra.density import Density, spectral_density
 from jaxmem.spectra.estimate import Estimate
+from jaxmem.spectra.extreme import extreme_pairs
 from jaxmem.spectra.result import Spectrum, Status
 from jaxmem.spectra.single import spectrum
 
@@ -15,6 +16,7 @@ __all__ = [
     "Status",
     "batch_spectra",
     "count_positive",
+    "extreme_pairs",
     "spectral_density",
     "spectrum",
 ]

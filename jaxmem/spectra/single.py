@@ -23,7 +23,7 @@ class Probe(NamedTuple):
     norm: Array  #: ‖A v‖
 
 
-def _rounding(product: Array, again: Array) -> Array:
+def rounding(product: Array, again: Array) -> Array:
     """How far two evaluations of one product are apart, at least one rounding of it: they may agree by chance."""
     return jnp.maximum(scaled_norm(product - again), jnp.finfo(product.dtype).eps * scaled_norm(product))
 
@@ -35,7 +35,7 @@ def probe(operator: Operator, vector: Float[Array, " d"]) -> Probe:
     again = operator.mv(3 * vector) / 3  # 3 is no power of two: every rounding differs
     norm = scaled_norm(product)
     gap = jnp.zeros_like(norm) if operator.is_symmetric else scaled_norm(product - operator.rmv(vector))
-    return Probe(_rounding(product, again), gap / jnp.where(norm > 0, norm, 1), norm)
+    return Probe(rounding(product, again), gap / jnp.where(norm > 0, norm, 1), norm)
 
 
 def dense_products(operator: Operator) -> int:
@@ -76,7 +76,21 @@ def dense_and_noise(operator: Operator, chunk: int) -> tuple[Array, Array]:
     matrix = operator.to_dense(chunk)
     vector = jax.random.normal(jax.random.key(0), (operator.size,), operator.dtype)
     vector = vector / jnp.linalg.norm(vector)
-    return matrix, _rounding(jnp.matmul(matrix, vector, precision="highest"), operator.mv(vector))
+    return matrix, rounding(jnp.matmul(matrix, vector, precision="highest"), operator.mv(vector))
+
+
+def check_operator(operator: Operator, caller: str) -> None:
+    """Refuse what is no pytree or is traced."""
+    if any(leaf is operator for leaf in jax.tree.leaves(operator)):
+        raise ValueError(
+            f"operator: expected a pytree, got {type(operator).__name__} that JAX does not know; register it, for"
+            f" instance as a dataclass with jax.tree_util.register_dataclass"
+        )
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(operator)):
+        raise ValueError(
+            f"operator: {caller} solves on the host and can not be traced; for many points use batch_spectra, inside"
+            f" jit or vmap use jaxmem.krylov"
+        )
 
 
 def spectrum(
@@ -115,16 +129,7 @@ def spectrum(
     size = operator.size
     if chunk < 1:
         raise ValueError(f"chunk: expected at least 1, got {chunk}")
-    if any(leaf is operator for leaf in jax.tree.leaves(operator)):
-        raise ValueError(
-            f"operator: expected a pytree, got {type(operator).__name__} that JAX does not know; register it, for"
-            f" instance as a dataclass with jax.tree_util.register_dataclass"
-        )
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(operator)):
-        raise ValueError(
-            "operator: spectrum solves on the host and can not be traced; for many points use batch_spectra, inside"
-            " jit or vmap use jaxmem.krylov"
-        )
+    check_operator(operator, "spectrum")
     check_method(method, size, num_steps)
     if hasattr(operator, "value"):
         require_finite(operator.value, "at this point")

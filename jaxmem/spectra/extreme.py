@@ -1,0 +1,245 @@
+"""Extreme eigenpairs to a tolerance, with as few products as it takes, and a folder to go on from after a kill."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxmem import memory
+from jaxmem.jacobian import require_finite
+from jaxmem.krylov import Status, scaled_norm
+from jaxmem.operators import Operator
+from jaxmem.progress import Progress, silent
+from jaxmem.spectra import resume
+from jaxmem.spectra.restarted import (
+    KrylovState,
+    absorb_block,
+    advance_block,
+    begin_block,
+    block_ritz,
+    multiply,
+    orthogonality_loss,
+    restart,
+    ritz_vectors,
+)
+from jaxmem.spectra.result import Spectrum, rounding_noise
+from jaxmem.spectra.single import Probe, check_operator, rounding
+
+Which = Literal["largest", "smallest", "both"]
+
+
+def extreme_pairs(
+    operator: Operator,
+    num_pairs: int,
+    which: str = "largest",
+    *,
+    key: Any,
+    max_products: int,
+    rtol: float = 1e-4,
+    method: str = "lanczos",
+    subspace: int | None = None,
+    block: int = 1,
+    folder: str | Path | None = None,
+    progress: Progress = silent,
+) -> Spectrum:
+    """The ``num_pairs`` eigenvalues at the ends of the spectrum, with unit Ritz vectors, to ``‖A y - θ y‖ ≤ rtol ‖A‖``.
+
+    Args:
+        operator: as for `spectrum`.
+        num_pairs: eigenpairs, 1 to d.
+        which: ``"largest"``, ``"smallest"`` (algebraically; by real part for ``"arnoldi"``) or ``"both"``: half from
+            each end, an odd one from the top, as ARPACK's ``BE``.
+        key: random key of the start vectors, and of those that follow where the space closes.
+        max_products: products with A or Aᵀ that may be spent, those of the measurements included.
+        rtol: of the largest |θ| seen, which stands for ‖A‖. The default is that of `Spectrum.converged`.
+        method: ``"lanczos"``: of ½(A + Aᵀ), thick-restart Lanczos (Wu and Simon 2000). ``"arnoldi"``: of A,
+            Krylov-Schur (Stewart 2001).
+        subspace: rows of the basis before a restart; the larger, the fewer products. Default 512, or 4 num_pairs where
+            that is more, at most d: up to there nothing is lost, and no other method needs fewer products.
+        block: start vectors, and products taken together by one `jax.vmap` of the operator; counted as that many. More
+            products in all, fewer batches. One vector sees one copy of a multiple eigenvalue until rounding or a closed
+            space brings others in; a block sees up to ``block`` copies.
+        folder: where the state is kept after every segment (as large as the basis in use). The same call goes on from
+            there, bit for bit, also with more ``max_products``; the products by which it recognises the operator are
+            not counted again.
+        progress: called with the products spent after every segment.
+
+    Products run in compiled segments, between which the residuals are looked at on the host: one step to an eighth of
+    the steps so far, at most 32, and a third of what the residuals' decay lets expect. Memory beside the products:
+    ``subspace · d`` numbers, twice that during a restart. Status CONVERGED, or BUDGET; INVARIANT where the space closed
+    and another random direction found nothing new, so that copies are complete; ROUNDING where the residuals came
+    down to the measured noise, which is above the tolerance.
+
+    Raises:
+        ValueError: on options out of range, an operator that is no pytree or is traced, a product that is NaN or
+            infinite, too little memory, or a folder whose state is damaged, of other options or of another operator.
+        OSError: the folder cannot be written.
+    """
+    check_operator(operator, "extreme_pairs")
+    if hasattr(operator, "value"):
+        require_finite(operator.value, "at this point")
+    size, symmetric = operator.size, method == "lanczos"
+    room = _check(size, num_pairs, which, rtol, method, subspace, block)
+    applied = operator.symmetric if symmetric else operator
+    measuring = (1 if operator.is_symmetric else 2) * operator.products_per_mv
+    per_step = applied.products_per_mv
+    budget = (max_products - measuring) // per_step // block * block
+    if budget < num_pairs:
+        least = measuring + -(-num_pairs // block) * block * per_step
+        raise ValueError(
+            f"max_products: expected at least {least} ({measuring} to measure rounding, {per_step} per step), got"
+            f" {max_products}"
+        )
+    itemsize = jnp.dtype(operator.dtype).itemsize
+    memory.require(2 * (room + block) * size * itemsize, f"a basis of {room} vectors", "take a smaller subspace")
+
+    seed = np.asarray(jax.random.key_data(key))
+    state = begin_block(key, size, room, block, jnp.dtype(operator.dtype))
+    measured, products = _measure(operator, state.basis[:block], symmetric)
+    product = np.asarray(products[0])
+    options = dict(num_pairs=num_pairs, which=which, rtol=rtol, method=method, subspace=room, block=block)
+    options |= dict(size=size, dtype=str(jnp.dtype(operator.dtype)), seed=seed.tolist())
+    path = None if folder is None else Path(folder) / "extreme-pairs.npz"
+    if path is not None and path.exists():
+        state, course = resume.load(path, product, 8 * float(measured.noise), options)
+    else:
+        state = absorb_block(state, products, key, block)
+        course = resume.Course(block, np.zeros((0, 2)), np.zeros(0), np.zeros(0), 0)
+
+    while True:
+        steps, spent = int(state.num_steps), measuring + course.steps * per_step
+        if not state.finite:
+            raise ValueError(
+                f"operator: a product after {spent} others was NaN or infinite; check the parameters, the point and the"
+                f" timestep"
+            )
+        progress("extreme pairs", min(spent, max_products), max_products)
+        if path is not None:
+            resume.save(path, state, course, product, options)
+        pairs = block_ritz(state, block, symmetric=symmetric)
+        wanted = _wanted(len(pairs.values), num_pairs, which)
+        norm = np.abs(pairs.values).max()
+        target = max(rtol * norm, float(rounding_noise(measured.noise, steps, norm)))
+        # A small residual in a small space may belong to an eigenvalue further inside: the values must rest, too.
+        values = pairs.values[wanted]
+        moved = np.abs(values - course.last).max() if len(values) == len(course.last) else np.inf
+        worst = max(pairs.residuals[wanted].max(), moved) / (target or 1)  # of a zero operator all are zero
+        status, course = _judge(state, course, values, worst, num_pairs, block, budget)
+        if status is not None:
+            break
+        state = state._replace(num_fresh=jnp.zeros_like(state.num_fresh))
+        if room - steps < block:
+            state = restart(state, *_ends(which, (num_pairs + steps) // 2), block, symmetric=symmetric)
+        length = max(_next_length(course.checks, steps), num_pairs - steps)
+        first = int(state.num_steps)
+        length = min(-(-length // block), (room - first) // block, (budget - course.steps) // block) * block
+        state = advance_block(applied, state, first + length, key, block)
+        course = course._replace(steps=course.steps + int(state.num_steps) - first)
+
+    progress("extreme pairs", max_products, max_products)
+    loss = orthogonality_loss(state.basis, len(pairs.values))
+    noise = float(rounding_noise(measured.noise, len(pairs.values), state.scale, loss))
+    noise = max(noise, float(state.dropped))
+    residuals = np.maximum(pairs.residuals[wanted], noise)
+    if status == Status.CONVERGED and residuals.max() > rtol * norm:
+        status = Status.ROUNDING
+    return Spectrum(
+        eigenvalues=pairs.values[wanted],
+        residuals=residuals,
+        vectors=ritz_vectors(state.basis, pairs.coordinates[wanted]),
+        num_products=np.asarray(measuring + course.steps * per_step),
+        status=np.asarray(int(status)),
+        asymmetry=np.asarray(measured.asymmetry),
+        noise=np.asarray(noise),
+        dtype=operator.dtype,
+        method=method,
+        seed=seed,
+    )
+
+
+def _check(size: int, num_pairs: int, which: str, rtol: float, method: str, subspace: int | None, block: int) -> int:
+    """Refuse options out of range; return the rows of the basis before a restart."""
+    if method not in ("lanczos", "arnoldi"):
+        raise ValueError(f"method: expected 'lanczos' or 'arnoldi', got {method!r}")
+    if which not in get_args(Which):
+        raise ValueError(f"which: expected one of {get_args(Which)}, got {which!r}")
+    if not 1 <= num_pairs <= size:
+        raise ValueError(f"num_pairs: expected 1 to {size} (the operator's size), got {num_pairs}")
+    if not 1 <= block <= size:
+        raise ValueError(f"block: expected 1 to {size} (the operator's size), got {block}")
+    if not rtol > 0:
+        raise ValueError(f"rtol: expected a positive number, got {rtol}; what rounding forbids is said in the result")
+    whole = -(-size // block) * block
+    # A restart keeps half of what is not wanted, and must leave room for a block.
+    least = min(whole, num_pairs + 2 * block + 2)
+    if subspace is None:
+        subspace = max(least, 512, 4 * num_pairs)
+    if subspace < min(least, size):
+        raise ValueError(
+            f"subspace: expected at least {least} for {num_pairs} pairs and blocks of {block}, got {subspace}"
+        )
+    return whole if subspace >= size else subspace
+
+
+@partial(jax.jit, static_argnames="symmetric")
+def _measure(operator: Operator, rows: Float[Array, "b d"], symmetric: bool) -> tuple[Probe, Array]:
+    """The products of the first step, and what one or two more with its first vector tell (as `probe` does)."""
+    products = multiply(operator.symmetric if symmetric else operator, rows)
+    vector, product = rows[0], products[0]
+    if operator.is_symmetric:
+        forward, gap = product, jnp.zeros((), product.dtype)
+    elif symmetric:
+        forward = operator.mv(vector)
+        gap = 2 * scaled_norm(forward - product)  # the product is half of A v + Aᵀ v
+    else:
+        forward, gap = product, scaled_norm(product - operator.rmv(vector))
+    norm = scaled_norm(forward)
+    again = operator.mv(3 * vector) / 3
+    return Probe(rounding(forward, again), gap / jnp.where(norm > 0, norm, 1), norm), products
+
+
+def _ends(which: str, count: int) -> tuple[int, int]:
+    """How many of ``count`` eigenvalues come from the top, and how many from the bottom."""
+    bottom = {"largest": 0, "smallest": count, "both": count // 2}[which]
+    return count - bottom, bottom
+
+
+def _wanted(count: int, num_pairs: int, which: str) -> np.ndarray:
+    """Indices of the wanted among ``count`` descending values; of all that are there, if there are fewer."""
+    top, bottom = _ends(which, num_pairs)
+    index = np.arange(count)
+    return index[(index < top) | (index >= count - bottom)]
+
+
+def _judge(
+    state: KrylovState, course: resume.Course, values: np.ndarray, worst: float, num_pairs: int, block: int, budget: int
+) -> tuple[Status | None, resume.Course]:
+    """Whether to end with these wanted values, ``worst`` residual relative to its target; and what to remember."""
+    course = course._replace(checks=np.vstack([course.checks, [course.steps, worst]]), last=values)
+    enough = len(values) == num_pairs
+    if state.num_steps >= state.basis.shape[1]:
+        return Status.INVARIANT, course
+    if state.num_fresh >= block:
+        if enough and len(course.before) == num_pairs:
+            shift = np.abs(values - course.before).max()
+            if shift <= 20 * float(jnp.finfo(state.basis.dtype).eps * state.scale):
+                return Status.INVARIANT, course  # another random direction, followed to its end, brought no copy
+        course = course._replace(before=values, closed_at=course.steps)
+    elif enough and worst <= 1 and course.steps >= 2 * course.closed_at:
+        # Where rounding keeps a later direction from closing, it was followed as long as all before it.
+        return Status.CONVERGED, course
+    return (Status.BUDGET if course.steps >= budget else None), course
+
+
+def _next_length(checks: np.ndarray, steps: int) -> int:
+    """Steps to the next check: few beside what is done, and not past the end if residuals fall three times as fast."""
+    longest = min(32, max(1, steps // 8))
+    (since, then), (now_at, now) = checks[-2] if len(checks) > 1 else (0, 0), checks[-1]
+    if not 1 < now < then:
+        return longest
+    left = np.log(now) * (now_at - since) / np.log(then / now)
+    return int(np.clip(left / 3, 1, longest))

@@ -1,0 +1,171 @@
+"""Block Krylov spaces that can be restarted: pure, jitted, no decision in them (those are `jaxmem.spectra.extreme`'s).
+
+A state after k steps holds ``A Qᵀ[:, :k] = Qᵀ T`` (rows of Q are orthonormal) with ``T`` of shape (k + b, k): product k
+with ``q_k`` brings row k + b, so that b products at a time are independent and go through `jax.vmap` together. With
+b = 1 this is Arnoldi's relation. A restart keeps it, with the wanted part of the space as first rows.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxmem.krylov import orthogonalise, scaled_norm
+from jaxmem.operators import Operator
+from jaxmem.spectra.result import order_descending
+
+
+class KrylovState(NamedTuple):
+    """Everything that the next step depends on, but the operator and the key."""
+
+    basis: Float[Array, "m+b d"]  #: orthonormal rows, zero from ``num_steps + b`` on and from row d on
+    projected: Float[Array, "m+b m"]  #: T
+    num_steps: Int[Array, ""]  #: columns of T that are there
+    scale: Float[Array, ""]  #: largest ‖A q‖ seen
+    dropped: Float[Array, ""]  #: largest rest that counted as zero
+    num_drawn: Int[Array, ""]  #: directions drawn at random in place of such rests
+    num_fresh: Int[Array, ""]  #: how many of the newest rows were: with b of them the space has closed
+    finite: Bool[Array, ""]  #: no product was NaN or infinite
+
+
+@partial(jax.jit, static_argnames=("size", "room", "block", "dtype"))
+def begin_block(key: Array, size: int, room: int, block: int, dtype: Any) -> KrylovState:
+    """An empty state with room for ``room`` steps (a multiple of ``block``) and ``block`` random orthonormal rows."""
+    zero = jnp.zeros((), dtype)
+    count = jnp.zeros((), jnp.int32)
+    basis = jnp.zeros((room + block, size), dtype)
+    for i in range(min(block, size)):
+        vector = jax.random.normal(jax.random.fold_in(key, i), (size,), dtype)
+        basis = basis.at[i].set(orthogonalise(basis, max(i - 1, 0), vector)[2])
+    projected = jnp.zeros((room + block, room), dtype)
+    return KrylovState(basis, projected, count, zero, zero, count, count, jnp.array(True))
+
+
+@partial(jax.jit, static_argnames="block", donate_argnames="state")
+def advance_block(operator: Operator, state: KrylovState, stop: Any, key: Array, block: int) -> KrylovState:
+    """Steps in blocks until ``stop`` of them are done, the space has closed or a product is not finite."""
+
+    def going(s: KrylovState) -> Array:
+        return (s.num_steps < stop) & (s.num_fresh < block) & s.finite
+
+    return jax.lax.while_loop(going, partial(_step, operator, key, block), state)
+
+
+def _step(operator: Operator, key: Array, block: int, state: KrylovState) -> KrylovState:
+    rows = jax.lax.dynamic_slice_in_dim(state.basis, state.num_steps, block)
+    return absorb_block(state, multiply(operator, rows), key, block)
+
+
+def multiply(operator: Operator, rows: Float[Array, "b d"]) -> Float[Array, "b d"]:
+    """Products with the rows, together."""
+    return operator.mv(rows[0])[None] if len(rows) == 1 else jax.vmap(operator.mv)(rows)
+
+
+@partial(jax.jit, static_argnames="block", donate_argnames="state")
+def absorb_block(state: KrylovState, products: Float[Array, "b d"], key: Array, block: int) -> KrylovState:
+    """One step in a block, given the products with the newest ``block`` rows."""
+    finite = jnp.all(jnp.isfinite(products))
+    after = jax.lax.fori_loop(0, block, lambda i, s: _absorb(s, products[i], key, block), state)
+    return after._replace(finite=finite, num_steps=jnp.where(finite, after.num_steps, state.num_steps))
+
+
+def _absorb(s: KrylovState, product: Array, key: Array, block: int) -> KrylovState:
+    k = s.num_steps
+    new, size, dtype = k + block, s.basis.shape[1], s.basis.dtype
+    scale = jnp.maximum(s.scale, scaled_norm(product))
+    column, length, direction = orthogonalise(s.basis, new - 1, product)
+    # 20 eps as in `jaxmem.krylov.extend`. In d dimensions there is no row d.
+    closed = (length <= 20 * jnp.finfo(dtype).eps * scale) | (new >= size)
+
+    def draw(basis: Array) -> Array:
+        return orthogonalise(basis, new - 1, jax.random.normal(jax.random.fold_in(key, s.num_drawn), (size,), dtype))[2]
+
+    direction = jax.lax.cond(closed & (new < size), draw, lambda _: direction, s.basis)
+    return KrylovState(
+        basis=s.basis.at[new].set(jnp.where(new < size, direction, 0)),
+        projected=s.projected.at[:, k].set(column.at[new].set(jnp.where(closed, 0, length))),
+        num_steps=k + 1,
+        scale=scale,
+        dropped=jnp.where(closed, jnp.maximum(s.dropped, length), s.dropped),
+        num_drawn=s.num_drawn + closed,
+        num_fresh=jnp.where(closed, s.num_fresh + 1, 0),
+        finite=s.finite,
+    )
+
+
+@partial(jax.jit, static_argnames="block", donate_argnames="state")
+def _replace_basis(state: KrylovState, kept: Array, projected: Array, block: int) -> KrylovState:
+    first = jnp.matmul(kept, state.basis[: kept.shape[1]], precision="highest")
+    last = jax.lax.dynamic_slice_in_dim(state.basis, state.num_steps, block)
+    basis = jnp.zeros_like(state.basis).at[: len(kept)].set(first).at[len(kept) : len(kept) + block].set(last)
+    return state._replace(basis=basis, projected=projected, num_steps=jnp.int32(len(kept)))
+
+
+def restart(state: KrylovState, top: int, bottom: int, block: int, *, symmetric: bool) -> KrylovState:
+    """Keep the invariant subspace of T's square part for its ``top`` largest and ``bottom`` smallest eigenvalues.
+
+    For a symmetric operator that is thick-restart Lanczos (Wu and Simon 2000), else Krylov-Schur (Stewart 2001), by
+    real part; there one more is kept where a conjugate pair would be cut. Twice the basis is held meanwhile.
+    """
+    steps, room = int(state.num_steps), state.projected.shape[1]
+    projected = np.asarray(state.projected, np.float64)
+    square = projected[:steps, :steps]
+    keep = top + bottom
+    if symmetric:
+        values, columns = np.linalg.eigh(square)  # reads the lower triangle: what steps and restarts have written
+        chosen = np.r_[:bottom, steps - top : steps]
+        small, columns = np.diag(values[chosen]), columns[:, chosen]
+    else:
+        real = np.sort(np.linalg.eigvals(square).real)
+        low, high = (real[bottom - 1] if bottom else -np.inf), (real[steps - top] if top else np.inf)
+        # Real Schur form, the chosen first. SciPy's own function refuses where rounding moves an eigenvalue across the
+        # bound, which is harmless: any leading part that cuts no 2 × 2 block is an invariant subspace.
+        small, *_, columns, _, _ = scipy.linalg.lapack.dgees(lambda re, _: re <= low or re >= high, square, sort_t=1)
+        keep += int(small[keep, keep - 1] != 0)
+        small, columns = small[:keep, :keep], columns[:, :keep]
+    after = np.zeros_like(projected)
+    after[:keep, :keep] = small
+    after[keep : keep + block, :keep] = projected[steps : steps + block, :steps] @ columns
+    kept = np.zeros((keep, room))
+    kept[:, :steps] = columns.T
+    dtype = state.basis.dtype
+    return _replace_basis(state, jnp.asarray(kept, dtype), jnp.asarray(after, dtype), block)
+
+
+class BlockRitz(NamedTuple):
+    """Ritz pairs of a state, descending by real part."""
+
+    values: np.ndarray  #: (k,)
+    residuals: np.ndarray  #: (k,), norms of the part of A y outside the space
+    coordinates: np.ndarray  #: (k, k), unit rows: the Ritz vectors in the basis
+
+
+def block_ritz(state: KrylovState, block: int, *, symmetric: bool) -> BlockRitz:
+    """Solve the projected eigenproblem on the host, in float64."""
+    steps = min(int(state.num_steps), state.basis.shape[1])  # steps past d were with zeros
+    projected = np.asarray(state.projected, np.float64)
+    square = projected[:steps, :steps]
+    values, columns = np.linalg.eigh(square) if symmetric else np.linalg.eig(square)
+    order = order_descending(values)
+    columns = columns[:, order]
+    residuals = np.linalg.norm(projected[steps : steps + block, :steps] @ columns, axis=0)
+    return BlockRitz(values[order], residuals, columns.T)
+
+
+def ritz_vectors(basis: Float[Array, "n d"], coordinates: np.ndarray) -> np.ndarray:
+    """Unit Ritz vectors as rows, shape (number of coordinates' rows, d)."""
+    dtype = jnp.result_type(basis.dtype, jnp.complex64) if np.iscomplexobj(coordinates) else basis.dtype
+    rows = basis[: coordinates.shape[1]]
+    vectors = np.asarray(jnp.matmul(jnp.asarray(coordinates, dtype), rows.astype(dtype), precision="highest"))
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def orthogonality_loss(basis: Float[Array, "n d"], count: int) -> float:
+    """‖Q Qᵀ - I‖₂ of the first ``count`` rows."""
+    rows = basis[:count]
+    gram = np.asarray(jnp.matmul(rows, rows.T, precision="highest"), np.float64)
+    return float(np.linalg.norm(gram - np.eye(count), 2))

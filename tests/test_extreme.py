@@ -1,0 +1,419 @@
+"""Extreme eigenpairs against ARPACK, dense LAPACK and closed forms, in float32; resuming; refusals."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.linalg
+import scipy.sparse.linalg
+
+from jaxmem import NoiseSchedule, extreme_pairs, score_jacobian
+from jaxmem.operators import MatrixOperator, Operator
+from jaxmem.oracles import Separable, SeparableScore
+from jaxmem.spectra import Status
+
+KEY = jax.random.key(0)
+D = 200
+
+
+def rotated(values, seed=0):
+    rotation = scipy.linalg.qr(np.random.default_rng(seed).normal(size=(len(values),) * 2))[0]
+    matrix = (rotation * values) @ rotation.T
+    return ((matrix + matrix.T) / 2).astype(np.float32)
+
+
+def skewed(values, seed=0):
+    noise = np.random.default_rng(seed).normal(size=(len(values),) * 2) * 0.1
+    return rotated(values, seed) + ((noise - noise.T) / 2).astype(np.float32)
+
+
+SPECTRA = {
+    "random": np.random.default_rng(1).normal(size=D),
+    "even": np.linspace(-10, 5, D),
+    "clustered": np.r_[3, 2.99, 2.98, np.linspace(-1, 1, D - 3)],
+    "low rank": np.r_[900.0, 30, 5, 1, 0.3, np.zeros(D - 5)],
+    "null space": np.r_[-np.linspace(1, 2, 40), np.zeros(D - 40)],
+    "copies": np.r_[5.0, 5, 5, 2, np.full(D - 4, -3.0)],
+    "decaying": np.exp(-np.arange(D) / 8),
+}
+
+
+def exact(values, num_pairs, which):
+    values = np.sort(values)[::-1]
+    bottom = {"largest": 0, "smallest": num_pairs, "both": num_pairs // 2}[which]
+    return np.r_[values[: num_pairs - bottom], values[len(values) - bottom :]]
+
+
+def check_pairs(result, matrix, expected, rtol):
+    """Values, residuals, unit vectors: all true."""
+    norm = np.linalg.norm(matrix, 2)
+    vectors = result.vectors
+    true = np.linalg.norm(vectors @ matrix.astype(np.float64).T - result.eigenvalues[:, None] * vectors, axis=1)
+    # What is reported bounds what is: the recurrence's residual and the rounding that was measured add up at most.
+    assert (true <= result.residuals + result.noise).all()
+    np.testing.assert_allclose(vectors @ vectors.conj().T, np.eye(len(vectors)), atol=1e-5)
+    # Symmetric: each value is as close as its residual, closer where there is a gap (it goes with the square).
+    np.testing.assert_allclose(result.eigenvalues, expected, atol=max(rtol * norm, result.noise))
+
+
+@pytest.mark.parametrize("which", ["largest", "smallest", "both"])
+@pytest.mark.parametrize("name", SPECTRA)
+def test_pairs_are_lapacks(name, which):
+    matrix = rotated(SPECTRA[name])
+    # The null space is found to the last copy by a block; one vector sees as many copies as rounding lets it.
+    block = 5 if (name, which) == ("null space", "largest") else 1
+    operator = MatrixOperator(matrix, is_symmetric=True)
+    result = extreme_pairs(operator, 5, which, key=KEY, max_products=400, block=block)
+    values = np.linalg.eigvalsh(matrix.astype(np.float64))
+    check_pairs(result, matrix, exact(values, 5, which), 1e-4)
+    assert result.status in (Status.CONVERGED, Status.INVARIANT)
+    assert (result.residuals <= 1e-4 * np.abs(values).max()).all()
+
+
+@pytest.mark.parametrize("which", ["largest", "smallest", "both"])
+@pytest.mark.parametrize("block", [1, 3])
+def test_restarts_are_arpacks(block, which):
+    # Restarts every 20 or so steps, in a spectrum without gaps.
+    matrix = rotated(SPECTRA["even"])
+    calls = dict(largest="LA", smallest="SA", both="BE")
+    peer = scipy.sparse.linalg.eigsh(matrix.astype(np.float64), k=4, which=calls[which], return_eigenvectors=False)
+    operator = MatrixOperator(matrix, is_symmetric=True)
+    result = extreme_pairs(operator, 4, which, key=KEY, max_products=1500, subspace=25, block=block, rtol=2e-5)
+    check_pairs(result, matrix, np.sort(peer)[::-1], 2e-5)
+    assert result.status == Status.CONVERGED
+
+
+@pytest.mark.parametrize("method", ["lanczos", "arnoldi"])
+@pytest.mark.parametrize("subspace", [25, None])
+def test_nonsymmetric_operators(method, subspace):
+    matrix = skewed(SPECTRA["even"])
+    result = extreme_pairs(
+        MatrixOperator(matrix), 4, key=KEY, max_products=3000, subspace=subspace, method=method, rtol=1e-5
+    )
+    assert result.status == Status.CONVERGED
+    if method == "lanczos":
+        target = (matrix + matrix.T) / 2
+        check_pairs(result, target, exact(np.linalg.eigvalsh(target.astype(np.float64)), 4, "largest"), 1e-5)
+    else:
+        values = np.linalg.eigvals(matrix.astype(np.float64))
+        found = result.eigenvalues
+        true = np.linalg.norm(result.vectors @ matrix.T - found[:, None] * result.vectors, axis=1)
+        assert (true <= result.residuals + result.noise).all()
+        # The matrix is nearly normal: eigenvalues are a few residuals away.
+        assert np.abs(found[:, None] - values[None]).min(1).max() < 5e-5 * np.linalg.norm(matrix, 2)
+        np.testing.assert_allclose(found.real, np.sort(values.real)[::-1][:4], atol=5e-5 * np.linalg.norm(matrix, 2))
+    np.testing.assert_allclose(
+        result.asymmetry, np.linalg.norm(matrix - matrix.T) / np.linalg.norm(matrix), rtol=0.5
+    )  # by one random vector
+
+
+def test_complex_pairs_survive_restarts():
+    # A random matrix: its rightmost eigenvalues are conjugate pairs, which no restart may cut.
+    matrix = np.random.default_rng(3).normal(size=(D, D)).astype(np.float32)
+    result = extreme_pairs(
+        MatrixOperator(matrix), 4, "both", key=KEY, max_products=4000, subspace=25, method="arnoldi", rtol=1e-4
+    )
+    values = np.linalg.eigvals(matrix.astype(np.float64))
+    assert result.status == Status.CONVERGED
+    assert np.abs(result.eigenvalues.imag).max() > 1
+    assert np.abs(result.eigenvalues[:, None] - values[None]).min(1).max() < 1e-3 * np.linalg.norm(matrix, 2)
+    real = np.sort(values.real)[::-1]
+    np.testing.assert_allclose(result.eigenvalues.real, real[[0, 1, -2, -1]], atol=1e-3 * np.linalg.norm(matrix, 2))
+
+
+@pytest.mark.parametrize("block", [1, 3])
+@pytest.mark.parametrize("num_pairs", [1, 9, 10])
+def test_small_operators_are_done_to_the_end(num_pairs, block):
+    matrix = rotated(np.arange(10.0))
+    operator = MatrixOperator(matrix, is_symmetric=True)
+    result = extreme_pairs(operator, num_pairs, key=KEY, max_products=100, block=block, rtol=1e-6)
+    check_pairs(result, matrix, np.arange(10.0)[::-1][:num_pairs], 1e-5)
+    assert result.num_products <= 13
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e20, 1e30])
+def test_no_scale_changes_what_is_found(scale):
+    matrix = rotated(SPECTRA["clustered"])
+    unit, scaled = (
+        extreme_pairs(MatrixOperator(matrix * np.float32(c), is_symmetric=True), 3, key=KEY, max_products=300)
+        for c in (1, scale)
+    )
+    np.testing.assert_allclose(scaled.eigenvalues / scale, unit.eigenvalues, rtol=2e-4)
+    assert (scaled.status, scaled.num_products) == (Status.CONVERGED, unit.num_products)
+    assert 0 < scaled.noise / scale < 1e-4
+
+
+def test_zero_and_identity_close_at_once():
+    for value in (0, 1):
+        operator = MatrixOperator(value * jnp.eye(50), is_symmetric=True)
+        result = extreme_pairs(operator, 3, key=KEY, max_products=20)
+        np.testing.assert_allclose(result.eigenvalues, value, atol=1e-6)
+        assert result.status == Status.INVARIANT
+        assert result.num_products == 5  # three, one more that brings nothing new, and one to measure rounding
+
+
+@pytest.mark.parametrize("block", [1, 3])
+def test_copies_are_complete_where_the_space_closes(block):
+    operator = MatrixOperator(rotated(SPECTRA["copies"]), is_symmetric=True)
+    result = extreme_pairs(operator, 4, key=KEY, max_products=100, block=block)
+    np.testing.assert_allclose(result.eigenvalues, [5, 5, 5, 2], atol=1e-5)
+    assert result.status == Status.INVARIANT
+
+
+def test_a_block_sees_copies_at_once():
+    # Exactly equal eigenvalues (a diagonal matrix): one vector spans one of them, until rounding grows.
+    values = np.r_[5.0, 5, 5, np.linspace(-1, 3, D - 3)]
+    operator = MatrixOperator(np.diag(values).astype(np.float32), is_symmetric=True)
+    single = extreme_pairs(operator, 3, key=KEY, max_products=16)
+    np.testing.assert_allclose(single.eigenvalues[0], 5, atol=1e-5)
+    assert single.eigenvalues[1] < 3
+    block = extreme_pairs(operator, 3, key=KEY, max_products=3 * 15 + 1, block=3)
+    np.testing.assert_allclose(block.eigenvalues, 5, atol=1e-4)
+
+
+def test_budget_ends_with_what_is_there():
+    matrix = rotated(SPECTRA["even"])
+    for block in (1, 3):
+        operator = MatrixOperator(matrix, is_symmetric=True)
+        result = extreme_pairs(operator, 4, key=KEY, max_products=41, block=block, rtol=1e-6)
+        assert result.status == Status.BUDGET
+        assert result.num_products in (41, 40)
+        true = np.linalg.norm(result.vectors @ matrix - result.eigenvalues[:, None] * result.vectors, axis=1)
+        np.testing.assert_allclose(result.residuals, true, rtol=1e-3, atol=2 * result.noise)
+
+
+def test_a_tolerance_below_rounding_is_said():
+    operator = MatrixOperator(rotated(SPECTRA["clustered"]), is_symmetric=True)
+    result = extreme_pairs(operator, 2, key=KEY, max_products=10_000, rtol=1e-9)
+    assert result.status == Status.ROUNDING
+    assert result.num_products < 200
+    assert (result.residuals >= result.noise).all()
+    np.testing.assert_allclose(result.eigenvalues, [3, 2.99], atol=1e-5)
+
+
+def test_never_more_products_than_arpack():
+    # Same matrix, same start, ARPACK in float64 with the best subspace of many, known only afterwards.
+    for name in ("random", "even", "clustered"):
+        matrix = rotated(SPECTRA[name])
+        norm = np.abs(SPECTRA[name]).max()
+        ours = extreme_pairs(MatrixOperator(matrix, is_symmetric=True), 3, key=KEY, max_products=400)
+        assert ours.status == Status.CONVERGED
+        counts = []
+        for ncv in (10, 15, 20, 30, 40, 50, 60, 80):
+            calls = []
+
+            def mv(v, matrix=matrix, calls=calls):
+                calls.append(None)
+                return matrix.astype(np.float64) @ v
+
+            operator = scipy.sparse.linalg.LinearOperator((D, D), mv, dtype=np.float64)
+            start = np.asarray(jax.random.normal(jax.random.fold_in(KEY, 0), (D,)))
+            tol = 1e-4 * norm / np.sort(SPECTRA[name])[-1]
+            scipy.sparse.linalg.eigsh(operator, k=3, which="LA", v0=start, ncv=ncv, tol=tol)
+            counts.append(len(calls))
+        # Its own measurement of rounding, one product, included.
+        assert ours.num_products <= min(counts) + 1, (name, counts)
+
+
+CALLS: list = []
+
+
+@jax.tree_util.register_pytree_node_class
+class Counted(MatrixOperator):
+    """A matrix that counts its products where they run."""
+
+    def mv(self, vector):
+        jax.debug.callback(lambda _: CALLS.append(None), vector[0])
+        return super().mv(vector)
+
+    def rmv(self, vector):
+        jax.debug.callback(lambda _: CALLS.append(None), vector[0])
+        return super().rmv(vector)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize(("method", "block"), [("lanczos", 1), ("arnoldi", 1), ("lanczos", 3)])
+def test_products_are_counted(method, block, symmetric):
+    operator = Counted(jnp.asarray(skewed(SPECTRA["clustered"])), is_symmetric=symmetric)
+    CALLS.clear()
+    result = extreme_pairs(operator, 3, key=KEY, max_products=90, method=method, block=block, rtol=1e-5, subspace=25)
+    jax.effects_barrier()
+    assert result.num_products == len(CALLS) <= 90
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize(("method", "block"), [("lanczos", 1), ("lanczos", 3), ("arnoldi", 1)])
+def test_resuming_at_any_segment_is_exact(method, block, tmp_path):
+    operator = MatrixOperator(skewed(SPECTRA["even"]))
+    options = dict(key=KEY, max_products=2000, subspace=25, method=method, block=block, rtol=1e-3)
+    whole = extreme_pairs(operator, 3, **options)
+    assert whole.status == Status.CONVERGED
+
+    def killed_after(number):
+        seen = []
+
+        def progress(task, completed, total):
+            seen.append(completed)
+            if len(seen) == number:
+                raise Killed
+
+        return progress
+
+    starts = 0
+    while True:  # every attempt gets two segments further
+        starts += 1
+        try:
+            resumed = extreme_pairs(operator, 3, **options, folder=tmp_path, progress=killed_after(3))
+            break
+        except Killed:
+            continue
+    assert starts > 5
+    for one, other in zip(whole, resumed, strict=True):
+        np.testing.assert_array_equal(one, other)
+    again = extreme_pairs(operator, 3, **options, folder=tmp_path)
+    np.testing.assert_array_equal(again.vectors, whole.vectors)
+    assert [path.name for path in tmp_path.iterdir()] == ["extreme-pairs.npz"]
+
+
+def test_more_products_go_on_where_fewer_ended(tmp_path):
+    operator = MatrixOperator(rotated(SPECTRA["even"]), is_symmetric=True)
+    first = extreme_pairs(operator, 3, key=KEY, max_products=30, folder=tmp_path)
+    assert first.status == Status.BUDGET
+    then = extreme_pairs(operator, 3, key=KEY, max_products=300, folder=tmp_path)
+    at_once = extreme_pairs(operator, 3, key=KEY, max_products=300)
+    assert then.status == at_once.status == Status.CONVERGED
+    assert abs(then.num_products - at_once.num_products) <= 3  # checks come at other steps
+    np.testing.assert_allclose(then.eigenvalues, at_once.eigenvalues, atol=1e-3)
+
+
+def test_progress_counts_products():
+    seen = []
+    operator = MatrixOperator(rotated(SPECTRA["even"]), is_symmetric=True)
+    result = extreme_pairs(operator, 3, key=KEY, max_products=300, progress=lambda *call: seen.append(call))
+    done = [completed for _, completed, _ in seen]
+    assert done == sorted(done)
+    assert seen[-1] == ("extreme pairs", 300, 300)
+    assert done[-2] == result.num_products
+
+
+def test_the_top_direction_of_a_real_score():
+    # Through real derivatives: one coordinate between two points of the data is free, the others are not.
+    d, t, schedule = 1024, 300, NoiseSchedule()
+    alpha, sigma = schedule.alpha[t], schedule.sigma[t]
+    amplitudes = np.full(d, 0.5 * sigma / alpha)
+    amplitudes[[7, 300]] = [3 * sigma / alpha, 2 * sigma / alpha]
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], d)
+    state = Separable(jnp.asarray(amplitudes, jnp.float32), jnp.asarray(signs, jnp.float32))
+    operator = score_jacobian(SeparableScore(schedule), state, jnp.zeros(d), t)
+    result = extreme_pairs(operator, 2, key=KEY, max_products=60)
+    h = -1 / sigma**2 + alpha**2 * np.array([3, 2]) ** 2 * (sigma / alpha) ** 2 / sigma**4
+    np.testing.assert_allclose(result.eigenvalues, h, rtol=1e-4)
+    # The direction is the seventh cosine, with the signs undone.
+    wave = signs * np.cos(np.pi * 7 * (np.arange(d) + 0.5) / d) * np.sqrt(2 / d)
+    assert abs(result.vectors[0] @ wave) > 1 - 1e-4
+    assert result.status == Status.INVARIANT
+    assert result.num_products <= 20
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_nonfinite_products_are_named(bad):
+    matrix = jnp.asarray(rotated(SPECTRA["even"])).at[3, 4].set(bad)
+    with pytest.raises(ValueError, match=r"operator: a product after \d+ others was NaN or infinite"):
+        extreme_pairs(MatrixOperator(matrix, is_symmetric=True), 3, key=KEY, max_products=100)
+
+
+class Unregistered(Operator):
+    size = 3
+    dtype = jnp.dtype(jnp.float32)
+
+    def mv(self, vector):
+        return vector
+
+    rmv = mv
+
+
+def _nan_score(state, x, t, cond):
+    return jnp.nan * x
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        (dict(num_pairs=0), r"num_pairs: expected 1 to 200 \(the operator's size\), got 0"),
+        (dict(num_pairs=201), r"num_pairs: expected 1 to 200"),
+        (dict(which="LA"), r"which: expected one of \('largest', 'smallest', 'both'\), got 'LA'"),
+        (dict(method="eigh"), r"method: expected 'lanczos' or 'arnoldi', got 'eigh'"),
+        (dict(block=0), r"block: expected 1 to 200"),
+        (dict(rtol=0.0), r"rtol: expected a positive number, got 0"),
+        (dict(rtol=float("nan")), r"rtol: expected a positive number, got nan"),
+        (dict(subspace=6), r"subspace: expected at least 7 for 3 pairs and blocks of 1, got 6"),
+        (dict(max_products=4), r"max_products: expected at least 8 \(2 to measure rounding, 2 per step\), got 4"),
+        (dict(operator=Unregistered()), r"operator: expected a pytree, got Unregistered"),
+        (
+            dict(operator=lambda: score_jacobian(_nan_score, None, jnp.ones(4))),
+            r"score: 4 of 4 entries are NaN or infinite at this point",
+        ),
+    ],
+)
+def test_bad_input_is_named(changes, match):
+    operator = changes.pop("operator", MatrixOperator(rotated(SPECTRA["even"])))
+    operator = operator() if callable(operator) else operator
+    options = dict(num_pairs=3, max_products=100, key=KEY) | changes
+    with pytest.raises(ValueError, match=match):
+        extreme_pairs(operator, **options)
+
+
+def test_traced_operators_are_refused():
+    with pytest.raises(ValueError, match="extreme_pairs solves on the host and can not be traced"):
+        jax.jit(lambda op: extreme_pairs(op, 1, key=KEY, max_products=20).eigenvalues)(MatrixOperator(jnp.eye(4)))
+
+
+def test_too_large_a_basis_is_refused(monkeypatch):
+    monkeypatch.setattr("jaxmem.memory.available_bytes", lambda: 10_000)
+    with pytest.raises(ValueError, match=r"a basis of 200 vectors: needs .* take a smaller subspace"):
+        extreme_pairs(MatrixOperator(rotated(SPECTRA["even"])), 3, key=KEY, max_products=100)
+
+
+@pytest.fixture
+def kept(tmp_path):
+    operator = MatrixOperator(rotated(SPECTRA["even"]), is_symmetric=True)
+    options = dict(num_pairs=3, key=KEY, max_products=30, folder=tmp_path)
+    extreme_pairs(operator, **options)
+    return operator, options, tmp_path / "extreme-pairs.npz"
+
+
+def test_another_call_or_operator_is_refused(kept):
+    operator, options, _ = kept
+    with pytest.raises(ValueError, match=r"expected the state of the same call.*num_pairs: there 3, now 2"):
+        extreme_pairs(operator, **options | dict(num_pairs=2))
+    with pytest.raises(ValueError, match=r"expected the state of the same call.*seed: there"):
+        extreme_pairs(operator, **options | dict(key=jax.random.key(1)))
+    other = MatrixOperator(operator.matrix.at[0, 0].add(0.01), is_symmetric=True)
+    with pytest.raises(ValueError, match=r"expected the state of the same operator, got one whose product differs by"):
+        extreme_pairs(other, **options)
+
+
+@pytest.mark.parametrize("damage", ["empty", "text", "cut", "flipped"])
+def test_damaged_states_are_refused(kept, damage):
+    operator, options, path = kept
+    content = path.read_bytes()
+    middle = len(content) // 2
+    path.write_bytes(
+        {
+            "empty": b"",
+            "text": b"not an archive",
+            "cut": content[:middle],
+            "flipped": content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :],
+        }[damage]
+    )
+    with pytest.raises(ValueError, match=r"extreme-pairs.npz: expected the state of extreme_pairs, got a damaged file"):
+        extreme_pairs(operator, **options)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="cannot write"):
+        extreme_pairs(MatrixOperator(rotated(SPECTRA["even"])), 3, key=KEY, max_products=30, folder=tmp_path / "file")
