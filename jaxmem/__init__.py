@@ -20,11 +20,14 @@ _HOME = {
     "count_positive": "jaxmem.spectra",
     "extreme_pairs": "jaxmem.spectra",
     "Count": "jaxmem.spectra",
+    "spectral_density": "jaxmem.spectra",
+    "Density": "jaxmem.spectra",
 }
 
 __all__ = [
     "DDIM",
     "Count",
+    "Density",
     "NoiseSchedule",
     "ScorePair",
     "Spectrum",
@@ -34,6 +37,7 @@ __all__ = [
     "count_positive",
     "extreme_pairs",
     "score_jacobian",
+    "spectral_density",
     "spectrum",
 ]
 
@@ -41,7 +45,16 @@ if TYPE_CHECKING:
     from jaxmem.diffusion import DDIM, NoiseSchedule
     from jaxmem.jacobian import score_jacobian
     from jaxmem.score import ScorePair, bind
-    from jaxmem.spectra import Count, Spectrum, batch_spectra, count_positive, extreme_pairs, spectrum
+    from jaxmem.spectra import (
+        Count,
+        Density,
+        Spectrum,
+        batch_spectra,
+        count_positive,
+        extreme_pairs,
+        spectral_density,
+        spectrum,
+    )
 
 
 def __getattr__(name: str) -> Any:

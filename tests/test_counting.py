@@ -205,6 +205,41 @@ def test_progress_ends_and_products_are_within_the_budget():
     assert count.num_products <= 150
 
 
+def test_counts_go_on_where_they_were_stopped(tmp_path):
+    operator = rotated(spectrum_of("no gap", 600, np.random.default_rng(0)))
+    whole = count_positive(operator, 400, KEY, steps_per_probe=50)
+    calls = 0
+
+    def stop_at(call):
+        def progress(*_):
+            nonlocal calls
+            calls += 1
+            if calls == call:
+                raise KeyboardInterrupt
+
+        return progress
+
+    for call in (2, 3, 4, 2, 2):  # within the first run, and after probes: each start does one more piece
+        calls = 0
+        with pytest.raises(KeyboardInterrupt):
+            count_positive(operator, 400, KEY, steps_per_probe=50, folder=tmp_path, progress=stop_at(call))
+    seen = []
+    resumed = count_positive(
+        operator, 400, KEY, steps_per_probe=50, folder=tmp_path, progress=lambda *c: seen.append(c)
+    )
+    assert resumed == whole
+    assert seen[0][1] > 200
+    assert count_positive(operator, 400, KEY, steps_per_probe=50, folder=tmp_path) == whole
+    with pytest.raises(ValueError, match=r"count.npz: expected the state of the same call, got another one \(budget"):
+        count_positive(operator, 300, KEY, steps_per_probe=50, folder=tmp_path)
+    other = rotated(spectrum_of("gap", 600, np.random.default_rng(0)))
+    with pytest.raises(ValueError, match=r"count.npz: expected the state of the same operator, got one whose product"):
+        count_positive(other, 400, KEY, steps_per_probe=50, folder=tmp_path)
+    (tmp_path / "count.npz").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"count.npz: expected the state of this computation, got a damaged file"):
+        count_positive(operator, 400, KEY, steps_per_probe=50, folder=tmp_path)
+
+
 def test_density_of_a_known_spectrum():
     rng = np.random.default_rng(0)
     eigenvalues = spectrum_of("no gap", 1000, rng)

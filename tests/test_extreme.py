@@ -409,7 +409,9 @@ def test_damaged_states_are_refused(kept, damage):
             "flipped": content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :],
         }[damage]
     )
-    with pytest.raises(ValueError, match=r"extreme-pairs.npz: expected the state of extreme_pairs, got a damaged file"):
+    with pytest.raises(
+        ValueError, match=r"extreme-pairs.npz: expected the state of this computation, got a damaged file"
+    ):
         extreme_pairs(operator, **options)
 
 

@@ -7,22 +7,34 @@ with fresh random vectors: d times the mass that such a vector has above zero (`
 """
 
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
-from jaxmem.krylov import Factorization, Status, lanczos
+from jaxmem.krylov import Factorization, Status, begin, extend, may_go_on
 from jaxmem.operators import Operator
 from jaxmem.progress import Progress, silent
+from jaxmem.spectra import resume
 from jaxmem.spectra.deflation import Deflated, deflate
 from jaxmem.spectra.estimate import Estimate, Runs, combine, probe_steps
 from jaxmem.spectra.quadrature import Tridiagonal
 from jaxmem.spectra.ritz import ritz_pairs
-from jaxmem.spectra.single import dense_products, krylov_noise, probe_products, run_krylov, spectrum
+from jaxmem.spectra.single import (
+    Probe,
+    check_operator,
+    dense_products,
+    krylov_noise,
+    probe,
+    probe_products,
+    spectrum,
+)
 
 _FEWEST_STEPS = 12  # 4 for the first run, and two vectors of 4
+_SEGMENT = 32  # steps of the first run between two looks at it, which is what a kill can lose
 
 
 class Count(NamedTuple):
@@ -46,6 +58,7 @@ def count_positive(
     steps_per_probe: int | None = None,
     batch: int = 1,
     chunk: int = 56,
+    folder: str | Path | None = None,
     progress: Progress = silent,
 ) -> Count:
     """Count the positive eigenvalues of ½(A + Aᵀ).
@@ -64,14 +77,19 @@ def count_positive(
             number that the first run says gives the smallest error.
         batch: fresh vectors whose products are taken together.
         chunk: as in `spectrum`.
+        folder: where the runs are kept as they go on; the same call takes them up after an interruption or a kill, and
+            gives the same count bit for bit. Not for exact counts: `jaxmem.spectra.dense_spectrum`.
         progress: told of the products.
 
     Memory: the Krylov basis of a third of the budget's steps, ``steps · d`` numbers, up to as much for what is
     deflated, and ``batch`` bases of ``steps_per_probe``.
 
     Raises:
-        ValueError: if the budget is too small, or the key is missing, or as `spectrum`.
+        ValueError: if the budget is too small, or the key is missing, or as `spectrum`; if the folder's state is
+            damaged, of another call or of another operator.
+        OSError: the folder cannot be written.
     """
+    check_operator(operator, "count_positive")
     for name, value in (("steps_per_probe", steps_per_probe), ("batch", batch)):
         if value is not None and value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
@@ -90,35 +108,49 @@ def count_positive(
     if key is None:
         raise ValueError("key: an estimate needs a random key, for instance jax.random.key(0)")
 
-    def report(spent: int) -> None:
-        progress("products", spent * each + measuring, steps * each + measuring)
-
-    report(0)
     start = jax.random.normal(jax.random.fold_in(key, 0), (operator.size,), operator.dtype)
-    factorization, measured = jax.device_get(run_krylov(operator, start, steps // 3, symmetric=True))
-    _refuse_nonfinite(factorization)
+    measured = jax.device_get(jax.jit(probe)(operator, start))
+    room = steps // 3
+    options = dict(budget=budget, seed=np.asarray(jax.random.key_data(key)).tolist(), steps_per_probe=steps_per_probe)
+    options |= dict(batch=batch, size=operator.size, dtype=str(jnp.dtype(operator.dtype)))
+    kept = _Kept(None if folder is None else Path(folder) / "count.npz", measured, options)
+    factorization, probes = kept.load(room) or (begin(start, room), [])
+
+    def report() -> int:
+        spent = int(factorization.num_steps) + sum(len(run.diagonal) for run in probes)
+        progress("products", spent * each + measuring, steps * each + measuring)
+        return spent
+
+    spent = report()
+    while may_go_on(factorization, room):
+        factorization = _extend(operator.symmetric, factorization, _SEGMENT)
+        _refuse_nonfinite(factorization)
+        kept.save(factorization, probes)
+        spent = report()
+    factorization = jax.device_get(factorization)
     pairs = ritz_pairs(factorization, symmetric=True)
     # Twice what the first run may have moved eigenvalues by: the runs on what is left share the error of its vectors.
     threshold = 2 * krylov_noise(factorization, pairs, measured)
     deflated, taken = deflate(operator.symmetric, factorization, pairs, threshold)
-    runs = Runs(operator.size, Tridiagonal.of(factorization), pairs.values, taken, [])
-    spent = len(pairs.values)
+    runs = Runs(operator.size, Tridiagonal.of(factorization), pairs.values, taken, probes)
+    left = steps - len(pairs.values)
     if steps_per_probe is None:
         signs_known = bool(((pairs.residuals <= pairs.values) | (pairs.values <= threshold)).all())
-        steps_per_probe = probe_steps(runs, threshold, steps - spent, signs_known)
+        steps_per_probe = probe_steps(runs, threshold, left, signs_known)
         if tangent_level is not None:
-            steps_per_probe = max(steps_per_probe, probe_steps(runs, tangent_level, steps - spent, False))
-    steps_per_probe = max(1, min(steps_per_probe, operator.size - taken, steps - spent))
+            steps_per_probe = max(steps_per_probe, probe_steps(runs, tangent_level, left, False))
+    steps_per_probe = max(1, min(steps_per_probe, operator.size - taken, left))
     while spent + steps_per_probe <= steps:
-        report(spent)
         together = min(batch, (steps - spent) // steps_per_probe)
-        keys = [jax.random.fold_in(key, 1 + len(runs.probes) + i) for i in range(together)]
-        found = jax.device_get(_probe_runs(deflated, jnp.stack(keys), steps_per_probe))
+        keys = jnp.stack([jax.random.fold_in(key, 1 + len(probes) + i) for i in range(together)])
+        # Few shapes, so that few programs are compiled.
+        found = jax.device_get(_probe_runs(deflated, keys, steps_per_probe, -(-steps_per_probe // 32) * 32))
         for i in range(together):
             one = jax.tree.map(lambda leaf, i=i: leaf[i], found)
             _refuse_nonfinite(one)
-            runs.probes.append(Tridiagonal.of(one))
-            spent += int(one.num_steps)
+            probes.append(Tridiagonal.of(one))
+        kept.save(factorization, probes)
+        spent = report()
     progress("products", 1, 1)
     positive = combine(runs, threshold)
     tangent = None if tangent_level is None else combine(runs, tangent_level + threshold)
@@ -143,10 +175,49 @@ def _refuse_nonfinite(factorization: Factorization) -> None:
         raise ValueError("operator: a product was NaN or infinite; check the parameters, the point and the timestep")
 
 
-@partial(jax.jit, static_argnames="num_steps")
-def _probe_runs(deflated: Deflated, keys: Array, num_steps: int) -> Factorization:
+@jax.jit
+def _extend(operator: Operator, factorization: Factorization, num_steps: Any) -> Factorization:
+    return extend(operator.mv, factorization, num_steps, symmetric=True)
+
+
+@partial(jax.jit, static_argnames="room")
+def _probe_runs(deflated: Deflated, keys: Array, num_steps: Any, room: int) -> Factorization:
     def one(key: Array) -> Factorization:
         start = jax.random.normal(key, (deflated.size,), deflated.dtype)
-        return lanczos(deflated.mv, deflated.project(deflated.project(start)), num_steps)
+        start = deflated.project(deflated.project(start))
+        return extend(deflated.mv, begin(start, room), num_steps, symmetric=True)
 
     return jax.vmap(one)(keys)
+
+
+class _Kept(NamedTuple):
+    """What a folder keeps of a count: the first run and the tridiagonal matrices of the others."""
+
+    path: Path | None
+    measured: Probe
+    options: dict[str, Any]
+
+    def save(self, factorization: Factorization, probes: list[Tridiagonal]) -> None:
+        if self.path is None:
+            return
+        arrays = jax.device_get(factorization)._asdict() | {"product": np.asarray([self.measured.norm])}
+        arrays["basis"] = arrays["basis"][: int(arrays["num_steps"]) + 1]
+        arrays["lengths"] = np.array([len(run.diagonal) for run in probes], int)
+        for name in Tridiagonal._fields:
+            arrays[name] = np.concatenate([np.zeros(0), *(getattr(run, name) for run in probes)])
+        resume.save(self.path, arrays, self.options)
+
+    def load(self, room: int) -> tuple[Factorization, list[Tridiagonal]] | None:
+        if self.path is None or not self.path.exists():
+            return None
+        names = (*Factorization._fields, "lengths", *Tridiagonal._fields)
+        product, rounding = np.asarray([self.measured.norm]), 8 * float(self.measured.noise)
+        arrays = resume.load(self.path, names, product, rounding, self.options)
+        basis = np.zeros((room + 1, arrays["basis"].shape[1]), arrays["basis"].dtype)
+        basis[: len(arrays["basis"])] = arrays["basis"]
+        state = arrays | {"basis": basis}
+        factorization = Factorization(*(jnp.asarray(state[name]) for name in Factorization._fields))
+        ends = np.cumsum(arrays["lengths"])[:-1]
+        parts = (np.split(arrays[name], ends) for name in Tridiagonal._fields)
+        probes = [Tridiagonal(*part) for part in zip(*parts, strict=True)] if len(arrays["lengths"]) else []
+        return factorization, probes

@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,19 @@ from jaxmem.spectra.result import Spectrum, rounding_noise
 from jaxmem.spectra.single import Probe, check_operator, rounding
 
 Which = Literal["largest", "smallest", "both"]
+
+
+class Course(NamedTuple):
+    """What the host remembers between segments."""
+
+    steps: int  #: products with the operator applied, those before restarts included
+    checks: np.ndarray  #: (n, 2): steps, and the worst wanted residual relative to what it should be
+    last: np.ndarray  #: the wanted values at the last check
+    before: np.ndarray  #: the wanted values when the space closed last; empty before
+    closed_at: int  #: steps at that time
+
+
+_KEPT = (*KrylovState._fields, *Course._fields)  # in a folder
 
 
 def extreme_pairs(
@@ -105,10 +118,10 @@ def extreme_pairs(
     options |= dict(size=size, dtype=str(jnp.dtype(operator.dtype)), seed=seed.tolist())
     path = None if folder is None else Path(folder) / "extreme-pairs.npz"
     if path is not None and path.exists():
-        state, course = resume.load(path, product, 8 * float(measured.noise), options)
+        state, course = _restore(resume.load(path, _KEPT, product, 8 * float(measured.noise), options), room + block)
     else:
         state = absorb_block(state, products, key, block)
-        course = resume.Course(block, np.zeros((0, 2)), np.zeros(0), np.zeros(0), 0)
+        course = Course(block, np.zeros((0, 2)), np.zeros(0), np.zeros(0), 0)
 
     while True:
         steps, spent = int(state.num_steps), measuring + course.steps * per_step
@@ -119,7 +132,9 @@ def extreme_pairs(
             )
         progress("extreme pairs", min(spent, max_products), max_products)
         if path is not None:
-            resume.save(path, state, course, product, options)
+            arrays = jax.device_get(state)._asdict() | course._asdict() | {"product": product}
+            arrays["basis"] = arrays["basis"][: steps + block]
+            resume.save(path, arrays, options)
         pairs = block_ritz(state, block, symmetric=symmetric)
         wanted = _wanted(len(pairs.values), num_pairs, which)
         norm = np.abs(pairs.values).max()
@@ -159,6 +174,14 @@ def extreme_pairs(
         method=method,
         seed=seed,
     )
+
+
+def _restore(arrays: dict[str, np.ndarray], rows: int) -> tuple[KrylovState, Course]:
+    basis = np.zeros((rows, arrays["basis"].shape[1]), arrays["basis"].dtype)
+    basis[: len(arrays["basis"])] = arrays["basis"]
+    state = KrylovState(*(jnp.asarray((arrays | {"basis": basis})[name]) for name in KrylovState._fields))
+    checks, last, before = (arrays[name] for name in ("checks", "last", "before"))
+    return state, Course(int(arrays["steps"]), checks, last, before, int(arrays["closed_at"]))
 
 
 def _check(size: int, num_pairs: int, which: str, rtol: float, method: str, subspace: int | None, block: int) -> int:
@@ -216,8 +239,8 @@ def _wanted(count: int, num_pairs: int, which: str) -> np.ndarray:
 
 
 def _judge(
-    state: KrylovState, course: resume.Course, values: np.ndarray, worst: float, num_pairs: int, block: int, budget: int
-) -> tuple[Status | None, resume.Course]:
+    state: KrylovState, course: Course, values: np.ndarray, worst: float, num_pairs: int, block: int, budget: int
+) -> tuple[Status | None, Course]:
     """Whether to end with these wanted values, ``worst`` residual relative to its target; and what to remember."""
     course = course._replace(checks=np.vstack([course.checks, [course.steps, worst]]), last=values)
     enough = len(values) == num_pairs
