@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.sparse.linalg
 
-from jaxmem import Count, batch_spectra, count_positive, score_jacobian, spectrum
+from jaxmem import batch_spectra, count_positive, score_jacobian, spectrum
 from jaxmem.diffusion import NoiseSchedule
 from jaxmem.operators import MatrixOperator, Operator
 from jaxmem.oracles import EmpiricalScore, GaussianMixture, GaussianMixtureScore, Separable, SeparableScore
@@ -369,25 +369,5 @@ def test_exact_count_knows_what_rounding_hides():
     rotation = np.linalg.qr(rng.normal(size=(d, d)))[0]
     values = np.concatenate([np.full(7, 0.5), np.full(d - 7, -3.0)])
     clear = count_positive(MatrixOperator(((rotation * values) @ rotation.T).astype(np.float32)))
-    assert clear == Count(7, 7.0, (7.0, 7.0), clear.threshold, d + 1)
-
-
-@pytest.mark.parametrize("positives", [0, 24, 900])
-def test_estimate_and_certified_bound_at_sixteen_thousand(positives):
-    d, t = 16_384, 300
-    alpha, sigma = SCHEDULE.alpha[t], SCHEDULE.sigma[t]
-    rng = np.random.default_rng(positives)
-    amplitudes = np.where(np.arange(d) < positives, 2.0, 0.3) * sigma / alpha  # a gap around zero
-    state = Separable(
-        jnp.asarray(rng.permutation(amplitudes), jnp.float32), jnp.asarray(rng.choice([-1.0, 1.0], d), jnp.float32)
-    )
-    x = jnp.zeros(d)
-    score = SeparableScore(SCHEDULE)
-    truth = int((score.spectrum(state, x, t) > 0).sum())
-    assert truth == positives
-    count = count_positive(score_jacobian(score, state, x, t), 500, KEY, steps_per_probe=20)
-    assert count.lower <= truth
-    assert count.num_products <= 500
-    # 11 probes; a probe's weight on k of d directions has a relative spread of sqrt(2/k): 4 standard errors.
-    assert abs(count.estimate - truth) <= max(1, 4 * truth * np.sqrt(2 / max(truth, 1) / 11))
-    assert count.interval[0] <= count.estimate <= count.interval[1]
+    assert clear[:3] == (7, 7.0, (7.0, 7.0))
+    assert clear.num_products == d + 1
