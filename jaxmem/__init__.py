@@ -17,6 +17,8 @@ _HOME = {
     "spectrum": "jaxmem.spectra",
     "Spectrum": "jaxmem.spectra",
     "batch_spectra": "jaxmem.spectra",
+    "dense_cost": "jaxmem.spectra",
+    "dense_spectrum": "jaxmem.spectra",
     "count_positive": "jaxmem.spectra",
     "Count": "jaxmem.spectra",
 }
@@ -31,6 +33,8 @@ __all__ = [
     "batch_spectra",
     "bind",
     "count_positive",
+    "dense_cost",
+    "dense_spectrum",
     "score_jacobian",
     "spectrum",
 ]
@@ -39,7 +43,7 @@ if TYPE_CHECKING:
     from jaxmem.diffusion import DDIM, NoiseSchedule
     from jaxmem.jacobian import score_jacobian
     from jaxmem.score import ScorePair, bind
-    from jaxmem.spectra import Count, Spectrum, batch_spectra, count_positive, spectrum
+    from jaxmem.spectra import Count, Spectrum, batch_spectra, count_positive, dense_cost, dense_spectrum, spectrum
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,18 @@
 
 from jaxmem.spectra.batch import batch_spectra
 from jaxmem.spectra.counting import Count, count_positive
+from jaxmem.spectra.dense import DenseCost, dense_cost, dense_spectrum
 from jaxmem.spectra.result import Spectrum, Status
 from jaxmem.spectra.single import spectrum
 
-__all__ = ["Count", "Spectrum", "Status", "batch_spectra", "count_positive", "spectrum"]
+__all__ = [
+    "Count",
+    "DenseCost",
+    "Spectrum",
+    "Status",
+    "batch_spectra",
+    "count_positive",
+    "dense_cost",
+    "dense_spectrum",
+    "spectrum",
+]

@@ -113,18 +113,7 @@ def spectrum(
             the wrong shape, or a score or product that is NaN or infinite.
     """
     size = operator.size
-    if chunk < 1:
-        raise ValueError(f"chunk: expected at least 1, got {chunk}")
-    if any(leaf is operator for leaf in jax.tree.leaves(operator)):
-        raise ValueError(
-            f"operator: expected a pytree, got {type(operator).__name__} that JAX does not know; register it, for"
-            f" instance as a dataclass with jax.tree_util.register_dataclass"
-        )
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(operator)):
-        raise ValueError(
-            "operator: spectrum solves on the host and can not be traced; for many points use batch_spectra, inside"
-            " jit or vmap use jaxmem.krylov"
-        )
+    check_operator(operator, chunk)
     check_method(method, size, num_steps)
     if hasattr(operator, "value"):
         require_finite(operator.value, "at this point")
@@ -156,6 +145,22 @@ def spectrum(
         method=method,
         seed=seed,
     )
+
+
+def check_operator(operator: Operator, chunk: int) -> None:
+    """Refuse what no spectrum can be taken of: operators that JAX does not know, or traces, and chunks of nothing."""
+    if chunk < 1:
+        raise ValueError(f"chunk: expected at least 1, got {chunk}")
+    if any(leaf is operator for leaf in jax.tree.leaves(operator)):
+        raise ValueError(
+            f"operator: expected a pytree, got {type(operator).__name__} that JAX does not know; register it, for"
+            f" instance as a dataclass with jax.tree_util.register_dataclass"
+        )
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(operator)):
+        raise ValueError(
+            "operator: spectrum solves on the host and can not be traced; for many points use batch_spectra, inside"
+            " jit or vmap use jaxmem.krylov"
+        )
 
 
 def _dense_spectrum(operator: Operator, method: str, vectors: bool, chunk: int) -> Spectrum:
