@@ -24,7 +24,7 @@ from jaxmem.spectra.columns import ColumnStore, checksum, header
 from jaxmem.spectra.result import Spectrum, Status, rounding_noise
 from jaxmem.spectra.single import check_operator
 
-_BLOCK = 1024  # side of the blocks in which a matrix is read and symmetrised: 8 MB in float64
+_BLOCK = 512  # side of the blocks in which a matrix is read and symmetrised: 2 MB in float64
 
 
 class DenseCost(NamedTuple):
