@@ -47,6 +47,7 @@ PATCH = {64: 2, 24: 1}  # by side of the latents: 16,384 dimensions, and 2,304 f
 STEPS = {64: 1000, 24: 500}
 MEMORIZED_SHARE = 0.1
 TIMESTEP, GENERAL, KEY = 100, 0, 0
+ROOMS = (1024, 2048, 4096, 8192, 16_384)  # steps that a basis has room for
 LIMIT = 8 * 2**30  # bytes that any stage may take
 
 
@@ -189,6 +190,11 @@ def arnoldi(folder: Path) -> dict[str, Any]:
     a = np.linalg.eigvals(np.asarray(factorization.hessenberg[:steps, :steps], np.float64))
     seconds["hessenberg"] = time.perf_counter() - start
     start = time.perf_counter()
+    tridiagonal, _ = jax.device_get(run_krylov(operator, vector, size, symmetric=True, tolerance=0.0))
+    ritz = ritz_pairs(tridiagonal, symmetric=True).values
+    seconds["lanczos"] = time.perf_counter() - start
+    symmetric = np.load(folder / "eigenvalues-24.npy")
+    start = time.perf_counter()
     exact = spectrum(operator, "eig")
     seconds["eig"] = time.perf_counter() - start
     b = exact.eigenvalues
@@ -199,7 +205,7 @@ def arnoldi(folder: Path) -> dict[str, Any]:
     return {
         "dimension": size,
         "seconds": seconds,
-        "num_products": {"arnoldi": steps, "eig": int(exact.num_products)},
+        "num_products": {"arnoldi": steps, "eig": int(exact.num_products), "lanczos": 2 * len(ritz)},
         "steps": steps,
         "asymmetry": float(exact.asymmetry),
         "noise": float(exact.noise),
@@ -210,6 +216,7 @@ def arnoldi(folder: Path) -> dict[str, Any]:
             "median_distance": float(np.median(matched)),
             "largest_relative_to_radius": float(matched.max()) / radius,
         },
+        "lanczos_from_dense_spectrum": float(np.abs(ritz - symmetric).max()),
         "positive_real_part": {"arnoldi": int((a.real > 0).sum()), "eig": int((b.real > 0).sum())},
     }
 
@@ -231,7 +238,7 @@ def arnoldi_steps(folder: Path) -> dict[str, Any]:
         start = time.perf_counter()
         product(operator, vector).block_until_ready()
         times.append(time.perf_counter() - start)
-    for room in (1024, 2048, 4096, 8192, 16_384):
+    for room in ROOMS:
         empty = jax.eval_shape(lambda v, room=room: begin(v, room), vector)
         compiled = go_on.lower(operator, empty, steps).compile()
         analysis = compiled.memory_analysis()
@@ -273,19 +280,19 @@ def run(stage: str, folder: Path, kill_at: float | None = None) -> None:
     environ = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     start = time.perf_counter()
     child = subprocess.Popen(command, env=environ)
-    record, columns = folder / stage.replace("dense", "columns") / "jacobian.json", 0
-    while kill_at is not None and child.poll() is None:
+    record, columns, killed, ended = folder / stage.replace("dense", "columns") / "jacobian.json", 0, False, 0
+    while not ended:
+        ended, status, usage = os.wait4(child.pid, 0 if kill_at is None or killed else os.WNOHANG)
+        if ended or kill_at is None or killed:
+            continue
         time.sleep(0.2)
         if record.exists():
             entries = json.loads(record.read_text())
             columns = min(len(entries["sums"]) * entries["chunk"], entries["size"])
-            if columns >= kill_at * entries["size"]:
+            if killed := columns >= kill_at * entries["size"]:
                 child.send_signal(signal.SIGKILL)
-                break
-    _, status, usage = os.wait4(child.pid, 0)
-    killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-    if status and not (killed and kill_at is not None):
-        raise SystemExit(f"{stage}: ended with status {status}")
+    if os.waitstatus_to_exitcode(status) != (-signal.SIGKILL if killed else 0):
+        raise SystemExit(f"{stage}: ended with {os.waitstatus_to_exitcode(status)}")
     unit = 1 if sys.platform == "darwin" else 1024
     row = {"stage": stage, "seconds": time.perf_counter() - start, "peak_bytes": usage.ru_maxrss * unit}
     row |= {"cpu_seconds": usage.ru_utime + usage.ru_stime, "load_average": list(os.getloadavg())}
