@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from jaxmem.diffusion import NoiseSchedule
-from jaxmem.networks.unet import GroupNorm, UNet, fold, unfold
+from jaxmem.networks.unet import GroupNorm, SelfAttention, UNet, fold, unfold
 from jaxmem.score import bind
 
 SCHEDULE = NoiseSchedule()
@@ -45,9 +45,33 @@ def test_group_norm_equals_flax_and_survives_a_large_mean(getkey):
     np.testing.assert_allclose(norm(x + 1000.0), norm(x), atol=1e-3)
 
 
-def test_a_new_network_is_the_linear_denoiser(getkey):
+def test_self_attention_equals_its_formula(getkey):
+    module = randomised(SelfAttention(8, 2, 4, rngs=nnx.Rngs(0)), getkey())
+    x = jax.random.normal(getkey(), (3, 5, 8))
+    flat = np.asarray(module.norm(x), np.float64).reshape(15, 8)
+    q, k, v = np.split(flat @ np.asarray(module.qkv.kernel[...], np.float64), 3, axis=1)
+    heads = []
+    for columns in (slice(0, 4), slice(4, 8)):
+        weights = np.exp(q[:, columns] @ k[:, columns].T / 2)  # a head has 4 features
+        heads.append(weights / weights.sum(1, keepdims=True) @ v[:, columns])
+    mixed = np.concatenate(heads, 1) @ np.asarray(module.out.kernel[...], np.float64) + np.asarray(module.out.bias[...])
+    np.testing.assert_allclose(module(x), x + mixed.reshape(x.shape), atol=1e-5)  # float32 rounding of order 1
+
+
+def test_attention_is_at_the_levels_asked_for():
+    module = small_unet(features=(8, 8, 16), num_blocks=(1, 2, 1), num_heads=(0, 2, 4), patch=1)
+    heads = [[block.attention and block.attention.num_heads for block in level] for level in module.down]
+    assert heads == [[None], [2, 2], [4]]
+    assert [[block.attention and block.attention.num_heads for block in level] for level in module.up] == [
+        [2, 2],
+        [None],
+    ]
+
+
+@pytest.mark.parametrize("num_heads", [None, (2, 4)])
+def test_a_new_network_is_the_linear_denoiser(num_heads, getkey):
     x = jax.random.normal(getkey(), (12, 8, 1))
-    graphdef, state = nnx.split(small_unet())
+    graphdef, state = nnx.split(small_unet(num_heads=num_heads))
     module = jax.jit(lambda *args: nnx.merge(graphdef, state)(*args))
     for t in (0, 100, 999):
         # Unit-variance pixels: E[eps | x] = sigma x. The last layer starts at zero, the gate at sigma².
@@ -68,7 +92,7 @@ def test_batch_matches_single_examples(getkey):
 
 
 def test_derivatives_match_finite_differences_in_double_precision(getkey, x64):
-    graphdef, state = nnx.split(randomised(small_unet(features=(8,), num_blocks=(1,)), getkey()))
+    graphdef, state = nnx.split(randomised(small_unet(features=(8,), num_blocks=(1,), num_heads=(2,)), getkey()))
     state = jax.tree.map(lambda p: p.astype(jnp.float64), state)
     x, v = jax.random.normal(getkey(), (2, 12, 8, 1), dtype=jnp.float64)
 
@@ -93,7 +117,7 @@ def test_derivatives_match_finite_differences_in_double_precision(getkey, x64):
 
 
 def test_second_order_loss_has_finite_gradients_for_every_parameter(getkey):
-    score, state = bind(randomised(small_unet(), getkey()), SCHEDULE, "eps")
+    score, state = bind(randomised(small_unet(num_heads=(0, 2)), getkey()), SCHEDULE, "eps")
     x, v = jax.random.normal(getkey(), (2, 12, 8, 1))
 
     @jax.jit
@@ -136,6 +160,9 @@ def test_misuse_is_named():
         UNet((10, 8, 1), features=(8, 16), num_blocks=(1, 1), groups=4, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="one number per level"):
         small_unet(num_blocks=(1,))
+    for num_heads in ((2,), (0, 3), (-1, 2)):
+        with pytest.raises(ValueError, match=r"num_heads: expected one number per level that divides.*\(8, 16\), or 0"):
+            small_unet(num_heads=num_heads)
     with pytest.raises(ValueError, match="multiples of groups=4"):
         small_unet(features=(6, 16))
     with pytest.raises(ValueError, match=r"expected one image of shape \(12, 8, 1\).*jax.vmap"):

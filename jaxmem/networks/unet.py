@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from jaxmem.diffusion import NoiseSchedule
 from jaxmem.networks.convolution import conv3x3
 from jaxmem.networks.normalization import normalise
+from jaxmem.stable_diffusion.attention import attention
 
 
 def fold(x: Float[Array, "height width features"], patch: int) -> Float[Array, "rows columns folded"]:
@@ -54,10 +55,31 @@ class GroupNorm(nnx.Module):
         return normalise(x, self.num_groups) * self.scale[...][None, None] + self.shift[...][None, None]
 
 
-class ResBlock(nnx.Module):
-    """``skip(x) + conv(silu((1 + scale) norm(conv(silu(norm(x)))) + shift))``; the embedding gives scale and shift."""
+class SelfAttention(nnx.Module):
+    """``x + out(attention(q, k, v))`` over all pixels, q, k and v linear in norm(x); begins as the identity."""
 
-    def __init__(self, in_features: int, out_features: int, embedding: int, groups: int, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, features: int, num_heads: int, groups: int, *, rngs: nnx.Rngs) -> None:
+        self.num_heads = num_heads
+        self.norm = GroupNorm(features, groups)
+        self.qkv = nnx.Linear(features, 3 * features, use_bias=False, rngs=rngs)
+        self.out = nnx.Linear(features, features, kernel_init=nnx.initializers.zeros, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "rows columns features"]) -> Float[Array, "rows columns features"]:
+        features = x.shape[-1]
+        split = self.qkv(self.norm(x)).reshape(-1, 3, self.num_heads, features // self.num_heads)
+        q, k, v = split.transpose(1, 2, 0, 3)
+        return x + self.out(attention(q, k, v).transpose(1, 0, 2).reshape(x.shape))
+
+
+class ResBlock(nnx.Module):
+    """``skip(x) + conv(silu((1 + scale) norm(conv(silu(norm(x)))) + shift))``; the embedding gives scale and shift.
+
+    With heads, self-attention follows.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, embedding: int, groups: int, num_heads: int = 0, *, rngs: nnx.Rngs
+    ) -> None:
         self.norm1 = GroupNorm(in_features, groups)
         self.conv1 = Conv3x3(in_features, out_features, rngs=rngs)
         self.modulation = nnx.Linear(embedding, 2 * out_features, rngs=rngs)
@@ -65,6 +87,7 @@ class ResBlock(nnx.Module):
         self.conv2 = Conv3x3(out_features, out_features, rngs=rngs, zero=True)
         same = in_features == out_features
         self.skip = None if same else nnx.Linear(in_features, out_features, use_bias=False, rngs=rngs)
+        self.attention = SelfAttention(out_features, num_heads, groups, rngs=rngs) if num_heads else None
 
     def __call__(
         self, x: Float[Array, "rows columns features"], embedding: Float[Array, " embedding"]
@@ -72,7 +95,8 @@ class ResBlock(nnx.Module):
         scale, shift = jnp.split(self.modulation(embedding), 2)
         hidden = self.conv1(jax.nn.silu(self.norm1(x)))
         hidden = self.conv2(jax.nn.silu(normalise(hidden, self.groups) * (1 + scale)[None, None] + shift[None, None]))
-        return hidden + (x if self.skip is None else self.skip(x))
+        hidden = hidden + (x if self.skip is None else self.skip(x))
+        return hidden if self.attention is None else self.attention(hidden)
 
 
 class UNet(nnx.Module):
@@ -89,6 +113,9 @@ class UNet(nnx.Module):
     outputs. With the embedding alone, a class of one image in a hundred was still drawn as the common class after 2,300
     steps of 32 images (1,450 with the embedding's present scale); with all of it, not after 2,060. Which part does it
     was not measured.
+
+    ``num_heads`` puts self-attention after every block of a level, ``(0, 2, 4)`` at the two coarser of three; by
+    default there is none.
 
     Bind with ``prediction="eps"`` and the same schedule. All operations are smooth, so Jacobians and second-order
     losses exist. Defaults fit MNIST on two CPU cores: 0.38 M parameters, about 36 MFLOP a call.
@@ -107,6 +134,7 @@ class UNet(nnx.Module):
         patch: int = 2,
         features: Sequence[int] = (32, 64),
         num_blocks: Sequence[int] = (1, 2),
+        num_heads: Sequence[int] | None = None,
         embedding: int = 128,
         groups: int = 8,
         rngs: nnx.Rngs,
@@ -120,6 +148,14 @@ class UNet(nnx.Module):
             )
         if len(num_blocks) != len(features):
             raise ValueError(f"num_blocks: expected one number per level ({len(features)}), got {tuple(num_blocks)}")
+        num_heads = (0,) * len(features) if num_heads is None else tuple(num_heads)
+        if len(num_heads) != len(features) or any(
+            h < 0 or (h and f % h) for h, f in zip(num_heads, features, strict=True)
+        ):
+            raise ValueError(
+                f"num_heads: expected one number per level that divides its features {tuple(features)}, or 0 for no"
+                f" attention there, got {num_heads}"
+            )
         if any(f % groups for f in features):
             raise ValueError(f"features: expected multiples of groups={groups}, got {tuple(features)}")
         self.shape, self.patch, self.num_classes = tuple(shape), patch, num_classes
@@ -138,20 +174,20 @@ class UNet(nnx.Module):
         self.position = nnx.Param(0.5 * jax.random.normal(rngs.params(), (maps, *grid, width_in)))
         self.prior = nnx.Param(jnp.zeros((maps, height, width, 3 * channels)))
 
-        def block(inner: int, outer: int) -> ResBlock:
-            return ResBlock(inner, outer, embedding, groups, rngs=rngs)
+        def block(inner: int, outer: int, level: int) -> ResBlock:
+            return ResBlock(inner, outer, embedding, groups, num_heads[level], rngs=rngs)
 
         down, shrink = [], []
         for level, outer in enumerate(features):
             if level:
                 shrink.append(nnx.Linear(4 * width_in, outer, rngs=rngs))
                 width_in = outer
-            down.append(nnx.List([block(outer, outer) for _ in range(num_blocks[level])]))
+            down.append(nnx.List([block(outer, outer, level) for _ in range(num_blocks[level])]))
         up, grow = [], []
         for level in reversed(range(len(features) - 1)):
             outer = features[level]
             grow.append(nnx.Linear(width_in, 4 * outer, use_bias=False, rngs=rngs))
-            up.append(nnx.List([block(outer if i else 2 * outer, outer) for i in range(num_blocks[level])]))
+            up.append(nnx.List([block(outer if i else 2 * outer, outer, level) for i in range(num_blocks[level])]))
             width_in = outer
         self.down, self.shrink = nnx.List(down), nnx.List(shrink)
         self.up, self.grow = nnx.List(up), nnx.List(grow)

@@ -2,6 +2,7 @@
 
 from jaxmem.spectra.batch import batch_spectra
 from jaxmem.spectra.counting import Count, count_positive
+from jaxmem.spectra.dense import DenseCost, dense_cost, dense_spectrum
 from jaxmem.spectra.density import Density, spectral_density
 from jaxmem.spectra.estimate import Estimate
 from jaxmem.spectra.extreme import extreme_pairs
@@ -10,12 +11,15 @@ from jaxmem.spectra.single import spectrum
 
 __all__ = [
     "Count",
+    "DenseCost",
     "Density",
     "Estimate",
     "Spectrum",
     "Status",
     "batch_spectra",
     "count_positive",
+    "dense_cost",
+    "dense_spectrum",
     "extreme_pairs",
     "spectral_density",
     "spectrum",

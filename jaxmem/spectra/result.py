@@ -63,7 +63,8 @@ def check_method(method: str, size: int, num_steps: int | None, max_dense: int =
         if size > max_dense:
             raise ValueError(
                 f"method {method!r} holds a dense {size} × {size} matrix; it is meant for sizes up to {max_dense}."
-                f" Use method='lanczos' or 'arnoldi' with num_steps, or count_positive with a budget"
+                f" Use dense_spectrum, which keeps its columns in a file, method='lanczos' or 'arnoldi' with num_steps,"
+                f" or count_positive with a budget"
             )
     elif num_steps is None or not 1 <= num_steps <= size:
         raise ValueError(f"num_steps: expected 1 to {size} (the operator's size) for {method!r}, got {num_steps}")

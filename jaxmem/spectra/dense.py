@@ -1,0 +1,196 @@
+"""All eigenvalues at sizes where the matrix is gigabytes: columns go to a file and may be interrupted, one solve ends.
+
+`jaxmem.spectra.spectrum` holds the matrix three times over and loses everything when it is killed. Here a column costs
+one product and is on the disk when it is done; what the solve holds is one float64 matrix.
+"""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import psutil
+import scipy.linalg
+from jaxtyping import Array
+
+from jaxmem import memory
+from jaxmem.jacobian import require_finite
+from jaxmem.operators import Operator
+from jaxmem.progress import Progress, silent
+from jaxmem.spectra.columns import ColumnStore, checksum, header
+from jaxmem.spectra.result import Spectrum, Status, rounding_noise
+from jaxmem.spectra.single import check_operator
+
+_BLOCK = 512  # side of the blocks in which a matrix is read and symmetrised: 2 MB in float64
+
+
+class DenseCost(NamedTuple):
+    """What `dense_spectrum` takes, beside what the process and the operator hold already."""
+
+    products: int  #: with A or Aᵀ, of a run that is not interrupted
+    disk_bytes: int  #: the matrix in the precision of the products, at least float32
+    device_bytes: int  #: one chunk of products, by the compiler's account
+    host_bytes: int  #: the solve: one float64 matrix and blocks
+
+
+def dense_cost(operator: Operator, chunk: int = 56) -> DenseCost:
+    """The products, the disk and the memory of `dense_spectrum`; compiles one chunk and runs nothing.
+
+    On a CPU the device's memory and the host's are one, but not needed at one time. For d = 16,384 in float32 the disk
+    takes 1.1 GB and the host 2.4 GB.
+    """
+    if chunk < 1:
+        raise ValueError(f"chunk: expected at least 1, got {chunk}")
+    check_operator(operator, "dense_spectrum")
+    size = operator.size
+    program = _columns.lower(operator, _indices(size, 0, chunk)).compile()
+    return DenseCost(
+        products=(size + 1) * operator.products_per_mv,
+        disk_bytes=len(header(size, _stored(operator))) + size**2 * _stored(operator).itemsize,
+        device_bytes=sum(memory.program_bytes(program)),
+        # a block of rows is read in the file's precision; blocks of blocks, and LAPACK's panels, are smaller
+        host_bytes=8 * size**2 + 2 * 8 * min(_BLOCK, size) * size,
+    )
+
+
+def dense_spectrum(operator: Operator, folder: str | Path, *, chunk: int = 56, progress: Progress = silent) -> Spectrum:
+    """All eigenvalues of the symmetric part ½(A + Aᵀ) through a matrix on disk: d products and one solve.
+
+    Columns of A go to ``jacobian.npy`` in the folder, ``chunk`` at a time, each chunk on the disk before
+    ``jacobian.json`` says so: the same call after an interruption, or a kill, goes on after the last whole chunk and
+    gives the same bits. The finished file is A itself (``np.load(..., mmap_mode="r")``); a later call only solves.
+    The solve reads it into one float64 matrix, symmetrises that in place and hands it to LAPACK's ``dsyevd`` without
+    a copy; it leaves the file alone, and begins again when interrupted (an interrupt waits until LAPACK is done, a
+    kill does not).
+
+    Args:
+        operator: see `spectrum`; what differs bit for bit in one product is another operator and gets another folder.
+        folder: new or empty, or of an earlier call with the same operator and chunk.
+        chunk: columns taken together (see `Operator.to_dense`).
+        progress: called with the tasks ``"columns"``, ``"read"``, ``"symmetrise"`` and ``"solve"``.
+
+    Costs d + 1 products, one more for each start, and (4/3) d³ multiply-adds; memory and disk are `dense_cost`'s, and
+    are looked for before the work. ``benchmarks/results/full_spectrum.json`` has the seconds at d = 16,384.
+
+    Raises:
+        ValueError: as `spectrum`; if the disk or the memory is too small; if the folder holds another operator's
+            columns, something else, or a damaged file; if a column is NaN or infinite, by its number.
+        OSError: if the folder cannot be written; whole chunks are kept.
+    """
+    cost = dense_cost(operator, chunk)
+    if hasattr(operator, "value"):
+        require_finite(operator.value, "at this point")
+    size, vector = operator.size, _fixed_vector(operator)
+    product = np.asarray(_product(operator, vector))
+    store = ColumnStore(Path(folder), size, _stored(operator), chunk, checksum(product.tobytes()))
+    _require_room(store, cost)
+    store.begin()
+    progress("columns", store.done, size)
+    for first in range(store.done, size, chunk):
+        columns = np.asarray(_columns(operator, _indices(size, first, chunk)), store.dtype)
+        for i in np.flatnonzero(~np.isfinite(columns).all(1)):
+            _require_finite_column(columns[i], f"column {first + i}")
+        store.append(columns)
+        progress("columns", store.done, size)
+    _require_finite_column(product, "a product with a random unit vector")  # after the columns, which have a number
+
+    matrix, square, gap = np.empty((size, size)), 0.0, 0.0  # sums of squares of A and A - Aᵀ
+    again, weights = np.zeros(size), np.asarray(vector, np.float64)
+    for rows in _blocks(size):
+        block = matrix[rows]
+        block[...] = store.read(rows)
+        square += float(np.vdot(block, block))
+        again += weights[rows] @ block
+        progress("read", rows.stop, size)
+    pairs = [(a, b) for a in _blocks(size) for b in _blocks(size) if a.start <= b.start]
+    for done, (a, b) in enumerate(pairs):
+        upper, lower = matrix[a, b], matrix[b, a]
+        difference = upper - lower.T
+        gap += (1 if a == b else 2) * float(np.vdot(difference, difference))
+        upper[...] = (upper + lower.T) / 2
+        lower[...] = upper.T
+        progress("symmetrise", done + 1, len(pairs))
+    progress("solve", 0, 1)
+    # The transpose of a symmetric matrix is itself, and in Fortran's order, which LAPACK overwrites without a copy.
+    values = scipy.linalg.eigh(matrix.T, eigvals_only=True, overwrite_a=True, check_finite=False, driver="evd")
+    progress("solve", 1, 1)
+    norm = np.sqrt(square)
+    # as in `jaxmem.spectra.single`: two roundings of one product, and a bound on LAPACK's backward error
+    exact = product.astype(np.float64)
+    rounding = max(np.linalg.norm(again - exact), float(jnp.finfo(operator.dtype).eps) * np.linalg.norm(exact))
+    noise = rounding_noise(rounding, size, norm, size * np.finfo(np.float64).eps)
+    return Spectrum(
+        eigenvalues=values[::-1].copy(),
+        residuals=np.full(size, noise),
+        vectors=None,
+        num_products=np.asarray((size + store.starts) * operator.products_per_mv),
+        status=np.asarray(int(Status.CONVERGED)),
+        asymmetry=np.asarray(np.sqrt(gap) / norm if norm > 0 else 0.0),
+        noise=np.asarray(noise),
+        dtype=operator.dtype,
+        method="eigh",
+        seed=None,
+    )
+
+
+@jax.jit
+def _columns(operator: Any, indices: Any) -> Array:
+    """Columns of A, as rows: its products with unit vectors."""
+
+    def column(index: Array) -> Array:
+        return operator.mv(jax.nn.one_hot(index, operator.size, dtype=operator.dtype))
+
+    return jax.vmap(column)(indices)
+
+
+@jax.jit
+def _product(operator: Any, vector: Any) -> Array:
+    return operator.mv(vector)
+
+
+def _fixed_vector(operator: Operator) -> Array:
+    vector = jax.random.normal(jax.random.key(0), (operator.size,), operator.dtype)
+    return vector / jnp.linalg.norm(vector)
+
+
+def _indices(size: int, first: int, chunk: int) -> Array:
+    return jnp.arange(first, min(first + chunk, size))
+
+
+def _blocks(size: int) -> Iterator[slice]:
+    return (slice(first, min(first + _BLOCK, size)) for first in range(0, size, _BLOCK))
+
+
+def _stored(operator: Operator) -> np.dtype:
+    """The file's precision: float32 also for products of less, which NumPy's format does not know."""
+    return np.dtype(jnp.promote_types(operator.dtype, jnp.float32))
+
+
+def _require_finite_column(column: np.ndarray, what: str) -> None:
+    bad = int((~np.isfinite(column)).sum())
+    if bad:
+        raise ValueError(
+            f"operator: {bad} of {len(column)} entries of {what} are NaN or infinite; check the parameters, the point"
+            f" and the timestep"
+        )
+
+
+def _require_room(store: ColumnStore, cost: DenseCost) -> None:
+    what = f"the matrix of d = {store.size:,}"
+    memory.require(cost.device_bytes, f"{store.chunk} columns of d = {store.size:,}", "take a smaller chunk")
+    free = psutil.virtual_memory().available
+    if cost.host_bytes > free:
+        raise ValueError(
+            f"{what}: its solve needs about {memory.gigabytes(cost.host_bytes)} of memory, of which this machine has"
+            f" {memory.gigabytes(free)} free; free some, or take fewer eigenvalues (spectrum with method='lanczos')"
+        )
+    place = next(path for path in (store.folder, *store.folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if store.missing_bytes > free:
+        raise ValueError(
+            f"{what}: needs {memory.gigabytes(store.missing_bytes)} more in {store.folder}, where"
+            f" {memory.gigabytes(free)} are free; make room or choose another folder"
+        )
