@@ -98,7 +98,7 @@ def batch_spectra(
         points: how many points one compiled call takes together, on each device.
         chunk: Jacobian columns taken together per point.
         mesh: devices of this process that share the points, for instance ``jax.make_mesh((8,), ("points",))``; by
-            default one. Several processes share a run (`jaxmem.spectra.run`).
+            default one. Several processes share a run: `jaxmem.experiments.spectra.record_spectra`.
         on_points: called with (points done, n) after each group.
 
     Memory on each device: the parameters, and ``points`` times (``chunk`` times what one product holds, plus four d × d
@@ -109,31 +109,21 @@ def batch_spectra(
         ValueError: as `spectrum`, or if leading axes disagree, or the mesh has devices of other processes; a score that
             is NaN or infinite names its point.
     """
-    x = jnp.asarray(x)
-    count = x.shape[0] if x.ndim else 0
-    if count == 0:
-        raise ValueError(f"x: expected at least one point with the points as leading axis, got shape {x.shape}")
     if points < 1 or chunk < 1:
         raise ValueError(f"points and chunk: expected at least 1, got {points} and {chunk}")
-    t = jnp.asarray(t, jnp.result_type(t))  # not weakly typed, so that a Python number is no other program
-    if t.shape not in ((), (count,)):
-        raise ValueError(f"t: expected one timestep or {count} of them, got shape {t.shape}")
-    t = jnp.broadcast_to(t, (count,))
-    wrong = [jnp.shape(leaf) for leaf in jax.tree.leaves(cond) if jnp.shape(leaf)[:1] != (count,)]
-    if wrong:
-        raise ValueError(f"cond: expected leaves with a leading axis of {count} (the points), got shape {wrong[0]}")
+    x, t, cond = jax.tree.map(jnp.asarray, check_points(x, t, cond))
+    count = len(x)
     if method == "eig":
         raise ValueError("method: 'eig' is not batched (accelerators have no such solver); use spectrum per point")
     size = int(np.prod(x.shape[1:]))
     check_method(method, size, num_steps)
-    keys = None if num_steps is None else _start_keys(key, count)
-    cond = jax.tree.map(jnp.asarray, cond)
+    keys = None if num_steps is None else start_keys(key, count)
     check_score(score, state, x[0], t[0], jax.tree.map(lambda leaf: leaf[0], cond))
     if mesh is not None:
         if mesh.is_multi_process:
             raise ValueError(
                 f"mesh: expected devices of this process, got {mesh.size} of several; take jax.local_devices(), and let"
-                f" processes share the points (jaxmem.spectra.run)"
+                f" processes share a run (jaxmem.experiments.spectra)"
             )
         state = jax.device_put(state, jax.NamedSharding(mesh, jax.P()))
 
@@ -166,7 +156,22 @@ def _refuse_nonfinite(bad: np.ndarray, first: int) -> None:
         )
 
 
-def _start_keys(key: Any, count: int) -> Array:
+def check_points(x: Any, t: Any, cond: Any) -> tuple[Any, Any, Any]:
+    """The points with a timestep each, after a check that leading axes agree; NumPy arrays stay such."""
+    count = np.shape(x)[0] if np.ndim(x) else 0
+    if count == 0:
+        raise ValueError(f"x: expected at least one point with the points as leading axis, got shape {np.shape(x)}")
+    t = np.asarray(t, jnp.result_type(t))  # not weakly typed, so that a Python number is no other program
+    if t.shape not in ((), (count,)):
+        raise ValueError(f"t: expected one timestep or {count} of them, got shape {t.shape}")
+    wrong = [np.shape(leaf) for leaf in jax.tree.leaves(cond) if np.shape(leaf)[:1] != (count,)]
+    if wrong:
+        raise ValueError(f"cond: expected leaves with a leading axis of {count} (the points), got shape {wrong[0]}")
+    return x, np.broadcast_to(t, (count,)), cond
+
+
+def start_keys(key: Any, count: int) -> Array:
+    """A random key for each point: ``fold_in(key, i)``, or the n keys that were given."""
     if key is None:
         raise ValueError("key: Krylov methods need a random key, for instance jax.random.key(0)")
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):

@@ -1,4 +1,4 @@
-"""The matrix of one operator, its columns shared by many devices: for one point of a size that one device cannot hold."""
+"""The matrix of one operator, its columns shared by many devices: for a point whose matrix one device cannot hold."""
 
 from functools import partial
 from typing import Any
@@ -29,9 +29,9 @@ def _columns(operator: Operator, mesh: Any, chunk: int) -> Array:
 def sharded_columns(operator: Operator, mesh: jax.sharding.Mesh, *, chunk: int = 56) -> Float[Array, "d d"]:
     """The matrix A of an operator with d/n whole columns on each of the mesh's n devices, from d products.
 
-    Devices compute their own columns at the same time, ``chunk`` of them together, and exchange nothing. Memory on each:
-    the operator, its d²/n numbers, and ``chunk`` times what one product holds. The mesh may span processes, where each
-    holds the shards of its own devices and the operator's arrays are replicated on the mesh by the caller.
+    Devices compute their own columns at the same time, ``chunk`` of them together, and exchange nothing. Memory on
+    each: the operator, twice its d²/n numbers (once when done), and ``chunk`` times what one product holds. The mesh
+    may span processes: each passes the same operator, and holds the columns of its own devices.
 
     `MatrixOperator` of the result is an operator like any other, and its products are shared by the devices too
     (vectors of length d are exchanged, never the matrix): ``spectrum(MatrixOperator(columns), "lanczos", ...)``.
