@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmem import batch_spectra
 from jaxmem.diffusion import NoiseSchedule
 from jaxmem.experiments.spectra import record_spectra
 from jaxmem.operators import MatrixOperator
@@ -36,12 +37,19 @@ def work(out, method="eigh"):
 
 
 def columns_over_processes():
-    """A matrix with half of its columns in each process."""
+    """A matrix with half of its columns in each process; batches take no such mesh."""
     matrix = np.random.default_rng(1).normal(size=(SIZE, SIZE)).astype(np.float32)
     mesh = jax.make_mesh((jax.device_count(),), ("columns",))
     (mine,) = sharded_columns(MatrixOperator(matrix), mesh, chunk=5).addressable_shards
     assert mine.data.shape == (SIZE, SIZE // jax.device_count())
     np.testing.assert_allclose(mine.data, matrix[mine.index], rtol=1e-6)
+    state, x, t = problem()
+    try:
+        batch_spectra(SCORE, state, jnp.asarray(x), t, mesh=mesh)
+    except ValueError as error:
+        assert "mesh: expected devices of this process, got 2 of several" in str(error)  # noqa: PT017
+    else:
+        raise AssertionError("a mesh over processes was taken")
 
 
 def kill_at_the_second_unit():

@@ -39,7 +39,7 @@ def shared_units(run: Run, keys: Sequence[str], task: str, progress: Progress = 
         if not run.done(key):
             progress(task, recorded(), len(keys))
             yield key
-    while (done := recorded()) < len(keys):
+    while jax.process_count() > 1 and (done := recorded()) < len(keys):
         progress(task, done, len(keys))
         time.sleep(1.0)
     progress(task, len(keys), len(keys))
@@ -94,8 +94,7 @@ def record_spectra(
             found = batch_spectra(score, state, *points[:3], key=points[3], **options)
         except ValueError as error:
             raise ValueError(f"points {part.start} to {part.stop - 1}, counted from 0 here: {error}") from error
-        columns = (found.eigenvalues, found.residuals, found.num_products, found.status, found.asymmetry, found.noise)
-        run.save(unit_key, np.column_stack(columns))
+        run.save(unit_key, _table(found))
         run.append({"key": unit_key, "number": len(points[0]), "products": int(found.num_products.sum())})
     tables = []
     for unit_key, part in parts.items():
@@ -108,18 +107,26 @@ def record_spectra(
     return _spectrum(np.concatenate(tables), starts, options.get("method", "eigh"), x.dtype)
 
 
+def _table(found: Spectrum) -> np.ndarray:
+    """One row a point: eigenvalues, residuals unless they are the noise (of dense methods), and four numbers."""
+    residuals = [] if found.method == "eigh" else [found.residuals]
+    return np.column_stack(
+        [found.eigenvalues, *residuals, found.num_products, found.status, found.asymmetry, found.noise]
+    )
+
+
 def _spectrum(table: np.ndarray, starts: Any, method: str, dtype: Any) -> Spectrum:
-    """A batch's result of its columns: eigenvalues, residuals and four numbers a point."""
-    size = (table.shape[1] - 4) // 2
-    rest = table[:, size:].real
+    """What `_table` was made of."""
+    size = (table.shape[1] - 4) // (1 if method == "eigh" else 2)
+    num_products, status, asymmetry, noise = table[:, -4:].real.T
     return Spectrum(
         eigenvalues=table[:, :size],
-        residuals=rest[:, :size],
+        residuals=np.repeat(noise[:, None], size, 1) if method == "eigh" else table[:, size:-4].real,
         vectors=None,
-        num_products=rest[:, size].astype(int),
-        status=rest[:, size + 1].astype(int),
-        asymmetry=rest[:, size + 2],
-        noise=rest[:, size + 3],
+        num_products=num_products.astype(int),
+        status=status.astype(int),
+        asymmetry=asymmetry,
+        noise=noise,
         dtype=dtype,
         method=method,
         seed=None if starts is None else np.asarray(jax.random.key_data(starts)),
