@@ -26,8 +26,8 @@ def shared_units(run: Run, keys: Sequence[str], task: str, progress: Progress = 
 
     Unit i is process ``i mod n``'s among n, whoever did what in earlier starts: no two processes of a start do the
     same one, also where n has changed since. The caller saves arrays and appends the row before it takes the next.
-    After a crash of one process JAX ends the others that wait for it (``heartbeat_timeout_seconds`` of
-    ``jax.distributed.initialize``); then all are started again.
+    When one process crashes or fails, JAX ends those that wait for it (``heartbeat_timeout_seconds`` and
+    ``shutdown_timeout_seconds`` of ``jax.distributed.initialize``); then all are started again.
     """
 
     def recorded() -> int:
