@@ -98,7 +98,8 @@ def batch_spectra(
         points: how many points one compiled call takes together, on each device.
         chunk: Jacobian columns taken together per point.
         mesh: devices of this process that share the points, for instance ``jax.make_mesh((8,), ("points",))``; by
-            default one. Several processes share a run: `jaxmem.experiments.spectra.record_spectra`.
+            default one. On a CPU ``XLA_FLAGS=--xla_force_host_platform_device_count=<cores>`` makes a device of each
+            core. Several processes share a run: `jaxmem.experiments.spectra.record_spectra`.
         on_points: called with (points done, n) after each group.
 
     Memory on each device: the parameters, and ``points`` times (``chunk`` times what one product holds, plus four d × d
