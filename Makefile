@@ -38,6 +38,7 @@ test-slow: venv-test
 
 bench: venv-test
 	$(BIN)/python benchmarks/exact_jacobian.py
+	$(BIN)/python benchmarks/batch_spectra.py
 	$(BIN)/python benchmarks/attention.py
 	$(BIN)/python benchmarks/stable_diffusion.py
 

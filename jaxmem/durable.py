@@ -71,7 +71,16 @@ def json_writer(value: dict[str, Any]) -> Callable[[BinaryIO], Any]:
     return lambda stream: stream.write(text.encode())
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], Any], process: int = 0) -> None:
+def _replace(temporary: Path, path: Path) -> None:
+    os.replace(temporary, path)
+
+
+def write_atomically(
+    path: Path,
+    write: Callable[[BinaryIO], Any],
+    process: int = 0,
+    place: Callable[[Path, Path], None] = _replace,
+) -> None:
     temporary = path.with_name(f"{TEMPORARY}{process}-{path.name}")
     with clear_os_errors(path):
         try:
@@ -79,11 +88,30 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any], process: int 
                 write(stream)
                 stream.flush()
                 os.fsync(stream.fileno())
-            os.replace(temporary, path)
+            place(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
         _fsync_directory(path.parent)
+
+
+def write_once(path: Path, write: Callable[[BinaryIO], Any], process: int = 0) -> bool:
+    """Write a file that is not there yet; False, and the file as it is, if another process was first."""
+    first = True
+
+    def place(temporary: Path, path: Path) -> None:
+        nonlocal first
+        try:
+            os.link(temporary, path)  # which, unlike a rename, replaces nothing
+        except FileExistsError:
+            first = False
+        except OSError:  # a file system without hard links: of several that write in one instant the last one wins
+            _replace(temporary, path)
+            return
+        temporary.unlink()
+
+    write_atomically(path, write, process, place)
+    return first
 
 
 def append_line(path: Path, row: dict[str, Any]) -> None:

@@ -31,6 +31,7 @@ from jaxmem.durable import (
     read_json,
     read_lines,
     write_atomically,
+    write_once,
 )
 
 FORMAT = 1
@@ -49,7 +50,7 @@ class Run:
 
     @classmethod
     def open(cls, directory: str | Path, config: dict[str, Any], *, process: int | None = None, **provenance: Any):
-        """Begin a run, or continue the run of the same config in this directory.
+        """Begin a run, or continue the run of the same config in this directory; many processes may do so at once.
 
         Args:
             directory: new, empty, or holding a run of the same config and provenance.
@@ -69,26 +70,20 @@ class Run:
         _refuse_absolute_paths(wanted)
         here = _environment()
         path = directory / "manifest.json"
-        resumed = path.exists()
-        if resumed:
-            manifest = read_json(path, "move the directory away, or choose another --out")
-            _refuse_differences(directory, wanted, manifest)
-        else:
-            _refuse_foreign(directory)
-            manifest = wanted | here
-            with clear_os_errors(directory):
-                directory.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, json_writer(manifest))
         process = _process_index() if process is None else process
+        created = not path.exists() and _create_manifest(path, wanted | here, process)
+        manifest = wanted | here if created else read_json(path, "move the directory away, or choose another --out")
+        if not created:
+            _refuse_differences(directory, wanted, manifest)
         with clear_os_errors(directory):
             (directory / "arrays").mkdir(exist_ok=True)
             for left_over in directory.glob(f"**/{TEMPORARY}{process}-*"):
-                left_over.unlink()
+                left_over.unlink(missing_ok=True)
             for name in ("results", "costs", "environments"):
                 cut_torn_line(directory / f"{name}-{process}.jsonl")
         run = cls(directory, manifest, process)
         changed = {name: here[name] for name in here if manifest.get(name) != here[name]}
-        if resumed and changed:
+        if changed and not created:
             warnings.warn(
                 f"{directory}: continued under another environment ({_list_differences(here, manifest, here)}); "
                 "the rest may differ from the first part by rounding",
@@ -117,6 +112,10 @@ class Run:
     def finished(self) -> bool:
         """Whether ``finalise`` has been through."""
         return (self.directory / "metrics.json").is_file()
+
+    def refresh(self) -> None:
+        """Read the rows again: other processes that share the run append to files of their own."""
+        self._rows = _read_rows(self.directory)
 
     def done(self, key: str) -> bool:
         """Whether a row of this key is recorded. A unit saves its arrays first and appends its row last."""
@@ -306,15 +305,20 @@ def _refuse_differences(directory: Path, wanted: dict[str, Any], manifest: dict[
         )
 
 
-def _refuse_foreign(directory: Path) -> None:
-    if not directory.is_dir():
-        return
-    foreign = sorted(path.name for path in directory.iterdir() if not path.name.startswith(TEMPORARY))
-    if foreign:
+def _create_manifest(path: Path, manifest: dict[str, Any], process: int) -> bool:
+    """Write the manifest into a new or empty directory, unless another process does so first."""
+    directory = path.parent
+    names = sorted(entry.name for entry in directory.iterdir()) if directory.is_dir() else []
+    foreign = [name for name in names if not name.startswith(TEMPORARY)]
+    # A manifest comes before all else of a run: where it is by now, what is there is its run's.
+    if foreign and not path.exists():
         raise ValueError(
             f"{directory}: expected a new or empty directory or a run, got {len(foreign)} other entries "
             f"({', '.join(foreign[:3])}{', …' if len(foreign) > 3 else ''}); choose another --out"
         )
+    with clear_os_errors(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+    return write_once(path, json_writer(manifest), process)
 
 
 def _refuse_objects(name: str, array: np.ndarray) -> None:

@@ -265,8 +265,10 @@ t.finish(run)
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
 @pytest.mark.parametrize(
     ("function", "calls"),
-    # os.replace: manifest, three arrays, spectra, metrics. os.fsync: twice for each of these, and for the rows.
-    [("replace", n) for n in (1, 2, 4, 5, 6)] + [("fsync", n) for n in (1, 2, 3, 5, 6, 8, 12, 14)],
+    # os.link: manifest. os.replace: three arrays, spectra, metrics. os.fsync: twice for each of these, and for rows.
+    [("link", 1), ("unlink", 1)]
+    + [("replace", n) for n in (1, 3, 4, 5)]
+    + [("fsync", n) for n in (1, 2, 3, 5, 6, 8, 12, 14)],
 )
 def test_a_killed_run_continues_to_the_same_bytes(out: Path, function: str, calls: int):
     whole, killed = out / "whole", out / "killed"

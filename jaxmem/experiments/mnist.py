@@ -19,6 +19,7 @@ from sklearn.metrics import roc_auc_score
 from jaxmem.config import MnistConfig
 from jaxmem.data.mnist import Digits, select_digits, to_pixels
 from jaxmem.diffusion import DDIM, NoiseSchedule, sample_ddim
+from jaxmem.experiments.spectra import record_spectra
 from jaxmem.experiments.stages import save_losses, timed, wall_seconds
 from jaxmem.memorization.distances import calibrated_l2, nearest_training
 from jaxmem.memorization.sharpness import below_bound, positive_count, tangent_count
@@ -26,7 +27,6 @@ from jaxmem.networks.unet import UNet
 from jaxmem.progress import Progress, silent
 from jaxmem.runs import Run
 from jaxmem.score import NetworkScore, bind
-from jaxmem.spectra import batch_spectra
 from jaxmem.training import train
 
 SCHEDULE = NoiseSchedule()  # DDPM linear, 1,000 steps: the paper's
@@ -170,45 +170,33 @@ def choose_samples(config: MnistConfig, run: Run, digits: Digits, progress: Prog
 def analyse(
     config: MnistConfig, run: Run, score: Any, state: Any, arrays: dict[str, np.ndarray], progress: Progress
 ) -> dict[str, np.ndarray]:
-    """All 784 eigenvalues of every chosen sample at every timestep, in units of (group of samples, timestep)."""
+    """All 784 eigenvalues of every chosen sample at every timestep, one timestep after another."""
     paths = np.concatenate([run.load(f"path-{key}") for key, *_ in _batches(config)])[arrays["analysed"]]
-    cond = jnp.asarray(arrays["label"].astype(np.int32))
     count, steps = paths.shape[:2]
-    groups = [
-        range(first, min(first + config.analysis_batch, count)) for first in range(0, count, config.analysis_batch)
-    ]
-    done, total = 0, count * steps
-    for column, t in enumerate(config.timesteps):
-        for group in groups:
-            key = f"spectra-{group.start:05d}-t{t:03d}"
-            progress("spectra", done, total)
-            if not run.done(key):
-                rows = np.asarray(group)
-                found = batch_spectra(
-                    score,
-                    state,
-                    jnp.asarray(paths[rows, column]),
-                    t,
-                    cond[rows],
-                    points=config.points,
-                    chunk=config.chunk,
-                )
-                run.save(key, np.column_stack([found.eigenvalues, found.asymmetry, found.noise]))
-                run.append({"key": key, "timestep": t, "products": int(found.num_products.sum())})
-            done += len(group)
-            progress("spectra", done, total)
-    table = np.stack(
-        [np.concatenate([run.load(f"spectra-{g.start:05d}-t{t:03d}") for g in groups]) for t in config.timesteps], 1
+    found = record_spectra(
+        run,
+        score,
+        state,
+        paths.swapaxes(0, 1).reshape(-1, *paths.shape[2:]),
+        np.repeat(np.asarray(config.timesteps), count),
+        np.tile(arrays["label"].astype(np.int32), steps),
+        unit=config.analysis_batch,
+        points=config.points,
+        chunk=config.chunk,
+        progress=progress,
     )
-    products = sum(row.get("products", 0) for row in run.rows())
+
+    def by_sample(values: np.ndarray) -> np.ndarray:
+        return values.reshape(steps, count, *values.shape[1:]).swapaxes(0, 1)
+
     return {
-        "eigenvalues": table[..., :-2].astype(np.float32),
-        "asymmetry": table[..., -2],
-        "noise": table[..., -1],
+        "eigenvalues": by_sample(found.eigenvalues).astype(np.float32),
+        "asymmetry": by_sample(found.asymmetry),
+        "noise": by_sample(found.noise),
         "timestep": np.asarray(config.timesteps),
         "sigma": SCHEDULE.sigma[list(config.timesteps)],
         "method": np.asarray("eigh"),
-        "num_products": np.asarray(products),
+        "num_products": found.num_products.sum(),
     }
 
 

@@ -7,6 +7,7 @@ from jaxmem.spectra.density import Density, spectral_density
 from jaxmem.spectra.estimate import Estimate
 from jaxmem.spectra.extreme import extreme_pairs
 from jaxmem.spectra.result import Spectrum, Status
+from jaxmem.spectra.sharding import sharded_columns
 from jaxmem.spectra.single import spectrum
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "dense_cost",
     "dense_spectrum",
     "extreme_pairs",
+    "sharded_columns",
     "spectral_density",
     "spectrum",
 ]

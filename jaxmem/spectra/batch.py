@@ -17,9 +17,26 @@ from jaxmem.spectra.ritz import ritz_pairs
 from jaxmem.spectra.single import Probe, dense_and_noise, krylov_noise, run_krylov
 
 
-@partial(jax.jit, static_argnames=("score", "chunk"))
-def _dense_group(score: Score, state: Any, x: Array, t: Array, cond: Any, chunk: int) -> tuple[Array, ...]:
-    def one(x: Array, t: Array, cond: Any) -> tuple[Array, ...]:
+def _each(one: Callable[..., Any], mesh: Any, state: Any, *points: Any) -> Any:
+    """``one(state, *point)`` of every point, each device of the mesh working on its own share of them."""
+
+    def share(state: Any, *points: Any) -> Any:
+        return jax.vmap(lambda *point: one(state, *point))(*points)
+
+    if mesh is None:
+        return share(state, *points)
+    # Not left to XLA's partitioner: it gathers what a loop runs over, and attention folds points into such an axis.
+    # Unchecked, because `jax.linearize` and our primitives have no rules for the check; nothing is exchanged here.
+    spread, whole = jax.P(mesh.axis_names), jax.P()
+    specs = (whole, *[spread] * len(points))
+    return jax.shard_map(share, mesh=mesh, in_specs=specs, out_specs=spread, check_vma=False)(state, *points)
+
+
+@partial(jax.jit, static_argnames=("score", "chunk", "mesh"))
+def _dense_group(
+    score: Score, state: Any, x: Array, t: Array, cond: Any, chunk: int, mesh: Any = None
+) -> tuple[Array, ...]:
+    def one(state: Any, x: Array, t: Array, cond: Any) -> tuple[Array, ...]:
         operator = score_jacobian(score, state, x, t, cond)
         matrix, error = dense_and_noise(operator, chunk)
         norm = scaled_norm(matrix)
@@ -29,19 +46,27 @@ def _dense_group(score: Score, state: Any, x: Array, t: Array, cond: Any, chunk:
         safe = jnp.where(finite, matrix, 0).astype(jnp.promote_types(matrix.dtype, jnp.float32))  # no half solvers
         return jnp.linalg.eigvalsh(0.5 * (safe + safe.T))[::-1], asymmetry, error, finite
 
-    return jax.vmap(one)(x, t, cond)
+    return _each(one, mesh, state, x, t, cond)
 
 
-@partial(jax.jit, static_argnames=("score", "num_steps", "symmetric"))
+@partial(jax.jit, static_argnames=("score", "num_steps", "symmetric", "mesh"))
 def _krylov_group(
-    score: Score, state: Any, x: Array, t: Array, cond: Any, keys: Array, num_steps: int, symmetric: bool
+    score: Score,
+    state: Any,
+    x: Array,
+    t: Array,
+    cond: Any,
+    keys: Array,
+    num_steps: int,
+    symmetric: bool,
+    mesh: Any = None,
 ) -> tuple[Factorization, Probe]:
-    def one(x: Array, t: Array, cond: Any, key: Array) -> tuple[Factorization, Probe]:
+    def one(state: Any, x: Array, t: Array, cond: Any, key: Array) -> tuple[Factorization, Probe]:
         operator = score_jacobian(score, state, x, t, cond)
         start = jax.random.normal(key, (operator.size,), operator.dtype)
         return run_krylov(operator, start, num_steps, symmetric=symmetric)
 
-    return jax.vmap(one)(x, t, cond, keys)
+    return _each(one, mesh, state, x, t, cond, keys)
 
 
 def batch_spectra(
@@ -56,6 +81,7 @@ def batch_spectra(
     key: Any = None,
     points: int = 1,
     chunk: int = 56,
+    mesh: jax.sharding.Mesh | None = None,
     on_points: Callable[[int, int], None] | None = None,
 ) -> Spectrum:
     """The spectra of n points at their timesteps and conditions; every array of the result has n as leading axis.
@@ -68,50 +94,53 @@ def batch_spectra(
         cond: None, or a pytree whose leaves have n as leading axis.
         method: ``"eigh"`` (symmetric part, on the device), ``"lanczos"`` or ``"arnoldi"``; ``"eig"`` is not batched.
         num_steps: Krylov steps.
-        key: random key for Krylov starts; point i starts from ``fold_in(key, i)``.
-        points: how many points one compiled call takes together.
+        key: random key for Krylov starts, where point i starts from ``fold_in(key, i)``; or n keys.
+        points: how many points one compiled call takes together, on each device.
         chunk: Jacobian columns taken together per point.
+        mesh: devices of this process that share the points, for instance ``jax.make_mesh((8,), ("points",))``; by
+            default one. On a CPU ``XLA_FLAGS=--xla_force_host_platform_device_count=<cores>`` makes a device of each
+            core. Several processes share a run: `jaxmem.experiments.spectra.record_spectra`.
         on_points: called with (points done, n) after each group.
 
-    Memory beyond the parameters: ``points`` times (``chunk`` times what one product holds, plus four d × d matrices),
-    or for Krylov ``points · (num_steps + 1) · d`` numbers. The last group is filled up by repeating a point, so one
-    program serves all.
+    Memory on each device: the parameters, and ``points`` times (``chunk`` times what one product holds, plus four d × d
+    matrices), or for Krylov ``points · (num_steps + 1) · d`` numbers. Devices exchange nothing. The last group is
+    filled up by repeating a point, so one program serves all.
 
     Raises:
-        ValueError: as `spectrum`, or if leading axes disagree; a score that is NaN or infinite names its point.
+        ValueError: as `spectrum`, or if leading axes disagree, or the mesh has devices of other processes; a score that
+            is NaN or infinite names its point.
     """
-    x = jnp.asarray(x)
-    count = x.shape[0] if x.ndim else 0
-    if count == 0:
-        raise ValueError(f"x: expected at least one point with the points as leading axis, got shape {x.shape}")
     if points < 1 or chunk < 1:
         raise ValueError(f"points and chunk: expected at least 1, got {points} and {chunk}")
-    t = jnp.asarray(t, jnp.result_type(t))  # not weakly typed, so that a Python number is no other program
-    if t.shape not in ((), (count,)):
-        raise ValueError(f"t: expected one timestep or {count} of them, got shape {t.shape}")
-    t = jnp.broadcast_to(t, (count,))
-    wrong = [jnp.shape(leaf) for leaf in jax.tree.leaves(cond) if jnp.shape(leaf)[:1] != (count,)]
-    if wrong:
-        raise ValueError(f"cond: expected leaves with a leading axis of {count} (the points), got shape {wrong[0]}")
+    x, t, cond = jax.tree.map(jnp.asarray, check_points(x, t, cond))
+    count = len(x)
     if method == "eig":
         raise ValueError("method: 'eig' is not batched (accelerators have no such solver); use spectrum per point")
     size = int(np.prod(x.shape[1:]))
     check_method(method, size, num_steps)
-    if num_steps is not None and key is None:
-        raise ValueError("key: Krylov methods need a random key, for instance jax.random.key(0)")
-    cond = jax.tree.map(jnp.asarray, cond)
+    keys = None if num_steps is None else start_keys(key, count)
     check_score(score, state, x[0], t[0], jax.tree.map(lambda leaf: leaf[0], cond))
+    if mesh is not None:
+        if mesh.is_multi_process:
+            raise ValueError(
+                f"mesh: expected devices of this process, got {mesh.size} of several; take jax.local_devices(), and let"
+                f" processes share a run (jaxmem.experiments.spectra)"
+            )
+        state = jax.device_put(state, jax.NamedSharding(mesh, jax.P()))
 
-    points = min(points, count)
+    num_devices = 1 if mesh is None else mesh.size
+    together = num_devices * min(points, -(-count // num_devices))
     groups = []
-    for first in range(0, count, points):
-        index = np.minimum(np.arange(first, first + points), count - 1)
-        group = (x[index], t[index], jax.tree.map(lambda leaf, index=index: leaf[index], cond))
+    for first in range(0, count, together):
+        index = np.minimum(np.arange(first, first + together), count - 1)
+        group = jax.tree.map(lambda leaf, index=index: leaf[index], (x, t, cond, keys))
+        if mesh is not None:
+            group = jax.device_put(group, jax.NamedSharding(mesh, jax.P(mesh.axis_names)))
         if num_steps is None:
-            result = _dense_result(score, state, group, chunk, first)
+            result = _dense_result(score, state, group, chunk, mesh, first)
         else:
-            result = _krylov_result(score, state, group, method, num_steps, key, index)
-        keep = min(points, count - first)
+            result = _krylov_result(score, state, group, method, num_steps, mesh, first)
+        keep = min(together, count - first)
         groups.append([part[:keep] for part in result])
         if on_points is not None:
             on_points(first + keep, count)
@@ -128,9 +157,36 @@ def _refuse_nonfinite(bad: np.ndarray, first: int) -> None:
         )
 
 
-def _dense_result(score: Score, state: Any, group: tuple[Any, ...], chunk: int, first: int) -> list[np.ndarray]:
-    x = group[0]
-    eigenvalues, asymmetry, error, finite = jax.device_get(_dense_group(score, state, *group, chunk))
+def check_points(x: Any, t: Any, cond: Any) -> tuple[Any, Any, Any]:
+    """The points with a timestep each, after a check that leading axes agree; NumPy arrays stay such."""
+    count = np.shape(x)[0] if np.ndim(x) else 0
+    if count == 0:
+        raise ValueError(f"x: expected at least one point with the points as leading axis, got shape {np.shape(x)}")
+    t = np.asarray(t, jnp.result_type(t))  # not weakly typed, so that a Python number is no other program
+    if t.shape not in ((), (count,)):
+        raise ValueError(f"t: expected one timestep or {count} of them, got shape {t.shape}")
+    wrong = [np.shape(leaf) for leaf in jax.tree.leaves(cond) if np.shape(leaf)[:1] != (count,)]
+    if wrong:
+        raise ValueError(f"cond: expected leaves with a leading axis of {count} (the points), got shape {wrong[0]}")
+    return x, np.broadcast_to(t, (count,)), cond
+
+
+def start_keys(key: Any, count: int) -> Array:
+    """A random key for each point: ``fold_in(key, i)``, or the n keys that were given."""
+    if key is None:
+        raise ValueError("key: Krylov methods need a random key, for instance jax.random.key(0)")
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
+    if key.shape not in ((), (count,)):
+        raise ValueError(f"key: expected one random key (jax.random.key(0)) or {count} of them, got shape {key.shape}")
+    return key if key.shape else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
+
+
+def _dense_result(
+    score: Score, state: Any, group: tuple[Any, ...], chunk: int, mesh: Any, first: int
+) -> list[np.ndarray]:
+    x, t, cond, _ = group
+    eigenvalues, asymmetry, error, finite = jax.device_get(_dense_group(score, state, x, t, cond, chunk, mesh))
     _refuse_nonfinite(~finite, first)
     count, size = eigenvalues.shape
     # LAPACK's symmetric solver has a backward error of a few eps ‖A‖; sqrt(d) eps is above what was seen.
@@ -147,13 +203,12 @@ def _dense_result(score: Score, state: Any, group: tuple[Any, ...], chunk: int, 
 
 
 def _krylov_result(
-    score: Score, state: Any, group: tuple[Any, ...], method: str, num_steps: int, key: Any, index: np.ndarray
+    score: Score, state: Any, group: tuple[Any, ...], method: str, num_steps: int, mesh: Any, first: int
 ) -> list[np.ndarray]:
     symmetric = method == "lanczos"
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
-    factorizations, probes = jax.device_get(_krylov_group(score, state, *group, keys, num_steps, symmetric))
-    _refuse_nonfinite(factorizations.status == Status.NONFINITE, int(index[0]))
-    count = len(index)
+    factorizations, probes = jax.device_get(_krylov_group(score, state, *group, num_steps, symmetric, mesh))
+    _refuse_nonfinite(factorizations.status == Status.NONFINITE, first)
+    count = len(factorizations.status)
     eigenvalues = np.full((count, num_steps), np.nan, np.float64 if symmetric else np.complex128)
     residuals, noise = np.full((count, num_steps), np.nan), np.zeros(count)
     for i in range(count):

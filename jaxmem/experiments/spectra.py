@@ -1,0 +1,133 @@
+"""Spectra of many points as units of a run, which several processes share and any of them may leave and take up again.
+
+Processes are JAX's: each calls ``jax.distributed.initialize()`` before anything else, which finds the others under
+SLURM, Open MPI, Kubernetes and on TPU pods (or takes ``coordinator_address``, ``num_processes`` and ``process_id``),
+and opens the same run directory, on a file system that all see. Alone, a process does everything.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Shaped
+
+from jaxmem.progress import Progress, silent
+from jaxmem.runs import Run
+from jaxmem.score import Score
+from jaxmem.spectra import Spectrum, batch_spectra
+from jaxmem.spectra.batch import check_points, start_keys
+
+
+def shared_units(run: Run, keys: Sequence[str], task: str, progress: Progress = silent) -> Iterator[str]:
+    """Yield the units that this process has to do; end when all processes have recorded theirs.
+
+    Unit i is process ``i mod n``'s among n, whoever did what in earlier starts: no two processes of a start do the
+    same one, also where n has changed since. The caller saves arrays and appends the row before it takes the next.
+    When one process crashes or fails, JAX ends those that wait for it (``heartbeat_timeout_seconds`` and
+    ``shutdown_timeout_seconds`` of ``jax.distributed.initialize``); then all are started again.
+    """
+
+    def recorded() -> int:
+        if jax.process_count() > 1:
+            run.refresh()
+        return sum(map(run.done, keys))
+
+    for key in keys[jax.process_index() :: jax.process_count()]:
+        if not run.done(key):
+            progress(task, recorded(), len(keys))
+            yield key
+    while jax.process_count() > 1 and (done := recorded()) < len(keys):
+        progress(task, done, len(keys))
+        time.sleep(1.0)
+    progress(task, len(keys), len(keys))
+
+
+def record_spectra(
+    run: Run,
+    score: Score,
+    state: Any,
+    x: Shaped[Any, "n *shape"],
+    t: Any,
+    cond: Any = None,
+    *,
+    unit: int,
+    name: str = "spectra",
+    key: Any = None,
+    progress: Progress = silent,
+    **options: Any,
+) -> Spectrum:
+    """The spectra of n points, recorded in a run ``unit`` points at a time and shared by all processes.
+
+    Every process returns the spectra of all points, equal to those of `batch_spectra` at once; one of them
+    (``jax.process_index() == 0``) finalises the run. What a run has it keeps: after a kill, start the same again, with
+    as many processes as there are now.
+
+    Args:
+        run: opened by every process, with a config that fixes the points, ``unit`` and the options.
+        score: the score function, and ``state`` its parameters.
+        state: the parameters.
+        x: as of `batch_spectra`; NumPy arrays stay on the host but for the unit at work.
+        t: as of `batch_spectra`.
+        cond: as of `batch_spectra`.
+        unit: points of one unit, which is what a kill can lose; a multiple of ``points`` times the mesh's devices
+            fills every group.
+        name: begins the keys of the units, ``<name>-<first point>``.
+        key: as of `batch_spectra`: a point's start does not depend on its unit.
+        progress: called as units are recorded, by any process.
+        options: of `batch_spectra`: ``method``, ``num_steps``, ``points``, ``chunk``, ``mesh`` (of this process).
+
+    Raises:
+        ValueError: as `batch_spectra`, or if ``unit`` is below 1 or another one than the run began with.
+    """
+    if unit < 1:
+        raise ValueError(f"unit: expected at least 1 point, got {unit}")
+    x, t, cond = check_points(x, t, cond)
+    starts = None if key is None else start_keys(key, len(x))
+    parts = {f"{name}-{first:07d}": slice(first, min(first + unit, len(x))) for first in range(0, len(x), unit)}
+    for unit_key in shared_units(run, list(parts), name, progress):
+        part = parts[unit_key]
+        points = jax.tree.map(lambda leaf, part=part: jnp.asarray(leaf[part]), (x, t, cond, starts))
+        try:
+            found = batch_spectra(score, state, *points[:3], key=points[3], **options)
+        except ValueError as error:
+            raise ValueError(f"points {part.start} to {part.stop - 1}, counted from 0 here: {error}") from error
+        run.save(unit_key, _table(found))
+        run.append({"key": unit_key, "number": len(points[0]), "products": int(found.num_products.sum())})
+    tables = []
+    for unit_key, part in parts.items():
+        tables.append(run.load(unit_key))
+        if len(tables[-1]) != part.stop - part.start:
+            raise ValueError(
+                f"unit: expected the size that the run began with, {unit_key} has {len(tables[-1])} points, got {unit};"
+                f" put it into the run's config"
+            )
+    return _spectrum(np.concatenate(tables), starts, options.get("method", "eigh"), x.dtype)
+
+
+def _table(found: Spectrum) -> np.ndarray:
+    """One row a point: eigenvalues, residuals unless they are the noise (of dense methods), and four numbers."""
+    residuals = [] if found.method == "eigh" else [found.residuals]
+    return np.column_stack(
+        [found.eigenvalues, *residuals, found.num_products, found.status, found.asymmetry, found.noise]
+    )
+
+
+def _spectrum(table: np.ndarray, starts: Any, method: str, dtype: Any) -> Spectrum:
+    """What `_table` was made of."""
+    size = (table.shape[1] - 4) // (1 if method == "eigh" else 2)
+    num_products, status, asymmetry, noise = table[:, -4:].real.T
+    return Spectrum(
+        eigenvalues=table[:, :size],
+        residuals=np.repeat(noise[:, None], size, 1) if method == "eigh" else table[:, size:-4].real,
+        vectors=None,
+        num_products=num_products.astype(int),
+        status=status.astype(int),
+        asymmetry=asymmetry,
+        noise=noise,
+        dtype=dtype,
+        method=method,
+        seed=None if starts is None else np.asarray(jax.random.key_data(starts)),
+    )

@@ -1,0 +1,83 @@
+"""One of the processes that `test_distributed.py` starts: ``shared_run.py out port processes index mode``."""
+
+import os
+import signal
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmem import batch_spectra
+from jaxmem.diffusion import NoiseSchedule
+from jaxmem.experiments.spectra import record_spectra
+from jaxmem.operators import MatrixOperator
+from jaxmem.oracles import Separable, SeparableScore
+from jaxmem.runs import Run
+from jaxmem.spectra.sharding import sharded_columns
+
+SIZE, POINTS, UNIT = 12, 22, 3
+SCORE = SeparableScore(NoiseSchedule())
+
+
+def problem():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(POINTS, SIZE)).astype(np.float32)
+    return Separable(jnp.linspace(0.2, 2, SIZE), jnp.ones(SIZE)), x, rng.integers(20, 1000, POINTS)
+
+
+def work(out, method="eigh"):
+    state, x, t = problem()
+    options = {} if method == "eigh" else dict(num_steps=SIZE, key=jax.random.key(0))
+    run = Run.open(out, {"points": POINTS, "unit": UNIT, "method": method})
+    found = record_spectra(run, SCORE, state, x, t, unit=UNIT, points=2, method=method, **options)
+    if jax.process_index() == 0:
+        run.finalise({"mean": found.eigenvalues.mean()}, {"eigenvalues": found.eigenvalues})
+    return found
+
+
+def columns_over_processes():
+    """A matrix with half of its columns in each process; batches take no such mesh."""
+    matrix = np.random.default_rng(1).normal(size=(SIZE, SIZE)).astype(np.float32)
+    mesh = jax.make_mesh((jax.device_count(),), ("columns",))
+    (mine,) = sharded_columns(MatrixOperator(matrix), mesh, chunk=5).addressable_shards
+    assert mine.data.shape == (SIZE, SIZE // jax.device_count())
+    np.testing.assert_allclose(mine.data, matrix[mine.index], rtol=1e-6)
+    state, x, t = problem()
+    try:
+        batch_spectra(SCORE, state, jnp.asarray(x), t, mesh=mesh)
+    except ValueError as error:
+        assert "mesh: expected devices of this process, got 2 of several" in str(error)  # noqa: PT017
+    else:
+        raise AssertionError("a mesh over processes was taken")
+
+
+def kill_at_the_second_unit():
+    """Its array is saved, its row is not."""
+    append, left = Run.append, [2]
+
+    def deadly(run, row):
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        append(run, row)
+
+    Run.append = deadly
+
+
+def main():
+    out, port, processes, index, mode = sys.argv[1:]
+    jax.distributed.initialize(
+        f"127.0.0.1:{port}", int(processes), int(index),
+        initialization_timeout=120, heartbeat_timeout_seconds=5, shutdown_timeout_seconds=60,
+    )  # fmt: skip
+    assert jax.process_count() == int(processes)
+    if mode == "columns":
+        columns_over_processes()
+    if mode == "deadly":
+        kill_at_the_second_unit()
+    work(out)
+
+
+if __name__ == "__main__":
+    main()
