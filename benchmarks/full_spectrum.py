@@ -291,6 +291,33 @@ def check(folder: Path) -> dict[str, Any]:
     }
 
 
+def solvers(_: Path) -> dict[str, Any]:
+    """Seconds of LAPACK's drivers for eigenvalues alone, by SciPy in both precisions, and of JAX's in float32."""
+    rows = []
+    for size in (2048, 4096):
+        half = np.random.default_rng(0).normal(size=(size, size))
+        symmetric = half + half.T
+        ways = {
+            (driver, dtype): partial(
+                scipy.linalg.eigh, eigvals_only=True, overwrite_a=True, check_finite=False, driver=driver
+            )
+            for driver in ("evd", "evr", "ev")
+            for dtype in ("float64", "float32")
+        }
+        ways["jax.numpy.linalg.eigvalsh", "float32"] = lambda matrix: np.asarray(jnp.linalg.eigvalsh(matrix))
+        for (driver, dtype), solve in ways.items():
+            times = []
+            for _ in range(2):
+                matrix = np.asfortranarray(symmetric.astype(dtype))
+                start = time.perf_counter(), time.process_time()
+                solve(matrix)
+                times.append((time.perf_counter() - start[0], time.process_time() - start[1]))
+            seconds, cpu = (min(column) for column in zip(*times, strict=True))
+            rows.append({"size": size, "driver": driver, "dtype": dtype, "seconds": seconds, "cpu_seconds": cpu})
+            print(rows[-1], file=sys.stderr)
+    return {"rows": rows}
+
+
 STAGES = {
     "train-24": lambda folder: trained(24, folder) and {},
     "train-64": lambda folder: trained(64, folder) and {},
@@ -299,6 +326,7 @@ STAGES = {
     "arnoldi-24": arnoldi,
     "arnoldi-steps-64": arnoldi_steps,
     "check-64": check,
+    "solvers": solvers,
 }
 
 
@@ -328,7 +356,7 @@ def run(stage: str, folder: Path, kill_at: float | None = None) -> None:
 
 
 def fit(steps: dict[str, Any]) -> dict[str, Any]:
-    """What m = d would cost: seconds of a step are ``product + slope · room``, whatever the fill."""
+    """What m = d would cost: seconds of a step are ``constant + slope · room``, whatever the fill."""
     size = steps["dimension"]
     known = [row for row in steps["steps"] if row["seconds_per_step"] is not None]
     rooms, seconds = (np.array([row[name] for row in known]) for name in ("room", "seconds_per_step"))
@@ -399,39 +427,60 @@ def report(folder: Path) -> None:
             "peak_bytes": max(row["peak_bytes"] for row in starts),
         },
         "dense_2304": found["dense-24"] | next(row for row in processes if row["stage"] == "dense-24"),
+        "solvers": found["solvers"]["rows"],
         "arnoldi_2304": small,
         "arnoldi_steps": found["arnoldi-steps-64"],
         "arnoldi_extrapolated": extrapolated,
+        "processes": processes,
     }
+    result["side_by_side"] = side_by_side(result)
     write_atomically(RESULTS / "full_spectrum.json", json_writer(as_json(result, "result")))
     print_table(result)
     draw(np.load(folder / "eigenvalues-64.npy"), large)
 
 
 def print_table(result: dict[str, Any]) -> None:
+    print(f"{'way':<62}{'products':>9}{'seconds':>9}{'peak GB':>9}{'disk GB':>9}")
+    for row in result["side_by_side"]:
+        peak, disk = (f"{row[name] / 1e9:.2f}" if row[name] else "" for name in ("peak_bytes", "disk_bytes"))
+        print(f"{row['way']:<62}{row['products']:>9,}{row['seconds']:>9,.0f}{peak:>9}{disk:>9}")
+
+
+def side_by_side(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The ways to all eigenvalues; the peak is that of a whole process, JAX and the compiler included."""
     large, small, rest = result["dense"], result["arnoldi_2304"], result["arnoldi_extrapolated"]
-    dense_small = result["dense_2304"]
-    rows = [
-        (
-            "d = 2,304: dense_spectrum (symmetric part)",
-            dense_small["num_products"],
-            dense_small["seconds"],
-            dense_small["peak_bytes"],
-        ),
-        ("d = 2,304: spectrum 'eig' (J)", small["num_products"]["eig"], small["seconds"]["eig"], None),
-        ("d = 2,304: Arnoldi, m = d (J)", small["num_products"]["arnoldi"], small["seconds"]["arnoldi"], None),
-        ("d = 16,384: dense_spectrum, killed once", large["num_products"], large["seconds"], large["peak_bytes"]),
-        (
-            "d = 16,384: Arnoldi, m = d, extrapolated: steps",
+    peaks = {process["stage"]: process["peak_bytes"] for process in result["processes"]}
+    seconds, products = small["seconds"], small["num_products"]
+
+    def row(way: str, products: int, seconds: float, peak: int = 0, disk: int = 0) -> dict[str, Any]:
+        return {"way": way, "products": products, "seconds": seconds, "peak_bytes": peak, "disk_bytes": disk}
+
+    def dense_row(way: str, found: dict[str, Any]) -> dict[str, Any]:
+        return row(way, found["num_products"], found["seconds"], found["peak_bytes"], found["promised"]["disk_bytes"])
+
+    return [
+        dense_row("2,304: dense_spectrum, symmetric part, whole process", result["dense_2304"]),
+        row("2,304: Lanczos, m = d, symmetric part", products["lanczos"], seconds["lanczos"]),
+        row("2,304: spectrum(method='eig') of J", products["eig"], seconds["eig"]),
+        row("2,304: Arnoldi, m = d, of J", products["arnoldi"], seconds["arnoldi"] + seconds["hessenberg"]),
+        dense_row("16,384: dense_spectrum, killed once, all processes", large),
+        row(
+            "16,384: Arnoldi, m = d, steps (extrapolated)",
             rest["products"],
             rest["seconds_of_d_steps"],
-            rest["bytes_in_all"],
+            peaks["arnoldi-steps-64"],
         ),
-        ("d = 16,384: ... its Hessenberg matrix's eigenvalues", 0, rest["seconds_of_the_hessenberg_eigenvalues"], None),
+        row(
+            "16,384: the same if the basis grew with the steps",
+            rest["products"],
+            rest["seconds_of_d_steps_if_the_basis_grew_with_the_steps"],
+        ),
+        row(
+            "16,384: eigenvalues of its Hessenberg matrix (extrapolated)",
+            0,
+            rest["seconds_of_the_hessenberg_eigenvalues"],
+        ),
     ]
-    print(f"{'way':<54}{'products':>10}{'seconds':>12}{'peak GB':>9}")
-    for name, products, seconds, peak in rows:
-        print(f"{name:<54}{products:>10,}{seconds:>12,.0f}{'' if peak is None else f'{peak / 1e9:.2f}':>9}")
 
 
 def draw(values: np.ndarray, facts: dict[str, Any]) -> None:

@@ -40,7 +40,7 @@ def dense_cost(operator: Operator, chunk: int = 56) -> DenseCost:
     """The products, the disk and the memory of `dense_spectrum`; compiles one chunk and runs nothing.
 
     On a CPU the device's memory and the host's are one, but not needed at one time. For d = 16,384 in float32 the disk
-    takes 1.1 GB and the host 2.4 GB.
+    takes 1.1 GB and the host 2.3 GB.
     """
     if chunk < 1:
         raise ValueError(f"chunk: expected at least 1, got {chunk}")
@@ -72,8 +72,10 @@ def dense_spectrum(operator: Operator, folder: str | Path, *, chunk: int = 56, p
         chunk: columns taken together (see `Operator.to_dense`).
         progress: called with the tasks ``"columns"``, ``"read"``, ``"symmetrise"`` and ``"solve"``.
 
-    Costs d + 1 products, one more for each start, and (4/3) d³ multiply-adds; memory and disk are `dense_cost`'s, and
-    are looked for before the work. ``benchmarks/results/full_spectrum.json`` has the seconds at d = 16,384.
+    Costs d products and one for each start (a chunk that a kill cut short is not counted), and (4/3) d³ floating-point
+    operations. Memory and disk are `dense_cost`'s, and are looked for before the work. At d = 16,384 with products of
+    5 to 8 ms the solve took 16 of 20 minutes on two shared CPU cores, and the process 2.7 GB with JAX and its compiler
+    (``benchmarks/results/full_spectrum.json``, which also has the times of LAPACK's drivers).
 
     Raises:
         ValueError: as `spectrum`; if the disk or the memory is too small; if the folder holds another operator's
