@@ -145,6 +145,17 @@ def test_no_scale_changes_what_is_found(scale):
     assert 0 < scaled.noise / scale < 1e-4
 
 
+@pytest.mark.parametrize("method", ["lanczos", "arnoldi"])
+def test_double_precision_reaches_further(x64, method):
+    matrix = skewed(SPECTRA["clustered"]).astype(np.float64)
+    target = (matrix + matrix.T) / 2 if method == "lanczos" else matrix
+    result = extreme_pairs(
+        MatrixOperator(matrix), 3, key=KEY, max_products=2000, method=method, rtol=1e-11, subspace=25
+    )
+    assert result.status == Status.CONVERGED
+    np.testing.assert_allclose(result.eigenvalues.real, np.sort(np.linalg.eigvals(target).real)[::-1][:3], atol=1e-10)
+
+
 def test_zero_and_identity_close_at_once():
     for value in (0, 1):
         operator = MatrixOperator(value * jnp.eye(50), is_symmetric=True)

@@ -59,13 +59,13 @@ def extreme_pairs(
         method: ``"lanczos"``: of ½(A + Aᵀ), thick-restart Lanczos (Wu and Simon 2000). ``"arnoldi"``: of A,
             Krylov-Schur (Stewart 2001).
         subspace: rows of the basis before a restart; the larger, the fewer products. Default 512, or 4 num_pairs where
-            that is more, at most d: up to there nothing is lost, and no other method needs fewer products.
+            that is more, at most d: up to there no Krylov method from the same vector needs fewer products.
         block: start vectors, and products taken together by one `jax.vmap` of the operator; counted as that many. More
             products in all, fewer batches. One vector sees one copy of a multiple eigenvalue until rounding or a closed
             space brings others in; a block sees up to ``block`` copies.
         folder: where the state is kept after every segment (as large as the basis in use). The same call goes on from
-            there, bit for bit, also with more ``max_products``; the products by which it recognises the operator are
-            not counted again.
+            there, bit for bit; with more ``max_products`` it goes on where they had ended. The products by which it
+            recognises the operator are not counted again.
         progress: called with the products spent after every segment.
 
     Products run in compiled segments, between which the residuals are looked at on the host: one step to an eighth of
