@@ -11,6 +11,7 @@ from jaxmem import NoiseSchedule, extreme_pairs, score_jacobian
 from jaxmem.operators import MatrixOperator, Operator
 from jaxmem.oracles import Separable, SeparableScore
 from jaxmem.spectra import Status
+from jaxmem.spectra.restarted import advance_block, begin_block
 
 KEY = jax.random.key(0)
 D = 200
@@ -163,6 +164,19 @@ def test_zero_and_identity_close_at_once():
         np.testing.assert_allclose(result.eigenvalues, value, atol=1e-6)
         assert result.status == Status.INVARIANT
         assert result.num_products == 5  # three, one more that brings nothing new, and one to measure rounding
+
+
+def test_directions_drawn_where_a_space_closes_are_new():
+    # The start vector once more would leave rounding of itself, which is nothing random.
+    rows = np.asarray(begin_block(KEY, D, 4, 1, jnp.dtype(jnp.float32)).basis)
+    state = begin_block(KEY, D, 4, 1, jnp.dtype(jnp.float32))
+    operator = MatrixOperator(jnp.eye(D), is_symmetric=True)
+    state = advance_block(operator, state, 1, KEY, 1)
+    basis = np.asarray(state.basis[:2], np.float64)
+    np.testing.assert_allclose(basis @ basis.T, np.eye(2), atol=1e-6)
+    drawn = np.asarray(jax.random.normal(jax.random.fold_in(KEY, 1), (D,)), np.float64)
+    drawn -= rows[0] * (rows[0] @ drawn)
+    np.testing.assert_allclose(basis[1], drawn / np.linalg.norm(drawn), atol=1e-6)
 
 
 @pytest.mark.parametrize("block", [1, 3])
