@@ -11,6 +11,7 @@ from jaxmem import NoiseSchedule, extreme_pairs, score_jacobian
 from jaxmem.operators import MatrixOperator, Operator
 from jaxmem.oracles import Separable, SeparableScore
 from jaxmem.spectra import Status
+from jaxmem.spectra.restarted import advance_block, begin_block
 
 KEY = jax.random.key(0)
 D = 200
@@ -65,7 +66,9 @@ def test_pairs_are_lapacks(name, which):
     operator = MatrixOperator(matrix, is_symmetric=True)
     result = extreme_pairs(operator, 5, which, key=KEY, max_products=400, block=block)
     values = np.linalg.eigvalsh(matrix.astype(np.float64))
-    check_pairs(result, matrix, exact(values, 5, which), 1e-4)
+    # Where eigenvalues crowd below the tolerance, which of them are found is open by a few tolerances.
+    crowded = name == "decaying" and which != "largest"
+    check_pairs(result, matrix, exact(values, 5, which), 5e-4 if crowded else 1e-4)
     assert result.status in (Status.CONVERGED, Status.INVARIANT)
     assert (result.residuals <= 1e-4 * np.abs(values).max()).all()
 
@@ -143,6 +146,17 @@ def test_no_scale_changes_what_is_found(scale):
     assert 0 < scaled.noise / scale < 1e-4
 
 
+@pytest.mark.parametrize("method", ["lanczos", "arnoldi"])
+def test_double_precision_reaches_further(x64, method):
+    matrix = skewed(SPECTRA["clustered"]).astype(np.float64)
+    target = (matrix + matrix.T) / 2 if method == "lanczos" else matrix
+    result = extreme_pairs(
+        MatrixOperator(matrix), 3, key=KEY, max_products=2000, method=method, rtol=1e-11, subspace=25
+    )
+    assert result.status == Status.CONVERGED
+    np.testing.assert_allclose(result.eigenvalues.real, np.sort(np.linalg.eigvals(target).real)[::-1][:3], atol=1e-10)
+
+
 def test_zero_and_identity_close_at_once():
     for value in (0, 1):
         operator = MatrixOperator(value * jnp.eye(50), is_symmetric=True)
@@ -150,6 +164,19 @@ def test_zero_and_identity_close_at_once():
         np.testing.assert_allclose(result.eigenvalues, value, atol=1e-6)
         assert result.status == Status.INVARIANT
         assert result.num_products == 5  # three, one more that brings nothing new, and one to measure rounding
+
+
+def test_directions_drawn_where_a_space_closes_are_new():
+    # The start vector once more would leave rounding of itself, which is nothing random.
+    rows = np.asarray(begin_block(KEY, D, 4, 1, jnp.dtype(jnp.float32)).basis)
+    state = begin_block(KEY, D, 4, 1, jnp.dtype(jnp.float32))
+    operator = MatrixOperator(jnp.eye(D), is_symmetric=True)
+    state = advance_block(operator, state, 1, KEY, 1)
+    basis = np.asarray(state.basis[:2], np.float64)
+    np.testing.assert_allclose(basis @ basis.T, np.eye(2), atol=1e-6)
+    drawn = np.asarray(jax.random.normal(jax.random.fold_in(KEY, 1), (D,)), np.float64)
+    drawn -= rows[0] * (rows[0] @ drawn)
+    np.testing.assert_allclose(basis[1], drawn / np.linalg.norm(drawn), atol=1e-6)
 
 
 @pytest.mark.parametrize("block", [1, 3])

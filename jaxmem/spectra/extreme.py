@@ -72,20 +72,22 @@ def extreme_pairs(
         method: ``"lanczos"``: of ½(A + Aᵀ), thick-restart Lanczos (Wu and Simon 2000). ``"arnoldi"``: of A,
             Krylov-Schur (Stewart 2001).
         subspace: rows of the basis before a restart; the larger, the fewer products. Default 512, or 4 num_pairs where
-            that is more, at most d: up to there nothing is lost, and no other method needs fewer products.
+            that is more, at most d: up to there no Krylov method from the same vector needs fewer products.
         block: start vectors, and products taken together by one `jax.vmap` of the operator; counted as that many. More
             products in all, fewer batches. One vector sees one copy of a multiple eigenvalue until rounding or a closed
             space brings others in; a block sees up to ``block`` copies.
         folder: where the state is kept after every segment (as large as the basis in use). The same call goes on from
-            there, bit for bit, also with more ``max_products``; the products by which it recognises the operator are
-            not counted again.
+            there, bit for bit; with more ``max_products`` it goes on where they had ended. The products by which it
+            recognises the operator are not counted again.
         progress: called with the products spent after every segment.
 
     Products run in compiled segments, between which the residuals are looked at on the host: one step to an eighth of
-    the steps so far, at most 32, and a third of what the residuals' decay lets expect. Memory beside the products:
-    ``subspace · d`` numbers, twice that during a restart. Status CONVERGED, or BUDGET; INVARIANT where the space closed
-    and another random direction found nothing new, so that copies are complete; ROUNDING where the residuals came
-    down to the measured noise, which is above the tolerance.
+    the steps so far, at most 32, and a third of what the decay of the residuals lets expect. Memory beside the
+    products: ``subspace · d`` numbers, twice that during a restart. Status CONVERGED, or BUDGET; INVARIANT where the
+    space closed and another random direction found nothing new, so that copies are complete; ROUNDING where the
+    residuals came down to the measured noise, which is above the tolerance. A residual says that an eigenvalue is that
+    near, not that none lies further out: a start vector without a component of an eigenvector never sees it, and the
+    values that rest between two checks are all that speaks against it.
 
     Raises:
         ValueError: on options out of range, an operator that is no pytree or is traced, a product that is NaN or
@@ -259,10 +261,12 @@ def _judge(
 
 
 def _next_length(checks: np.ndarray, steps: int) -> int:
-    """Steps to the next check: few beside what is done, and not past the end if residuals fall three times as fast."""
+    """Steps to the next check: few beside what is done, and a third of what the fastest of the last decays lets expect.
+
+    Every check costs an eigenproblem on the host; every step past the end costs a product. Residuals may rise for a
+    while, so that the last decay alone would say nothing.
+    """
     longest = min(32, max(1, steps // 8))
-    (since, then), (now_at, now) = checks[-2] if len(checks) > 1 else (0, 0), checks[-1]
-    if not 1 < now < then:
-        return longest
-    left = np.log(now) * (now_at - since) / np.log(then / now)
-    return int(np.clip(left / 3, 1, longest))
+    logarithms = np.log(np.clip(checks[-8:, 1], 1, 1e30))
+    fastest = np.max(-np.diff(logarithms) / np.diff(checks[-8:, 0]), initial=0)
+    return int(np.clip(logarithms[-1] / fastest / 3, 1, longest)) if fastest > 0 else longest

@@ -34,7 +34,7 @@ class KrylovState(NamedTuple):
 
 @partial(jax.jit, static_argnames=("size", "room", "block", "dtype"))
 def begin_block(key: Array, size: int, room: int, block: int, dtype: Any) -> KrylovState:
-    """An empty state with room for ``room`` steps (a multiple of ``block``) and ``block`` random orthonormal rows."""
+    """An empty state with room for ``room`` steps, and ``block`` random orthonormal rows."""
     zero = jnp.zeros((), dtype)
     count = jnp.zeros((), jnp.int32)
     basis = jnp.zeros((room + block, size), dtype)
@@ -82,7 +82,8 @@ def _absorb(s: KrylovState, product: Array, key: Array, block: int) -> KrylovSta
     closed = (length <= 20 * jnp.finfo(dtype).eps * scale) | (new >= size)
 
     def draw(basis: Array) -> Array:
-        return orthogonalise(basis, new - 1, jax.random.normal(jax.random.fold_in(key, s.num_drawn), (size,), dtype))[2]
+        fresh = jax.random.fold_in(key, block + s.num_drawn)  # the first ``block`` were the start vectors
+        return orthogonalise(basis, new - 1, jax.random.normal(fresh, (size,), dtype))[2]
 
     direction = jax.lax.cond(closed & (new < size), draw, lambda _: direction, s.basis)
     return KrylovState(
@@ -168,4 +169,4 @@ def orthogonality_loss(basis: Float[Array, "n d"], count: int) -> float:
     """‖Q Qᵀ - I‖₂ of the first ``count`` rows."""
     rows = basis[:count]
     gram = np.asarray(jnp.matmul(rows, rows.T, precision="highest"), np.float64)
-    return float(np.linalg.norm(gram - np.eye(count), 2))
+    return float(np.abs(np.linalg.eigvalsh(gram - np.eye(count))).max())
