@@ -93,9 +93,9 @@ def test_masses_are_within_their_bounds(x64):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_estimates_of_known_spectra(kind):
-    # A quarter of d products, ten seeds: errors as their own theory says (a factor of 1.5 for ten draws), the interval
-    # on most, the bound on all.
-    size, seeds = 1000, 10
+    # A quarter of d products, six seeds: errors as their own theory says (a factor of 1.7 for six draws), the interval
+    # on most, the bound on all. benchmarks/counting.py has a hundred, at 16,384.
+    size, seeds = 800, 6
     errors, halves, covered = [], [], 0
     for seed in range(seeds):
         eigenvalues = spectrum_of(kind, size, np.random.default_rng(seed))
@@ -108,11 +108,11 @@ def test_estimates_of_known_spectra(kind):
         halves.append((count.interval[1] - count.interval[0]) / 2)
         covered += count.interval[0] <= truth <= count.interval[1]
     rms = np.sqrt(np.mean(np.square(errors)))
-    assert covered >= 8, (errors, halves)
-    assert rms <= 1.5 * max(np.median(halves) / 1.96, 0.5), (errors, halves)
+    assert covered >= 5, (errors, halves)
+    assert rms <= 1.7 * max(np.median(halves) / 1.96, 0.5), (errors, halves)
 
 
-@pytest.mark.parametrize("positives", [0, 24, 900, 3000])
+@pytest.mark.parametrize("positives", [0, 24, 3000])
 def test_separable_oracle_at_sixteen_thousand(positives):
     d, t = 16_384, 300
     alpha, sigma = SCHEDULE.alpha[t], SCHEDULE.sigma[t]

@@ -11,6 +11,7 @@ estimates K with variance 2 K (1 - K/d) d/(d + 2), and no scatter of a handful o
 from typing import NamedTuple
 
 import numpy as np
+import scipy.optimize
 import scipy.stats
 
 from jaxmem.spectra.quadrature import Tridiagonal, mass_above, top_pair
@@ -109,16 +110,19 @@ def combine(runs: Runs, level: float) -> Estimate:
     weight = ours / max(ours + others, 1e-300)
     estimate = (1 - weight) * (taken + float(counts.mean())) + weight * float(own[0])
 
-    def end(sign: int) -> float:
-        count = estimate  # the score interval: with the variance that the end would have, not the estimate
-        for _ in range(50):
-            ours, others = variances(count)
-            spread = ((1 - weight) ** 2 * ours + weight**2 * others) ** 0.5
-            count = min(max(estimate + sign * _NORMAL * spread, 0.0), float(size))
-        return float(count)
+    def distance(count: float) -> float:
+        """Of the estimate from a count, in standard errors that the estimate would have if that were the truth."""
+        ours, others = variances(count)
+        return (estimate - count) / max(((1 - weight) ** 2 * ours + weight**2 * others) ** 0.5, 1e-12)
 
-    low = max(end(-1), float(lower))
-    return Estimate(lower, float(max(estimate, lower)), (low, max(end(1), low)))
+    # The score interval: the counts that the estimate is not improbably far from.
+    low, high = 0.0, float(size)
+    if distance(low) > _NORMAL:
+        low = scipy.optimize.brentq(lambda count: distance(count) - _NORMAL, low, estimate)
+    if distance(high) < -_NORMAL:
+        high = scipy.optimize.brentq(lambda count: distance(count) + _NORMAL, estimate, high)
+    low = max(float(low), float(lower))
+    return Estimate(lower, float(max(estimate, lower)), (low, max(float(high), low)))
 
 
 def _hidden(runs: Runs, level: float) -> int:
