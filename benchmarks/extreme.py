@@ -421,7 +421,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
     styles = {
         "extreme_pairs": dict(color=GENERAL, marker="o"),
-        "ARPACK, best ncv": dict(color=MEMORIZED, marker="s"),
+        "ARPACK, best ncv": dict(color=MEMORIZED, marker="s", linestyle="none"),
         "ARPACK, SciPy's ncv": dict(color=NEUTRAL, marker="^"),
     }
     with figure(path, 10, 3.4) as canvas:
@@ -430,7 +430,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
             for method, style in styles.items():
                 products, residuals = zip(*found[method], strict=True)
                 ax.plot(products, residuals, label=method, markersize=4, **style)
-            ax.set(title=name, xlabel="products", xscale="log", yscale="log", ylim=(3e-7, 0.3))
+            ax.set(title=name, xlabel="products", yscale="log", ylim=(3e-7, 0.3))
         axes[0].set_ylabel("worst true residual / norm")
         axes[0].legend(loc="lower left")
 
