@@ -13,6 +13,7 @@ matfree is pure Python and no dependency of this project; without it its lines a
 """
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -36,7 +37,7 @@ from jaxmem.spectra import Status
 
 ROOT = Path(__file__).resolve().parent.parent
 D, SEEDS, RTOL = 16_384, 5, 1e-4
-SUBSPACES = (20, 30, 40, 50, 70, 100, 160, 280, 320)
+SUBSPACES = (20, 40, 70, 100, 160, 280)
 STEPS = 340  # of the methods without a stopping rule; more than any of the problems needs
 
 try:
@@ -126,7 +127,7 @@ def problems() -> list[Problem]:
 
     free = np.r_[np.linspace(1.2, 2, 24), rng.uniform(0.1, 0.9, D - 24)]
     dense = np.sqrt(np.maximum(1 + 0.25 * rng.normal(size=D), 0.01))
-    uniform = rng.uniform(-1, 0, D).astype(np.float32)
+    uniform = rng.uniform(-1, 1, D).astype(np.float32)
     return [
         Problem("score, 24 free directions above a gap", *separable(free), 8, "largest"),
         Problem("score, normal curvatures, no gap", *separable(dense), 4, "largest"),
@@ -161,7 +162,9 @@ def multiply(operator: Any, vector: jax.Array) -> jax.Array:
     return operator.mv(vector)
 
 
-def run_arpack(problem: Problem, seed: int, ncv: int | None, dtype: str, rtol: float = RTOL) -> Any:
+def run_arpack(
+    problem: Problem, seed: int, ncv: int | None, dtype: str, rtol: float = RTOL, loose: bool = False
+) -> Any:
     calls = []
 
     def mv(vector: np.ndarray) -> np.ndarray:
@@ -171,7 +174,8 @@ def run_arpack(problem: Problem, seed: int, ncv: int | None, dtype: str, rtol: f
         return np.asarray(multiply(problem.operator, vector.reshape(-1)))
 
     exact = np.sort(problem.values)[::-1][problem.wanted(D)]
-    tol = rtol * problem.norm / np.abs(exact).max()  # ARPACK's is relative to each eigenvalue
+    # ARPACK's tolerance is relative to each eigenvalue: right for the largest wanted, or for the smallest.
+    tol = rtol * problem.norm / (np.abs(exact).min() if loose else np.abs(exact).max())
     which = {"largest": "LA", "smallest": "SA", "both": "BE"}[problem.which]
     matrix = scipy.sparse.linalg.LinearOperator((D, D), mv, dtype=np.dtype(dtype))
     start = np.asarray(start_of(seed), dtype)
@@ -284,14 +288,11 @@ def compare(problem: Problem) -> list[dict[str, Any]]:
         median_row("extreme_pairs, block 4", [run_ours(problem, s, block=4) for s in seeds], "4 products together"),
     ]
     rows.append(median_row("ARPACK float32", [run_arpack(problem, s, None, "float32") for s in seeds], "SciPy's ncv"))
-    tuned = [
-        median_row("ARPACK float32, best", [run_arpack(problem, s, ncv, "float32") for s in seeds], f"ncv {ncv}")
-        for ncv in SUBSPACES  # the best is taken afterwards
-    ]
-    best = min((row for row in tuned if row["reached"]), key=lambda row: row["median_products"])
-    ncv = int(best["note"].split()[1])
-    double = [run_arpack(problem, s, ncv, "float64") for s in seeds]
-    rows += [best, median_row("ARPACK float64, the same", double, f"ncv {ncv}")]
+    tuned = []
+    for ncv, loose in itertools.product(SUBSPACES, (False, True)):
+        runs = [run_arpack(problem, s, ncv, "float32", RTOL, loose) for s in seeds]
+        tuned.append(median_row("ARPACK float32, best", runs, f"ncv {ncv}, {'loose' if loose else 'strict'} tol"))
+    rows.append(min((row for row in tuned if row["reached"]), key=lambda row: row["median_products"]))
     if decomp is not None:
         factorisations = [factorise_matfree(problem, s, STEPS) for s in seeds]
         fewest = [fewest_steps(problem, *f, RTOL) for f in factorisations]
@@ -305,7 +306,7 @@ def compare(problem: Problem) -> list[dict[str, Any]]:
 
 def curves(problem: Problem) -> dict[str, list[tuple[int, float]]]:
     """(products, true residual) for one start vector as the tolerance falls."""
-    rtols = 10.0 ** np.arange(-1, -4.6, -0.5)
+    rtols = 10.0 ** np.arange(-1.5, -4.6, -0.5)
     found: dict[str, list[tuple[int, float]]] = {"extreme_pairs": [], "ARPACK, SciPy's ncv": [], "ARPACK, best ncv": []}
     for rtol in rtols:
         ours = run_ours(problem, 0, rtol)
@@ -420,7 +421,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
     styles = {
         "extreme_pairs": dict(color=GENERAL, marker="o"),
-        "ARPACK, best ncv": dict(color=MEMORIZED, marker="s"),
+        "ARPACK, best ncv": dict(color=MEMORIZED, marker="s", linestyle="none"),
         "ARPACK, SciPy's ncv": dict(color=NEUTRAL, marker="^"),
     }
     with figure(path, 10, 3.4) as canvas:
@@ -429,7 +430,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
             for method, style in styles.items():
                 products, residuals = zip(*found[method], strict=True)
                 ax.plot(products, residuals, label=method, markersize=4, **style)
-            ax.set(title=name, xlabel="products", xscale="log", yscale="log", ylim=(3e-7, 0.3))
+            ax.set(title=name, xlabel="products", yscale="log", ylim=(3e-7, 0.3))
         axes[0].set_ylabel("worst true residual / norm")
         axes[0].legend(loc="lower left")
 
@@ -481,17 +482,20 @@ def main() -> None:
             from importlib.metadata import version
 
             facts["matfree"] = version("matfree")
-        cases = problems()
         result = {
             "what": f"products for extreme eigenpairs, d = {D}, float32, residual {RTOL:g} of the norm",
             "environment": facts,
+            "comparison": {},
+            "curves": {},
+            "overhead": {},
             "closing_spaces": closing_spaces(),
-            "overhead": {problem.name: overhead(problem) for problem in (cases[0], cases[2])},
-            "comparison": {problem.name: compare(problem) for problem in cases},
-            "curves": {problem.name: curves(problem) for problem in cases},
         }
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+        for problem in problems():
+            result["comparison"][problem.name] = compare(problem)
+            result["curves"][problem.name] = curves(problem)
+            result["overhead"][problem.name] = overhead(problem)
+            args.out.write_text(json.dumps(result, indent=1) + "\n")  # what is there so far
     draw(result, args.out.with_suffix(".png"))
     show(result)
 
