@@ -6,7 +6,7 @@ OUT ?= runs
 # An index to take torch from before everything else, for the CPU build.
 TORCH_INDEX ?=
 
-.PHONY: venv venv-test demo test test-slow lint bench notebooks clean
+.PHONY: venv venv-test demo test test-slow lint bench bench-long notebooks clean
 
 venv: $(VENV)/ready
 venv-test: $(VENV)/ready-test
@@ -41,6 +41,11 @@ bench: venv-test
 	$(BIN)/python benchmarks/batch_spectra.py
 	$(BIN)/python benchmarks/attention.py
 	$(BIN)/python benchmarks/stable_diffusion.py
+	$(BIN)/python benchmarks/extreme.py
+
+bench-long: venv-test
+	$(BIN)/python benchmarks/counting.py --seeds 100
+	$(BIN)/python benchmarks/full_spectrum.py
 
 notebooks: venv-test
 	$(BIN)/python notebooks/execute.py

@@ -20,7 +20,8 @@ from jaxmem.networks.unet import UNet
 from jaxmem.operators import MatrixOperator
 from jaxmem.oracles import Separable, SeparableScore
 from jaxmem.score import GuidedScore, bind
-from jaxmem.spectra import batch, sharding, single, stepwise
+from jaxmem.spectra import batch, counting, sharding, single, stepwise
+from jaxmem.spectra.deflation import Deflated
 from jaxmem.stable_diffusion import unet as stable_diffusion
 from jaxmem.stable_diffusion.attention import attention
 from jaxmem.stable_diffusion.configs import UNetConfig
@@ -172,3 +173,17 @@ def test_the_check_sees_what_it_forbids():
     assert custom_calls(text) == {SOLVER["cpu"]}
     with pytest.raises(AssertionError, match="dot_general"):
         assert_full_precision(lowered(jnp.matmul, jnp.eye(2), jnp.eye(2), platform="tpu"))
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_counts(platform):
+    score, state, x, cond = unet()
+    operator = score_jacobian(score, state, x[0], 50, cond[0]).symmetric
+    deflated = Deflated(operator, jnp.zeros((32, operator.size)), x[0].reshape(-1), jnp.float32(0), jnp.float32(1))
+    start = begin(x[0].reshape(-1), 3)
+    for program in (
+        lowered(lambda *a: counting._extend(*a), operator, start, 3, platform=platform),
+        lowered(lambda *a: counting._probe_runs(*a, 3), deflated, KEYS, 3, platform=platform),
+    ):
+        assert custom_calls(program) == set()
+        assert_full_precision(program)

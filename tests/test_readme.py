@@ -38,3 +38,17 @@ def test_benchmarks_are_the_committed_measurements(name, monkeypatch):
     benchmark = importlib.import_module(name)
     result = json.loads((root / "benchmarks" / "results" / f"{name}.json").read_text())
     assert benchmark.readme_section(result) in README.read_text()
+
+
+@pytest.mark.parametrize("name", ["counting", "full_spectrum"])
+def test_the_benchmarks_page_has_the_committed_measurements(name, monkeypatch):
+    folder = README.parent / "benchmarks"
+    monkeypatch.syspath_prepend(folder)
+    result = json.loads((folder / "results" / f"{name}.json").read_text())
+    assert importlib.import_module(name).readme_section(result) in (folder / "README.md").read_text()
+
+
+def test_figures_of_the_benchmarks_page_exist():
+    folder = README.parent / "benchmarks"
+    for path in re.findall(r"\]\(([\w/.]+)\)", (folder / "README.md").read_text()):
+        assert (folder / path).exists(), path
