@@ -39,13 +39,13 @@ CONTRACT = {  # name: (budget in d, largest root-mean-square error asked for, in
 }
 WHAT = {
     "gap": "300 in [5, 200], the rest in [-1000, -50]",
-    "no gap": "300 |N(0, 50)|, the rest -|N(0, 300)|",
+    "no gap": "300 half-normal of scale 50, the rest minus half-normal of scale 300",
     "no gap, 12 %": "the same, with twice the budget",
     "few, gap": "24 in [5, 200], the rest in [-1000, -50]",
-    "few, no gap": "24 |N(0, 50)|, the rest -|N(0, 300)|",
+    "few, no gap": "24 half-normal of scale 50, the rest minus half-normal of scale 300",
     "null space": "300 in [5, 200], 4,000 zeros, the rest in [-1000, -50]",
     "clusters": "300 in [5, 200], 500 at 0.5, 500 at -0.5, the rest in [-1000, -50]",
-    "null space, no gap": "300 |N(0, 50)|, 4,000 zeros, the rest -|N(0, 300)|",
+    "null space, no gap": "300 half-normal of scale 50, 4,000 zeros, the rest minus half-normal of scale 300",
 }
 BUDGETS = (0.02, 0.04, 0.06, 0.12)
 OTHERS = ("Lanczos, one run (the paper's count)", "stochastic quadrature, 50 steps", "stochastic quadrature, 150 steps")
@@ -188,10 +188,12 @@ def draw_figure(path: Path, result: dict[str, Any], rows: dict[str, list[dict[st
         for (method, mark), colour in zip(marks.items(), colours, strict=True):
             points = [(100 * budget, result["accuracy"]["no gap"][str(budget)][method]) for budget in BUDGETS]
             right.plot(*zip(*points, strict=True), marker=mark, color=colour, label=method)
-        right.set(xscale="log", yscale="log", xlabel="products (% of d = 16,384)", ylabel="relative error (rms)")
+        right.set(xscale="log", yscale="log", xlabel="products (% of d = 16,384)", ylabel="relative error (rms, %)")
+        right.set_ylim(0.004, 1.2)
+        right.set_yticks([0.01, 0.03, 0.1, 0.3, 1], ["1", "3", "10", "30", "100"])
         right.set_xticks([100 * budget for budget in BUDGETS], [f"{100 * budget:g}" for budget in BUDGETS])
         right.minorticks_off()
-        right.legend(fontsize=8)
+        right.legend(fontsize=8, loc="lower left")
         right.set_title("300 positive, no gap", loc="left")
 
 

@@ -64,11 +64,14 @@ class Operator(ABC):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SymmetricPart(Operator):
-    """½(A + Aᵀ) of an operator: two products per application."""
+    """½(A + Aᵀ) of an operator: one application of A and one of Aᵀ each time."""
 
     operator: Operator
-    products_per_mv = 2
     is_symmetric = True
+
+    @property
+    def products_per_mv(self) -> int:  # type: ignore[override]
+        return 2 * self.operator.products_per_mv
 
     @property
     def size(self) -> int:

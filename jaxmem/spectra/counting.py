@@ -7,6 +7,7 @@ with fresh random vectors: d times the mass that such a vector has above zero (`
 """
 
 from functools import partial
+from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,16 +25,16 @@ from jaxmem.spectra.estimate import Estimate, Runs, combine, probe_steps
 from jaxmem.spectra.quadrature import Tridiagonal
 from jaxmem.spectra.ritz import ritz_pairs
 from jaxmem.spectra.single import (
-    Probe,
     check_operator,
     dense_products,
     krylov_noise,
-    probe,
+    probe_and_product,
     probe_products,
     spectrum,
 )
 
 _FEWEST_STEPS = 12  # 4 for the first run, and two vectors of 4
+_NONFINITE = "operator: a product was NaN or infinite; check the parameters, the point and the timestep"
 _SEGMENT = 32  # steps of the first run between two looks at it, which is what a kill can lose
 
 
@@ -65,7 +66,8 @@ def count_positive(
 
     With a budget of at least d + 1 products (or None) the spectrum is computed and the count is exact. With less it is
     an estimate with a 95 % interval. Eigenvalues within ±threshold of zero then count as not positive. If the first run
-    has found all that are positive, the interval is one number, or the few that may hide just above zero.
+    has found all that are positive, the interval is one number, or the few that may hide just above zero. Positive
+    eigenvalues that crowd closer to zero than the steps resolve, about 1/steps of the spectrum's range, are beyond it.
 
     Args:
         operator: see `spectrum`; for the difference of two, `jaxmem.operators.Difference`.
@@ -81,8 +83,8 @@ def count_positive(
             gives the same count bit for bit. Not for exact counts: `jaxmem.spectra.dense_spectrum`.
         progress: told of the products.
 
-    Memory: the Krylov basis of a third of the budget's steps, ``steps · d`` numbers, up to as much for what is
-    deflated, and ``batch`` bases of ``steps_per_probe``.
+    Memory: the Krylov basis of a third of the budget's steps, ``steps · d`` numbers, up to twice as much for what is
+    deflated (rows come in powers of two, at least 32), and ``batch`` bases of ``steps_per_probe`` rounded up to 32.
 
     Raises:
         ValueError: if the budget is too small, or the key is missing, or as `spectrum`; if the folder's state is
@@ -90,14 +92,13 @@ def count_positive(
         OSError: the folder cannot be written.
     """
     check_operator(operator, "count_positive")
+    budget, steps_per_probe = (None if value is None else index(value) for value in (budget, steps_per_probe))
     for name, value in (("steps_per_probe", steps_per_probe), ("batch", batch)):
         if value is not None and value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
-    if sigma is not None and not sigma > 0:
-        raise ValueError(f"sigma: expected a positive noise level, got {sigma}")
-    tangent_level = None if sigma is None else -1 / (2 * float(sigma) ** 2)
+    tangent_level = None if sigma is None else _tangent_level(float(sigma))
     if budget is None or budget >= dense_products(operator):
-        return _exact(operator, tangent_level, chunk)
+        return _exact(operator, tangent_level, chunk, progress)
     each, measuring = operator.symmetric.products_per_mv, probe_products(operator)
     steps = (budget - measuring) // each
     if steps < _FEWEST_STEPS:
@@ -109,11 +110,13 @@ def count_positive(
         raise ValueError("key: an estimate needs a random key, for instance jax.random.key(0)")
 
     start = jax.random.normal(jax.random.fold_in(key, 0), (operator.size,), operator.dtype)
-    measured = jax.device_get(jax.jit(probe)(operator, start))
+    measured, product = jax.device_get(jax.jit(probe_and_product)(operator, start))
+    if not np.isfinite([measured.noise, measured.asymmetry, measured.norm]).all():
+        raise ValueError(_NONFINITE)
     room = steps // 3
     options = dict(budget=budget, seed=np.asarray(jax.random.key_data(key)).tolist(), steps_per_probe=steps_per_probe)
-    options |= dict(batch=batch, size=operator.size, dtype=str(jnp.dtype(operator.dtype)))
-    kept = _Kept(None if folder is None else Path(folder) / "count.npz", measured, options)
+    options |= dict(batch=batch, sigma=sigma, size=operator.size, dtype=str(jnp.dtype(operator.dtype)))
+    kept = _Kept(None if folder is None else Path(folder) / "count.npz", product, 8 * float(measured.noise), options)
     factorization, probes = kept.load(room) or (begin(start, room), [])
 
     def report() -> int:
@@ -130,9 +133,12 @@ def count_positive(
     factorization = jax.device_get(factorization)
     pairs = ritz_pairs(factorization, symmetric=True)
     # Twice what the first run may have moved eigenvalues by: the runs on what is left share the error of its vectors.
-    threshold = 2 * krylov_noise(factorization, pairs, measured)
-    deflated, taken = deflate(operator.symmetric, factorization, pairs, threshold)
-    runs = Runs(operator.size, Tridiagonal.of(factorization), pairs.values, taken, probes)
+    # Numbers below the smallest normal one have lost digits, whatever was measured.
+    tiny = operator.size**0.5 * float(jnp.finfo(operator.dtype).tiny)
+    threshold = max(2 * krylov_noise(factorization, pairs, measured), tiny)
+    deflated, taken, amplification = deflate(operator.symmetric, factorization, pairs, threshold)
+    margin = amplification * threshold
+    runs = Runs(operator.size, Tridiagonal.of(factorization), pairs.values, taken, margin, probes)
     left = steps - len(pairs.values)
     if steps_per_probe is None:
         signs_known = bool(((pairs.residuals <= pairs.values) | (pairs.values <= threshold)).all())
@@ -151,15 +157,24 @@ def count_positive(
             probes.append(Tridiagonal.of(one))
         kept.save(factorization, probes)
         spent = report()
-    progress("products", 1, 1)
+    progress("products", steps * each + measuring, steps * each + measuring)
     positive = combine(runs, threshold)
     tangent = None if tangent_level is None else combine(runs, tangent_level + threshold)
     paper = int((pairs.values > 1e-15).sum())
     return Count(*positive, threshold, spent * each + measuring, paper, tangent)
 
 
-def _exact(operator: Operator, tangent_level: float | None, chunk: int) -> Count:
+def _tangent_level(sigma: float) -> float:
+    level = -0.5 / sigma / sigma if sigma > 0 else -np.inf
+    if not -1e30 < level < 0:
+        raise ValueError(f"sigma: expected a positive noise level, got {sigma}")
+    return level
+
+
+def _exact(operator: Operator, tangent_level: float | None, chunk: int, progress: Progress) -> Count:
+    progress("products", 0, dense_products(operator))
     exact = spectrum(operator, "eigh", chunk=chunk)
+    progress("products", dense_products(operator), dense_products(operator))
     threshold, values = float(exact.noise), exact.eigenvalues
 
     def above(level: float) -> Estimate:
@@ -172,7 +187,7 @@ def _exact(operator: Operator, tangent_level: float | None, chunk: int) -> Count
 
 def _refuse_nonfinite(factorization: Factorization) -> None:
     if factorization.status == Status.NONFINITE:
-        raise ValueError("operator: a product was NaN or infinite; check the parameters, the point and the timestep")
+        raise ValueError(_NONFINITE)
 
 
 @jax.jit
@@ -194,13 +209,14 @@ class _Kept(NamedTuple):
     """What a folder keeps of a count: the first run and the tridiagonal matrices of the others."""
 
     path: Path | None
-    measured: Probe
+    product: np.ndarray
+    rounding: float
     options: dict[str, Any]
 
     def save(self, factorization: Factorization, probes: list[Tridiagonal]) -> None:
         if self.path is None:
             return
-        arrays = jax.device_get(factorization)._asdict() | {"product": np.asarray([self.measured.norm])}
+        arrays = jax.device_get(factorization)._asdict() | {"product": self.product}
         arrays["basis"] = arrays["basis"][: int(arrays["num_steps"]) + 1]
         arrays["lengths"] = np.array([len(run.diagonal) for run in probes], int)
         for name in Tridiagonal._fields:
@@ -211,8 +227,7 @@ class _Kept(NamedTuple):
         if self.path is None or not self.path.exists():
             return None
         names = (*Factorization._fields, "lengths", *Tridiagonal._fields)
-        product, rounding = np.asarray([self.measured.norm]), 8 * float(self.measured.noise)
-        arrays = resume.load(self.path, names, product, rounding, self.options)
+        arrays = resume.load(self.path, names, self.product, self.rounding, self.options)
         basis = np.zeros((room + 1, arrays["basis"].shape[1]), arrays["basis"].dtype)
         basis[: len(arrays["basis"])] = arrays["basis"]
         state = arrays | {"basis": basis}

@@ -1,5 +1,6 @@
 """The spectral density of an operator, as the cumulative distribution of its eigenvalues with bounds."""
 
+from operator import index
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ from jaxmem.krylov import Status
 from jaxmem.operators import Operator
 from jaxmem.progress import Progress, silent
 from jaxmem.spectra.quadrature import Tridiagonal, mass_above
-from jaxmem.spectra.single import probe_products, run_krylov
+from jaxmem.spectra.single import check_operator, probe_products, run_krylov
 
 
 class Density(NamedTuple):
@@ -51,14 +52,20 @@ def spectral_density(
     Raises:
         ValueError: on numbers out of range, levels that do not ascend, or products that are NaN or infinite.
     """
+    check_operator(operator, "spectral_density")
+    if key is None:
+        raise ValueError("key: probes need a random key, for instance jax.random.key(0)")
     if num_probes < 1 or not 1 <= num_steps <= operator.size:
         raise ValueError(
             f"num_probes, num_steps: expected at least 1, and 1 to {operator.size} (the operator's size), got"
             f" {num_probes} and {num_steps}"
         )
-    grid = None if isinstance(levels, int) else np.asarray(levels, np.float64)
-    if (grid is None and levels < 2) or (grid is not None and (grid.ndim != 1 or (np.diff(grid) <= 0).any())):
-        raise ValueError("levels: expected an ascending array, or a number of at least 2")
+    grid = None if np.ndim(levels) == 0 else np.asarray(levels, np.float64)
+    few = index(levels) < 2 if grid is None else grid.ndim != 1 or len(grid) < 2 or not np.isfinite(grid).all()
+    if few or (grid is not None and (np.diff(grid) <= 0).any()):
+        raise ValueError(
+            "levels: expected an ascending array of at least two finite numbers, or a number of at least 2"
+        )
     runs, products = [], 0
     for i in range(num_probes):
         progress("probes", i, num_probes)

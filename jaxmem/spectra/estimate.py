@@ -38,6 +38,7 @@ class Runs(NamedTuple):
     first: Tridiagonal
     ritz_values: np.ndarray  #: of the first run
     taken: int  #: of them deflated
+    margin: float  #: how far beyond a level an eigenvalue of what was left must be, to be certain
     probes: list[Tridiagonal]  #: runs from fresh vectors on what was left
 
 
@@ -89,10 +90,11 @@ def combine(runs: Runs, level: float) -> Estimate:
     The first run's own estimate, of variance 2 K, and that of the others, of variance 2 (K - taken) / probes, are
     independent, and are averaged by these.
     """
-    size, first, ritz_values, taken, probes = runs
-    seen = max((int((probe.values() > level).sum()) for probe in probes), default=0)
-    lower = max(int((ritz_values > level).sum()), taken + seen)
-    if seen == 0:
+    size, first, ritz_values, taken, margin, probes = runs
+    values = [probe.values() for probe in probes]
+    certain = max((int((found > level + margin).sum()) for found in values), default=0)
+    lower = max(int((ritz_values > level).sum()), taken + certain)
+    if not any((found > level).any() for found in values):
         return Estimate(lower, float(lower), (float(lower), float(lower + _hidden(runs, level))))
     rest = size - taken
     curves = np.stack([_curve(probe, rest, level, len(probe.diagonal)) for probe in probes])
@@ -128,8 +130,9 @@ def combine(runs: Runs, level: float) -> Estimate:
 def _hidden(runs: Runs, level: float) -> int:
     """How many eigenvalues may be so close above the level that no fresh vector has seen them, with 95 %.
 
-    They are among those that the largest Ritz value of what is left cannot be told from. Near the level there are taken
-    to be as many per unit as among the five lowest that were found.
+    They are among those that the largest Ritz value of what is left cannot be told from. Of these there are taken to be
+    as many per unit as among the five lowest that were found, or half of what lies so near the level on either side,
+    which the middle of a quadrature's bounds is: the larger.
     """
     tops = [top_pair(probe) for probe in runs.probes if len(probe.diagonal)]
     unseen = min((value + residual - level for value, residual in tops), default=0.0)
@@ -137,4 +140,5 @@ def _hidden(runs: Runs, level: float) -> int:
     reach = found[-1] if len(found) else np.abs(runs.ritz_values).max(initial=0.0)
     if unseen <= 0 or reach <= 0:
         return 0
-    return int(scipy.stats.poisson.ppf(0.95, (len(found) + 1) * unseen / reach))
+    near = (runs.size - runs.taken) * min(mass_above(probe, level).middle for probe in runs.probes)
+    return int(scipy.stats.poisson.ppf(0.95, max((len(found) + 1) * unseen / reach, near)))

@@ -1,6 +1,7 @@
 """Extreme eigenpairs to a tolerance, with as few products as it takes, and a folder to go on from after a kill."""
 
 from functools import partial
+from operator import index
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -95,6 +96,9 @@ def extreme_pairs(
         OSError: the folder cannot be written.
     """
     check_operator(operator, "extreme_pairs")
+    num_pairs, max_products, block = index(num_pairs), index(max_products), index(block)
+    if key is None:
+        raise ValueError("key: start vectors need a random key, for instance jax.random.key(0)")
     if hasattr(operator, "value"):
         require_finite(operator.value, "at this point")
     size, symmetric = operator.size, method == "lanczos"

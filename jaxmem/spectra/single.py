@@ -30,12 +30,17 @@ def rounding(product: Array, again: Array) -> Array:
 
 def probe(operator: Operator, vector: Float[Array, " d"]) -> Probe:
     """Measure rounding and asymmetry with three products (two where the operator is declared symmetric)."""
+    return probe_and_product(operator, vector)[0]
+
+
+def probe_and_product(operator: Operator, vector: Float[Array, " d"]) -> tuple[Probe, Array]:
+    """The same, and the product with the unit vector, by which an operator can be recognised."""
     vector = vector / scaled_norm(vector)
     product = operator.mv(vector)
     again = operator.mv(3 * vector) / 3  # 3 is no power of two: every rounding differs
     norm = scaled_norm(product)
     gap = jnp.zeros_like(norm) if operator.is_symmetric else scaled_norm(product - operator.rmv(vector))
-    return Probe(rounding(product, again), gap / jnp.where(norm > 0, norm, 1), norm)
+    return Probe(rounding(product, again), gap / jnp.where(norm > 0, norm, 1), norm), product
 
 
 def dense_products(operator: Operator) -> int:
