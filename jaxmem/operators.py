@@ -61,17 +61,14 @@ class Operator(ABC):
         return jax.lax.map(column, jnp.arange(self.size), batch_size=min(chunk, self.size)).T
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class SymmetricPart(Operator):
-    """½(A + Aᵀ) of an operator: one application of A and one of Aᵀ each time."""
+class Derived(Operator):
+    """An operator made of another one, of its size and dtype; a product is one of that unless it says otherwise."""
 
     operator: Operator
-    is_symmetric = True
 
     @property
     def products_per_mv(self) -> int:  # type: ignore[override]
-        return 2 * self.operator.products_per_mv
+        return self.operator.products_per_mv
 
     @property
     def size(self) -> int:
@@ -80,6 +77,19 @@ class SymmetricPart(Operator):
     @property
     def dtype(self) -> Any:
         return self.operator.dtype
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SymmetricPart(Derived):
+    """½(A + Aᵀ) of an operator: one application of A and one of Aᵀ each time."""
+
+    operator: Operator
+    is_symmetric = True
+
+    @property
+    def products_per_mv(self) -> int:  # type: ignore[override]
+        return 2 * self.operator.products_per_mv
 
     def mv(self, vector: Float[Array, " d"]) -> Float[Array, " d"]:
         return 0.5 * (self.operator.mv(vector) + self.operator.rmv(vector))
@@ -141,7 +151,7 @@ class MatrixOperator(Operator):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class DeclaredSymmetric(Operator):
+class DeclaredSymmetric(Derived):
     """An operator that is symmetric by construction, such as the Hessian of an energy: its products count once.
 
     Not checked; ``asymmetry`` of its spectra is then zero by declaration. A learned score's Jacobian is not symmetric.
@@ -149,18 +159,6 @@ class DeclaredSymmetric(Operator):
 
     operator: Operator
     is_symmetric = True
-
-    @property
-    def products_per_mv(self) -> int:  # type: ignore[override]
-        return self.operator.products_per_mv
-
-    @property
-    def size(self) -> int:
-        return self.operator.size
-
-    @property
-    def dtype(self) -> Any:
-        return self.operator.dtype
 
     def mv(self, vector: Float[Array, " d"]) -> Float[Array, " d"]:
         return self.operator.mv(vector)

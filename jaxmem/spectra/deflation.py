@@ -18,13 +18,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxmem.krylov import Factorization
-from jaxmem.operators import Operator
+from jaxmem.operators import Derived, Operator
 from jaxmem.spectra.ritz import Ritz
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Deflated(Operator):
+class Deflated(Derived):
     """S above, on vectors of the full length d that are orthogonal to the rows of ``vectors``."""
 
     operator: Operator  #: symmetric
@@ -33,18 +33,6 @@ class Deflated(Operator):
     coupling: Any  #: (), ρ
     depth: Any  #: (), the norm of A or so: the rows themselves get the eigenvalue -depth
     is_symmetric = True
-
-    @property
-    def products_per_mv(self) -> int:  # type: ignore[override]
-        return self.operator.products_per_mv
-
-    @property
-    def size(self) -> int:
-        return self.operator.size
-
-    @property
-    def dtype(self) -> Any:
-        return self.operator.dtype
 
     def project(self, vector: Float[Array, " d"]) -> Float[Array, " d"]:
         """The part that is orthogonal to ``vectors``."""

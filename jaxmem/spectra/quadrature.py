@@ -84,9 +84,3 @@ def top_pair(tridiagonal: Tridiagonal) -> tuple[float, float]:
         tridiagonal.diagonal, tridiagonal.off_diagonal[:-1], select="i", select_range=(last, last)
     )
     return float(values[0]), float(tridiagonal.off_diagonal[-1] * abs(vectors[-1, 0]))
-
-
-def gauss(tridiagonal: Tridiagonal) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes (Ritz values, ascending) and weights of the Gauss rule."""
-    values, vectors = scipy.linalg.eigh_tridiagonal(tridiagonal.diagonal, tridiagonal.off_diagonal[:-1])
-    return values, vectors[0] ** 2
