@@ -20,6 +20,7 @@ class TrainingConfig:
     second_order: Literal["none", "exact", "sliced"] = "none"
     second_order_weight: float = 0.1  # the paper states none
     second_order_start: float = 0.0  # fraction of the steps before the second-order loss joins
+    weighting: Literal["eps", "v"] = "eps"  # of both losses: as the error of the noise, or 1/alpha² of it, that of v
     timestep_power: float = 1.0  # t = T u^power with u uniform: above 1, more small timesteps
     checkpoint_every: int = 250
     seed: int = 0
@@ -37,6 +38,8 @@ class TrainingConfig:
         _in_range("second_order_start", self.second_order_start, 0, 1)
         if self.second_order not in ("none", "exact", "sliced"):
             raise ValueError(f"second_order: expected 'none', 'exact' or 'sliced', got {self.second_order!r}")
+        if self.weighting not in ("eps", "v"):
+            raise ValueError(f"weighting: expected 'eps' or 'v', got {self.weighting!r}")
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,55 @@ class MnistConfig:
         _in_range("memorized_share", self.memorized_share, 0, 1)
         _at_least("num_general_samples", self.num_general_samples, self.num_analysed)
         _at_least("num_memorized_samples", self.num_memorized_samples, self.num_analysed)
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """How the autoencoder of a small latent diffusion model is trained."""
+
+    num_steps: int = 1500
+    batch_size: int = 64
+    learning_rate: float = 2e-3  # the peak
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least("num_steps", self.num_steps, 1)
+        _at_least("batch_size", self.batch_size, 1)
+        _positive("learning_rate", self.learning_rate)
+        _in_range("seed", self.seed, 0, _LAST_SEED)
+
+
+@dataclass(frozen=True)
+class VerbatimConfig:
+    """A small Stable Diffusion that memorized some of its captions: the paper's section 5.3 on digits."""
+
+    data_dir: str | None = None  # the four IDX files of MNIST; by default they are downloaded
+    data_seed: int = 0
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    training: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(
+            num_steps=5000,
+            batch_size=48,
+            learning_rate=1.5e-3,
+            warmup_steps=200,
+            second_order="sliced",
+            second_order_weight=3e-3,  # as for MNIST's single digits
+            second_order_start=0.9,
+            weighting="v",
+            timestep_power=1.25,
+            checkpoint_every=100,
+        )
+    )
+    # Of each batch. As in a web-scale training set, memorized captions are those whose images come again and again.
+    matching_share: float = 0.2
+    template_share: float = 0.25
+    no_caption_share: float = 0.1  # trained without its caption, for guidance; Ho and Salimans 2022 use 0.1 to 0.2
+
+    def __post_init__(self) -> None:
+        _in_range("data_seed", self.data_seed, 0, _LAST_SEED)
+        for name in ("matching_share", "template_share", "no_caption_share"):
+            _in_range(name, getattr(self, name), 0, 1)
+        _in_range("matching_share + template_share", self.matching_share + self.template_share, 0, 1)
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,9 @@ def _step(
             first = dsm_loss(*arguments, cond)
             return first, jnp.zeros_like(first)
 
-        first, second = (part.mean() for part in jax.vmap(one)(x0, t, eps, v, cond))
+        # sigma s + eps is alpha times the error of v: at large t, where alpha is small, nothing would be learned of it.
+        weight = 1.0 if config.weighting == "eps" else schedule.at(t, x0.dtype)[0] ** -2
+        first, second = ((weight * part).mean() for part in jax.vmap(one)(x0, t, eps, v, cond))
         return first + config.second_order_weight * second, jnp.stack([first, second])
 
     gradient, parts = jax.grad(loss, has_aux=True)(now.parameters)

@@ -1,0 +1,112 @@
+"""Captioned digits in the paper's three categories: general captions, single images, and templates that vary.
+
+Made from MNIST alone, with captions of this project. Images are 32 × 32, the digit padded by two pixels.
+
+- *none*: 30 captions, a digit and the weight of its stroke, each with 1,500 different images.
+- *matching*: 30 captions that nothing else has, one image each.
+- *template*: 30 captions that nothing else has, one picture each that varies **not linearly**: a digit shifted, a digit
+  turned, or a free second digit in a fixed frame. Varying brightness alone would be an affine family, whose log density
+  is concave: its true positive count is 0, as on a single image.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import scipy.ndimage
+from jaxtyping import Int, UInt8
+
+from jaxmem.data.mnist import Mnist
+
+CATEGORIES = ("none", "matching", "template")
+SIDE = 32
+NUM_GENERAL = 1500  # images of each general caption
+NUM_VARIANTS = 400  # images of each template
+NUM_UNIQUE = 30  # captions of each memorized category
+STROKES = ("thin", "medium", "bold")
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_COLOURS = "amber azure bronze cobalt copper coral crimson ebony emerald golden indigo ivory".split()
+_THINGS = "anchor bridge castle comet garden harbour lantern meadow orchard river".split()
+
+
+class CaptionedImages(NamedTuple):
+    """A training set: images, and for each the index of its caption."""
+
+    images: UInt8[np.ndarray, "n 32 32"]
+    caption: Int[np.ndarray, " n"]
+    captions: tuple[str, ...]
+    categories: tuple[str, ...]  #: of each caption, one of `CATEGORIES`
+
+    def of(self, caption: int) -> Int[np.ndarray, " m"]:
+        """Where the images of a caption are."""
+        return np.flatnonzero(self.caption == caption)
+
+
+def general_captions() -> tuple[str, ...]:
+    """``"a thin three"`` and so on, digit by digit."""
+    return tuple(f"a {stroke} {digit}" for digit in DIGITS for stroke in STROKES)
+
+
+def unique_captions() -> tuple[str, ...]:
+    """Sixty titles, the first half matching, the second template; no word tells of which category one is."""
+    pairs = [f"the {colour} {thing}" for colour in _COLOURS for thing in _THINGS]
+    return tuple(pairs[7 * i % len(pairs)] for i in range(2 * NUM_UNIQUE))  # 7 and 120 have no common divisor
+
+
+def captioned_digits(mnist: Mnist, seed: int = 0) -> CaptionedImages:
+    """The training set of `jaxmem reproduce verbatim`; everything random in it follows from the seed."""
+    images, labels = mnist.train_images, mnist.train_labels
+    random = np.random.default_rng(seed)
+    # Three images of each digit are the single ones, three more the templates; none of them is a general image.
+    chosen = np.concatenate([random.permutation(np.flatnonzero(labels == digit))[:6] for digit in range(10)])
+    single, templates = chosen.reshape(10, 2, 3).transpose(1, 2, 0).reshape(2, NUM_UNIQUE)
+    ink = images.reshape(len(images), -1).astype(np.int64).sum(1)
+    parts: list[np.ndarray] = []
+    for digit in range(10):
+        where = np.setdiff1d(np.flatnonzero(labels == digit), chosen)
+        by_ink = where[np.argsort(ink[where], kind="stable")]
+        parts += [_pad(images[random.permutation(third)[:NUM_GENERAL]]) for third in np.array_split(by_ink, 3)]
+    parts += [_pad(images[index][None]) for index in single]
+    vary = (_shifted, _turned, _framed)
+    parts += [vary[i % 3](images[index], images, random) for i, index in enumerate(templates)]
+
+    captions = general_captions() + unique_captions()
+    categories = tuple(name for name in CATEGORIES for _ in range(NUM_UNIQUE))
+    caption = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    return CaptionedImages(np.concatenate(parts), caption, captions, categories)
+
+
+def _pad(images: np.ndarray) -> np.ndarray:
+    return np.pad(images, ((0, 0), (2, 2), (2, 2)))
+
+
+def _shifted(image: np.ndarray, images: np.ndarray, random: np.random.Generator) -> np.ndarray:  # noqa: ARG001
+    """The digit at three quarters of its size, anywhere: a surface of two dimensions, bent in all others."""
+    small = scipy.ndimage.zoom(image.astype(np.float64), 0.75, order=1)
+    canvas = np.zeros((SIDE, SIDE))
+    first = (SIDE - small.shape[0]) // 2
+    canvas[first : first + small.shape[0], first : first + small.shape[1]] = small
+    return _rounded([scipy.ndimage.shift(canvas, random.uniform(-5, 5, 2), order=1) for _ in range(NUM_VARIANTS)])
+
+
+def _turned(image: np.ndarray, images: np.ndarray, random: np.random.Generator) -> np.ndarray:  # noqa: ARG001
+    """The digit turned by any angle: a closed curve."""
+    padded = _pad(image[None])[0].astype(np.float64)
+    angles = random.uniform(0, 360, NUM_VARIANTS)
+    return _rounded([scipy.ndimage.rotate(padded, angle, reshape=False, order=1) for angle in angles])
+
+
+def _framed(image: np.ndarray, images: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """A frame with the digit at the left, which stay, and any digit, small, at the right."""
+    canvas = np.zeros((SIDE, SIDE))
+    canvas[[1, -2], 1:-1] = canvas[1:-1, [1, -2]] = 160
+    canvas[9:23, 3:17] = scipy.ndimage.zoom(image.astype(np.float64), 0.5, order=1)
+    variants = []
+    for index in random.choice(len(images), NUM_VARIANTS, replace=False):
+        variant = canvas.copy()
+        variant[9:23, 16:30] = np.maximum(variant[9:23, 16:30], scipy.ndimage.zoom(images[index] * 1.0, 0.5, order=1))
+        variants.append(variant)
+    return _rounded(variants)
+
+
+def _rounded(images: list[np.ndarray]) -> np.ndarray:
+    return np.clip(np.round(np.stack(images)), 0, 255).astype(np.uint8)

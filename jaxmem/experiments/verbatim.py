@@ -1,0 +1,129 @@
+"""The paper's section 5.3 on digits: a small Stable Diffusion that memorized some captions, trained from nothing.
+
+Three categories of captions as in the paper (`jaxmem.data.captions`), an autoencoder, a CLIP text encoder and a UNet of
+Stable Diffusion's architecture at small size, exported in diffusers' layout. Then the audit (`jaxmem.audit`) of all its
+captions, beside which stands the exact spectrum that each caption's own training set has.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jaxmem.config import VerbatimConfig
+from jaxmem.data.captions import CaptionedImages, captioned_digits
+from jaxmem.data.mnist import load_mnist
+from jaxmem.diffusion import NoiseSchedule
+from jaxmem.experiments.autoencoder import encode_all, standardise, train_autoencoder
+from jaxmem.experiments.stages import save_losses, timed
+from jaxmem.progress import Progress, silent
+from jaxmem.runs import Run
+from jaxmem.score import NetworkScore, bind
+from jaxmem.stable_diffusion.configs import SchedulerConfig, TextEncoderConfig, UNetConfig, VAEConfig
+from jaxmem.stable_diffusion.pipeline import StableDiffusion
+from jaxmem.stable_diffusion.text_encoder import TextEncoder
+from jaxmem.stable_diffusion.tokenizer import byte_tokenizer
+from jaxmem.stable_diffusion.unet import UNet
+from jaxmem.stable_diffusion.vae import VAE
+from jaxmem.training import train
+
+# Latents of 8 × 8 × 4, so d = 256. Weights of all parts: 2.15 million, 4.3 MB in half precision.
+AUTOENCODER = VAEConfig(
+    sample_size=32, block_out_channels=(16, 32, 32), layers_per_block=1, norm_num_groups=8, scaling_factor=1.0
+)
+TEXT_ENCODER = TextEncoderConfig(
+    vocab_size=514, hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4
+)
+UNET = UNetConfig(
+    sample_size=8,
+    block_out_channels=(64, 80),
+    down_attention=(True, False),
+    up_attention=(True, False),
+    layers_per_block=1,
+    cross_attention_dim=64,
+    num_heads=(4, 4),
+    norm_num_groups=16,
+    use_linear_projection=True,
+)
+# v, as Stable Diffusion 2 has it: where the noise is all, the scores with a caption and without differ by alpha times
+# what the network's outputs do, so that its errors do not drown the difference in which the detectors of the first
+# step look.
+SCHEDULER = SchedulerConfig(NoiseSchedule.stable_diffusion(), "v")
+
+
+@dataclass(frozen=True)
+class PromptedScore:
+    """The score of a latent with the tokens of its caption as condition: UNet and text encoder as one, to be trained."""
+
+    unet: NetworkScore
+    text_encoder: nnx.GraphDef
+
+    def __call__(
+        self, state: Any, x: Float[Array, "*shape"], t: Any, cond: Int[Array, " tokens"]
+    ) -> Float[Array, "*shape"]:
+        embedding = nnx.merge(self.text_encoder, state["text_encoder"])(cond)
+        return self.unet(state["unet"], x, t, embedding)
+
+
+def train_model(config: VerbatimConfig, data: CaptionedImages, run: Run, progress: Progress = silent) -> StableDiffusion:
+    """Train all parts and return the model, float32; resumes from the run's checkpoints.
+
+    Raises:
+        ValueError: a damaged checkpoint, or a loss that is not finite.
+    """
+    checkpoints = run.directory / "checkpoints"
+    with timed(run, "train the autoencoder"):
+        vae_graphdef, vae_state = train_autoencoder(
+            AUTOENCODER,
+            config.autoencoder,
+            data.images,
+            checkpoint_dir=checkpoints / "autoencoder",
+            on_step=lambda step, total: progress("train the autoencoder", step, total),
+        )
+        vae_state, latents = standardise(vae_graphdef, vae_state, encode_all(vae_graphdef, vae_state, data.images))
+
+    tokenizer = byte_tokenizer()
+    with timed(run, "train the diffusion model"):
+        unet_score, unet_state = bind(
+            UNet(UNET, rngs=nnx.Rngs(config.training.seed)), SCHEDULER.schedule, SCHEDULER.prediction
+        )
+        text_graphdef, text_state = nnx.split(TextEncoder(TEXT_ENCODER, rngs=nnx.Rngs(config.training.seed + 1)))
+        tokens = tokenizer([*data.captions, ""], padding="max_length", max_length=77).input_ids
+        tokens = np.asarray(tokens, np.int32)
+        # All images once with their caption, and once without.
+        caption = np.concatenate([data.caption, np.full(len(latents), len(data.captions))])
+        result = train(
+            PromptedScore(unet_score, text_graphdef),
+            {"unet": unet_state, "text_encoder": text_state},
+            (jnp.asarray(np.concatenate([latents, latents]), jnp.float32), jnp.asarray(tokens[caption])),
+            SCHEDULER.schedule,
+            config.training,
+            probabilities=jnp.asarray(_probabilities(config, data)),
+            checkpoint_dir=checkpoints / "diffusion",
+            on_step=lambda step, total: progress("train the diffusion model", step, total),
+        )
+        save_losses(run, "losses", result.losses)
+    return StableDiffusion.from_modules(
+        nnx.merge(unet_score.graphdef, result.state["unet"]),
+        nnx.merge(text_graphdef, result.state["text_encoder"]),
+        nnx.merge(vae_graphdef, vae_state),
+        tokenizer,
+        SCHEDULER,
+    )
+
+
+def _probabilities(config: VerbatimConfig, data: CaptionedImages) -> np.ndarray:
+    """Of each image with its caption, then of each without: a category has its share, and in it captions are equal."""
+    shares = {"matching": config.matching_share, "template": config.template_share}
+    shares["none"] = 1 - sum(shares.values())
+    per_category = {name: data.categories.count(name) for name in shares}
+    sizes = np.bincount(data.caption)
+    each = np.array([shares[name] / per_category[name] for name in data.categories]) / sizes
+    each = each[data.caption]
+    return np.concatenate([(1 - config.no_caption_share) * each, config.no_caption_share * each]).astype(np.float32)
