@@ -114,6 +114,22 @@ class Spectrum:
         _show(self.out)
 
 
+@dataclass(frozen=True)
+class Report:
+    """Write the page of an audit, finished or not: one HTML file that needs no network."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    out: Path | None = None
+    """The file to write; report.html in the folder of the run by default."""
+
+    def __call__(self) -> None:
+        from jaxmem.report.html import write_report
+
+        path = write_report(self.run, self.out)
+        print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
 def _show(directory: Path) -> None:
     from rich.console import Console
 
@@ -123,7 +139,7 @@ def _show(directory: Path) -> None:
     print_summary(directory, draw(directory), Console())
 
 
-def _parse(arguments: Sequence[str]) -> Toy2d | Mnist | Generate | Spectrum | Figures:
+def _parse(arguments: Sequence[str]) -> Toy2d | Mnist | Generate | Spectrum | Figures | Report:
     preset = _preset(arguments)
     # A preset decides the defaults of all other flags, so it is looked up before they are parsed.
     toy2d = TOY2D_PRESETS.get(preset, TOY2D_PRESETS["small"])
@@ -144,6 +160,7 @@ def _parse(arguments: Sequence[str]) -> Toy2d | Mnist | Generate | Spectrum | Fi
             | Annotated[Generate, tyro.conf.subcommand("generate")]
             | Annotated[Spectrum, tyro.conf.subcommand("spectrum")]
             | Annotated[Figures, tyro.conf.subcommand("figures")]
+            | Annotated[Report, tyro.conf.subcommand("report")]
         ],
         prog="jaxmem",
         args=list(arguments),
