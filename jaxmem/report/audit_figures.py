@@ -7,14 +7,15 @@ from textwrap import wrap
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
-from sklearn.metrics import roc_curve
 
+from jaxmem.memorization import evaluation
 from jaxmem.report.audit_view import AuditView, Group, mean
 from jaxmem.report.style import CATEGORIES, NEUTRAL, figure
 
-PANELS = 8  # detectors in one figure, so that a page of paper holds it
+PANELS = 6  # statistics in one figure, so that a page of paper holds it
 
 
 class Drawing(NamedTuple):
@@ -38,10 +39,6 @@ def plain(text: str, length: int = 40) -> str:
     return (text if len(text) <= length else text[: length - 1] + "…").replace("$", r"\$")
 
 
-def plain_lines(text: str) -> str:
-    return "\n".join(plain(line) for line in text.split("\n"))
-
-
 def _legend(canvas: Any, groups: list[Group], *more: Line2D) -> None:
     handles = [
         Line2D([], [], color=g.colour, marker=g.marker, ms=5, label=f"{plain(g.name, 28)} ({g.members.sum()})")
@@ -50,50 +47,74 @@ def _legend(canvas: Any, groups: list[Group], *more: Line2D) -> None:
     canvas.legend(handles=[*handles, *more], loc="outside upper center", ncols=min(4, len(handles) + len(more)))
 
 
-def balanced(items: list[int], most: int) -> list[list[int]]:
+def balanced(items: list[Any], most: int) -> list[list[Any]]:
     """As few parts of at most ``most`` items as there can be, of about equal length."""
-    return [part.tolist() for part in np.array_split(items, -(-len(items) // most))] if items else []
+    number = -(-len(items) // most)
+    return [items[len(items) * i // number : len(items) * (i + 1) // number] for i in range(number)]
 
 
-def distributions(view: AuditView, detectors: list[int]) -> list[Drawing]:
-    """One panel per detector: every prompt's mean score as a point, by group, with the quartiles as a box."""
+def distributions(view: AuditView) -> list[Drawing]:
+    """One panel per statistic: every prompt's mean score as a point, by group, at each timestep it was taken at."""
     drawings: list[Drawing] = []
-    random = np.random.default_rng(0)  # only moves points sideways, apart from each other
-    for part in balanced(detectors, PANELS):
-        columns = min(4, -(-len(part) // 2)) if len(part) > 4 else len(part)
+    statistics: dict[str, list[int]] = {}
+    for d, detector in enumerate(view.detectors):
+        if (~np.isnan(view.scores[:, d])).any():
+            statistics.setdefault(detector.statistic, []).append(d)
+    for part in balanced(list(statistics.values()), PANELS):
+        columns = min(3, len(part))
         rows = -(-len(part) // columns)
-        words = "Scores by group, for " + ", ".join(view.detectors[d].title for d in part)
-        with _drawing(drawings, words, max(2.35 * columns, 6.4), 2.3 * rows + 0.4) as canvas:
+        words = "Scores by group of prompts, for " + ", ".join(view.detectors[those[0]].title for those in part)
+        with _drawing(drawings, words, max(3.1 * columns, 6.4), 2.5 * rows + 0.4) as canvas:
             axes = canvas.subplots(rows, columns, squeeze=False).ravel()
             for axis in axes[len(part) :]:
                 axis.set_axis_off()
-            for axis, d in zip(axes, part, strict=False):
-                for place, group in enumerate(view.groups):
-                    values = view.scores[group.members, d]
-                    values = values[~np.isnan(values)]
-                    if not values.size:
-                        continue
-                    axis.boxplot(
-                        values, positions=[place], widths=0.6, showfliers=False, medianprops={"color": "black"},
-                        boxprops={"color": NEUTRAL}, whiskerprops={"color": NEUTRAL}, capprops={"color": NEUTRAL},
-                    )  # fmt: skip
-                    axis.plot(
-                        place + random.uniform(-0.22, 0.22, values.size), values, group.marker, color=group.colour,
-                        ms=3.5, alpha=0.6, mew=0, rasterized=values.size > 200,
-                    )  # fmt: skip
-                axis.set_xticks(range(len(view.groups)), [""] * len(view.groups))
-                axis.set_xlim(-0.6, len(view.groups) - 0.4)
-                detector, there = view.detectors[d], view.scores[~np.isnan(view.scores[:, d]), d]
-                if detector.is_count:
-                    axis.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-                    axis.set_ylim(bottom=-0.5, top=max(1, *axis.get_ylim()))
-                elif there.size and there.min() > 0 and there.max() > 100 * there.min():
-                    axis.set_yscale("log")
-                title = "\n".join(wrap(detector.title, 30)[:2])
-                axis.set_title(f"{plain_lines(title)}\nmemorized is {detector.memorized_is}", fontsize=9)
-                axis.set_ylabel("count" if detector.is_count else "score", fontsize=9)
+            for axis, those in zip(axes, part, strict=False):
+                _strips(axis, view, those)
             _legend(canvas, view.groups)
     return drawings
+
+
+def _strips(axis: Any, view: AuditView, those: list[int]) -> None:
+    """Points, quartiles (bar) and median (black) of each group at each of some detectors of one statistic."""
+    random = np.random.default_rng(0)  # only moves points sideways, apart from each other
+    first, number = view.detectors[those[0]], len(view.groups)
+    width = 0.8 / number
+    for g, group in enumerate(view.groups):
+        values = view.scores[group.members][:, those]  # (prompts, detectors)
+        centres = np.arange(len(those)) + (g - (number - 1) / 2) * width
+        seen = ~np.isnan(values).all(0)
+        if not seen.any():
+            continue
+        low, middle, high = np.nanquantile(values[:, seen], (0.25, 0.5, 0.75), axis=0)
+        axis.vlines(centres[seen], low, high, color=group.colour, lw=5, alpha=0.3)
+        x = centres + width * random.uniform(-0.3, 0.3, values.shape)
+        dense = {"rasterized": values.size > 400}
+        axis.plot(x.ravel(), values.ravel(), group.marker, color=group.colour, ms=3, alpha=0.6, mew=0, **dense)
+        axis.hlines(middle, centres[seen] - width / 3, centres[seen] + width / 3, color="black", lw=1.4, zorder=3)
+    axis.set_xlim(-0.55, len(those) - 0.45)
+    several = len(those) > 1
+    if first.timestep is not None:
+        axis.set_xticks(range(len(those)), [str(view.detectors[d].timestep) for d in those])
+        axis.set_xlabel("timestep t", fontsize=9)
+    elif several:
+        axis.set_xticks(range(len(those)), [str(view.detectors[d].number) for d in those])
+        axis.set_xlabel("sampling steps", fontsize=9)
+    else:
+        axis.set_xticks([])
+    shown = view.scores[:, those][~np.isnan(view.scores[:, those])]
+    if first.is_count:
+        axis.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axis.set_ylim(bottom=-0.5, top=max(1, axis.get_ylim()[1]))
+    elif shown.min() > 0 and shown.max() > 100 * shown.min():
+        axis.set_yscale("log")
+    elif first.timestep is not None and np.abs(shown).max() > 10:
+        axis.set_yscale("symlog", linthresh=1)  # eigenvalues grow as 1/σ²
+    axis.minorticks_off()
+    title = "\n".join(
+        plain(line) for line in wrap(first.title.partition(", t = ")[0] if several else first.title, 34)[:2]
+    )
+    axis.set_title(f"{title}\nmemorized is {first.memorized_is}", fontsize=9)
+    axis.set_ylabel("count" if first.is_count else "score", fontsize=9)
 
 
 def _chosen(number: int, most: int = 4) -> np.ndarray:
@@ -118,7 +139,10 @@ def spectra(view: AuditView) -> list[Drawing]:
                 for group in view.groups:
                     values = view.scaled[group.members][:, :, k, :shown]
                     values = values.reshape(-1, shown)
-                    axis.plot(rank, values[:30].T, color=group.colour, lw=0.4, alpha=0.35, rasterized=True)
+                    single = [np.column_stack([rank, one]) for one in values[:30]]
+                    axis.add_collection(
+                        LineCollection(single, colors=group.colour, lw=0.4, alpha=0.35, rasterized=True)
+                    )
                     axis.plot(rank, mean(values, 0), color=group.colour, lw=2)
                 axis.axhline(0, color="black", lw=0.7)
                 axis.axhline(-0.5, color="black", lw=0.7, ls=":")
@@ -186,11 +210,13 @@ def roc(view: AuditView) -> list[Drawing]:
             if len(np.unique(truth[there])) < 2:
                 continue
             detector = view.detectors[d]
-            sign = 1 if detector.memorized_is == "high" else -1
-            false, true, _ = roc_curve(truth[there], sign * values[there])
-            style = {"color": CATEGORIES[place], "ls": ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 2)))[place]}
+            curve = evaluation.roc(values[there], truth[there], memorized_is=detector.memorized_is)
+            style = {
+                "color": CATEGORIES[place],
+                "ls": ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 2)))[place],
+            }
             for axis in (left, right):
-                axis.plot(false, true, label=plain(detector.title, 36), lw=1.8, **style)
+                axis.plot(curve.fpr, curve.tpr, label=plain(detector.title, 36), lw=1.8, **style)
         left.plot([0, 1], [0, 1], color=NEUTRAL, lw=0.8)
         left.set(title="all", xlim=(-0.01, 1.01))
         right.set(title="few false alarms", xlim=(-0.0005, 0.1))

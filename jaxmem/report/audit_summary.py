@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmem.report.audit_view import AuditView
+from jaxmem.report.audit_view import STRONG, AuditView
 
 SHOWN = 3  # examples from each end of the ranking
 MOST_EVIDENCE = 12  # prompts whose evidence is spelled out
@@ -36,6 +36,7 @@ def summarise(view: AuditView, rows: list[dict[str, Any]], evaluation: dict[str,
         for row in rows
         if row["index"] in telling
     ]
+    num_reference = len(view.result.reference)
     titles = {detector.name: detector.title for detector in view.detectors}
     best = max(areas, key=lambda name: areas[name], default=None)
     placed = [row for row in rows if row["place"]]
@@ -48,7 +49,9 @@ def summarise(view: AuditView, rows: list[dict[str, Any]], evaluation: dict[str,
         "evidence": evidence[:MOST_EVIDENCE],
         "num_evidence": len(evidence),
         "some": int((view.num_flags > 0).sum()),
-        "by_chance": len(view.prompts) * 0.01,
+        # of R + 1 prompts of one kind, these shares of places are beyond the percentile
+        "by_chance": len(view.prompts) * (int(num_reference * (1 - STRONG / 100)) + 1) / (num_reference + 1),
+        "num_reference": num_reference,
         "best": None if best is None else {"title": titles.get(best, best), **evaluation[best]["all"]},
         "by_category": any(prompt.category for prompt in view.prompts),
         "evaluated_groups": list(dict.fromkeys(g for found in evaluation.values() for g in found if g != "all")),
@@ -61,8 +64,10 @@ def summarise(view: AuditView, rows: list[dict[str, Any]], evaluation: dict[str,
     }
 
 
-def highlights(manifest: dict[str, Any]) -> list[tuple[str, str]]:
-    """What a reader asks of a run first, where its manifest says it."""
+def highlights(result: Any) -> list[tuple[str, str]]:
+    """What a reader asks of a run first, where it says it."""
+    manifest, metrics = result.manifest, result.metrics or {}
+    minutes = (metrics.get("wall_seconds") or {}).get("total")
     config, versions, device = (manifest.get(name) or {} for name in ("config", "versions", "device"))
     model = manifest.get("model") or {}
     asked = [
@@ -71,6 +76,9 @@ def highlights(manifest: dict[str, Any]) -> list[tuple[str, str]]:
         ("Guidance", config.get("guidance")),
         ("Precision", manifest.get("dtype")),
         ("Device", f"{device['count']} × {device['kind']}" if {"count", "kind"} <= device.keys() else None),
+        ("Jacobian products", f"{metrics['num_products']:,}" if "num_products" in metrics else None),
+        ("Time in all", None if minutes is None else f"{minutes / 60:,.1f} minutes"),
+        ("Reference prompts", len(result.reference) or "none"),
         ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items()) or None),
     ]
     return [(name, str(item)) for name, item in asked if item is not None]

@@ -1,13 +1,14 @@
 """What a page tells of an audit: means over noises, ranks, groups of prompts. What is missing stays NaN."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
 
 from jaxmem.memorization.sharpness import positive_count, tangent_count
+from jaxmem.memorization.standing import percentile, rank
 from jaxmem.report.style import CATEGORIES, GENERAL, MEMORIZED
 
 STRONG = 99.0  # percentile of the reference list from which a prompt stands out: at most 1 % of it goes that far
@@ -46,29 +47,27 @@ class AuditView:
         self.scores = mean(np.asarray(result.scores, np.float64), 1)  # (N, D)
         rows = (result.metrics or {}).get("prompts") or [{}] * len(self.prompts)
         self.truncated = [bool(row.get("truncated")) for row in rows]
-        percentiles = [row.get("percentile") or {} for row in rows]
-        self.percentiles = np.array(
-            [[row.get(d.name) for d in self.detectors] for row in percentiles], np.float64
-        ).reshape(len(self.prompts), len(self.detectors))
 
     @cached_property
     def ranks(self) -> np.ndarray:
         """(N, D): 1 is the most memorized by a detector; ties share the best place."""
-        return self._ranked("min")
+        return self._each(lambda scores, _, direction: rank(scores, memorized_is=direction))
 
-    def _ranked(self, method: str) -> np.ndarray:
-        ranks = np.full(self.scores.shape, np.nan)
-        for d, detector in enumerate(self.detectors):
-            there = ~np.isnan(self.scores[:, d])
-            signed = self.scores[there, d] * (-1 if detector.memorized_is == "high" else 1)
-            ranks[there, d] = rankdata(signed, method=method)
-        return ranks
+    def _each(self, judge: Callable[[np.ndarray, int, str], np.ndarray]) -> np.ndarray:
+        """(N, D) of what ``judge`` says of a detector's scores, its number and the direction that means memorized."""
+        columns = [judge(self.scores[:, d], d, one.memorized_is) for d, one in enumerate(self.detectors)]
+        return np.stack(columns, 1) if columns else self.scores
 
     @cached_property
     def places(self) -> np.ndarray:
         """(N,) from 0, first by every lead, to 1, last by every one; NaN where nothing was scored."""
-        number = np.maximum((~np.isnan(self.scores)).sum(0), 1)
-        return mean(((self._ranked("average") - 0.5) / number)[:, self.leads], 1)
+        # the percentile of a prompt among all: here equal scores share the middle of their places
+        among = self._each(
+            lambda scores, _, direction: (
+                percentile(scores, scores, memorized_is=direction) if (~np.isnan(scores)).any() else scores
+            )
+        )
+        return 1 - mean(among[:, self.leads], 1) / 100
 
     @cached_property
     def order(self) -> np.ndarray:
@@ -85,6 +84,18 @@ class AuditView:
                 chosen[detector.statistic] = d
         order = sorted(chosen, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
         return [chosen[name] for name in order[:MOST_LEADS]]
+
+    @cached_property
+    def percentiles(self) -> np.ndarray:
+        """(N, D): per cent of the reference prompts that are less memorized; NaN without any."""
+        reference = mean(np.asarray(self.result.reference_scores, np.float64), 1)  # (R, D)
+
+        def judge(scores: np.ndarray, d: int, direction: str) -> np.ndarray:
+            if not (~np.isnan(reference[:, d])).any():
+                return np.full(len(scores), np.nan)
+            return percentile(scores, reference[:, d], memorized_is=direction)
+
+        return self._each(judge)
 
     @cached_property
     def flags(self) -> np.ndarray:
@@ -132,7 +143,11 @@ class AuditView:
             if len(unique) == 3:  # from general over partly to fully memorized
                 colours = (GENERAL, CATEGORIES[3], MEMORIZED)
         else:
-            words = {True: "memorized", False: "not memorized", None: "no label" if self.labelled.any() else "all prompts"}
+            words = {
+                True: "memorized",
+                False: "not memorized",
+                None: "no label" if self.labelled.any() else "all prompts",
+            }
             names = [words[prompt.label] for prompt in self.prompts]
             unique = sorted(set(names), key=["not memorized", "no label", "all prompts", "memorized"].index)
             colours = tuple(MEMORIZED if name == "memorized" else GENERAL for name in unique)
@@ -172,9 +187,6 @@ class AuditView:
     @cached_property
     def free(self) -> np.ndarray:
         """(N,) mean tangent count at the last timestep with a spectrum: of Ritz values, no more than a lower bound."""
-        for d, detector in enumerate(self.detectors):
-            if detector.statistic == "tangent-count" and detector.timestep == self.result.spectral_timesteps[-1]:
-                return self.scores[:, d]
         return mean(self.counts["tangent"][:, :, -1], 1)
 
     @property

@@ -35,8 +35,6 @@ def write_report(run: str | Path | Run, out: str | Path | None = None) -> Path:
         ValueError: there is no run of an audit in the folder, or its files are damaged.
         OSError: the page cannot be written; one that was there is as before.
     """
-    from jaxmem.audit import read_audit
-
     run = run if isinstance(run, Run) else Run.read(run)
     experiment = run.manifest.get("experiment")
     if experiment != "audit":
@@ -44,6 +42,8 @@ def write_report(run: str | Path | Run, out: str | Path | None = None) -> Path:
             f"{run.directory}: expected a run of jaxmem audit, got {experiment!r} as the experiment of its manifest;"
             " jaxmem figures draws the others"
         )
+    from jaxmem.audit import read_audit
+
     path = Path(out) if out is not None else run.directory / "report.html"
     page = render(read_audit(run), written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
     write_atomically(path, lambda stream: stream.write(page.encode()))
@@ -62,7 +62,7 @@ def render(result: Any, title: str = "Memorization audit", written: str = "") ->
         view=view, result=result, rows=rows, summary=summarise(view, rows, evaluation), evaluation=evaluation,
         titles={detector.name: detector.title for detector in view.detectors},
         costs={row["detector"]: row for row in result.costs}, figures=_figures(view), facts=_facts(result.manifest),
-        highlights=highlights(result.manifest), directions=_directions(result), strong=STRONG,
+        highlights=highlights(result), directions=_directions(result), strong=STRONG,
         rules=_sparkline(view).height(np.array([0.0, -0.5])).tolist() if view.has_spectra else [],
         blocks=audit_figures.balanced(list(range(len(view.detectors))), BLOCK), glossary=_glossary(view),
     )  # fmt: skip
@@ -92,6 +92,7 @@ def number(x: Any, digits: int = 3) -> str:
         return "–"
     if math.isinf(x):
         return "∞" if x > 0 else "−∞"
+    x = float(f"{x:.{digits}g}") if abs(x) < 10**digits else x
     size = abs(x)
     if size and not 1e-3 <= size < 1e6:
         mantissa, exponent = f"{x:.{digits - 1}e}".split("e")
@@ -166,10 +167,8 @@ def _rows(view: AuditView) -> list[dict[str, Any]]:
 
 
 def _figures(view: AuditView) -> dict[str, list[tuple[str, str]]]:
-    others = [d for d in range(len(view.detectors)) if d not in view.leads]
     drawers: dict[str, Callable[[AuditView], list[audit_figures.Drawing]]] = {
-        "leads": lambda view: audit_figures.distributions(view, view.leads),
-        "others": lambda view: audit_figures.distributions(view, others),
+        "distributions": audit_figures.distributions,
         "roc": audit_figures.roc,
     }
     if view.has_spectra:
@@ -178,9 +177,7 @@ def _figures(view: AuditView) -> dict[str, list[tuple[str, str]]]:
         drawers |= {"guidance": audit_figures.guidance}
     if not (~np.isnan(view.scores)).any():
         return {}
-    return {
-        name: [(data_uri(d.svg, "svg+xml"), d.alternative) for d in draw(view)] for name, draw in drawers.items()
-    }
+    return {name: [(data_uri(d.svg, "svg+xml"), d.alternative) for d in draw(view)] for name, draw in drawers.items()}
 
 
 def _directions(result: Any) -> list[dict[str, Any]]:
@@ -228,7 +225,7 @@ def _facts(manifest: dict[str, Any]) -> list[tuple[str, str]]:
         if isinstance(item, dict):
             for key, inner in item.items():
                 add(f"{name} › {key}" if name else str(key), inner)
-        elif isinstance(item, list) and len(item) > 12:
+        elif isinstance(item, list) and (len(item) > 12 or any(isinstance(one, dict) for one in item)):
             lines.append((name, f"{len(item):,} entries, see manifest.json"))
         else:
             lines.append((name, ", ".join(map(str, item)) if isinstance(item, list) else str(item)))
