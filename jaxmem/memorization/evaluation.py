@@ -96,6 +96,10 @@ def evaluate(
         seed: of the resamples.
         num_resamples: 1,000 put the ends of an interval at the 25th smallest and largest.
 
+    >>> found = evaluate([[3.0, 2.0], [4.0, 1.0], [1.0, 0.0]], np.array([True, True, False]), memorized_is="high")
+    >>> found.auc, found.tpr_at_1, found.num_negative
+    (0.9375, None, 2)
+
     Raises:
         ValueError: bad shapes, infinite scores, an unknown direction or ``per``, or no resamples.
     """
@@ -146,32 +150,31 @@ def evaluate_categories(
             f"labels and categories: expected one for each of {len(scores)} prompts, got {len(labels)} and"
             f" {len(categories)}"
         )
-    named = dict.fromkeys(c for one, c in zip(labels, categories, strict=True) if one and c is not None)
-    if "all" in named:
+    labelled = np.array([one is not None for one in labels], bool)
+    flags = np.array([bool(one) for one in labels], bool)
+    names = dict.fromkeys(name for flag, name in zip(flags, categories, strict=True) if flag and name is not None)
+    if "all" in names:
         raise ValueError("categories: expected another name than 'all', which is that of the total")
-    found = {}
-    for name in ("all", *named):
-        chosen = np.array(
-            [one is False or bool(one and name in ("all", c)) for one, c in zip(labels, categories, strict=True)], bool
-        )
-        flags = np.array([bool(one) for one in labels], bool)[chosen]
+
+    def against_the_negatives(chosen: np.ndarray) -> Evaluation:
+        chosen = labelled & (chosen | ~flags)
         options: Any = dict(memorized_is=memorized_is, per=per, seed=seed, num_resamples=num_resamples)
-        found[name] = evaluate(scores[chosen], flags, **options)
-    return found
+        return evaluate(scores[chosen], flags[chosen], **options)
+
+    each = {name: against_the_negatives(np.array([one == name for one in categories], bool)) for name in names}
+    return {"all": against_the_negatives(flags), **each}
 
 
 class Split(NamedTuple):
     """A threshold fixed on one half of the prompts and what it does on the other."""
 
     limit: float  #: on the FPR of the first half
-    threshold: (
-        float | None
-    )  #: memorized is at least ("high") or at most ("low") that; None if the limit accepts nothing
+    threshold: float | None  #: memorized is at least ("high") or at most ("low") that; None accepts nothing
     fitted_fpr: float  #: on the first half
     fitted_tpr: float
     fpr: float  #: on the second half
     tpr: float
-    tpr_by_category: dict[str, float]
+    tpr_by_category: dict[str, float]  #: on the second half; NaN where it has none
     num_negative: tuple[int, int]  #: examples of the two halves
     num_positive: tuple[int, int]
 
@@ -202,12 +205,7 @@ def threshold_split(
     names = [None] * len(labels) if categories is None else list(categories)
     if len(names) != len(labels):
         raise ValueError(f"categories: expected one for each of {len(labels)} prompts, got {len(names)}")
-    strata = [("memorized", name) if flag else ("other", None) for flag, name in zip(labels, names, strict=True)]
-    rng = np.random.default_rng(seed)
-    first = np.zeros(len(labels), bool)
-    for stratum in dict.fromkeys(strata):
-        members = np.array([i for i, one in enumerate(strata) if one == stratum])
-        first[rng.permutation(members)[: -(-len(members) // 2)]] = True
+    first = _halves(labels, names, seed)
 
     def examples(chosen: np.ndarray) -> np.ndarray:
         return sign * scores[chosen][~np.isnan(scores[chosen])]
@@ -249,6 +247,16 @@ def per_prompt(scores: Any) -> np.ndarray:
     """Mean over a prompt's noises, shape (N,); NaN where one of them is."""
     scores = np.asarray(scores, np.float64)
     return scores if scores.ndim == 1 else scores.mean(1)
+
+
+def _halves(labels: np.ndarray, categories: Sequence[str | None], seed: int) -> np.ndarray:
+    """Which prompts are of the first half."""
+    strata = [(flag, name if flag else None) for flag, name in zip(labels.tolist(), categories, strict=True)]
+    rng, first = np.random.default_rng(seed), np.zeros(len(strata), bool)
+    for stratum in dict.fromkeys(strata):
+        members = rng.permutation([i for i, one in enumerate(strata) if one == stratum])
+        first[members[: -(-len(members) // 2)]] = True
+    return first
 
 
 def _prompts(scores: Any, labels: Any, per: str) -> tuple[np.ndarray, np.ndarray]:

@@ -58,6 +58,8 @@ def score_table(
     Raises:
         ValueError: a detector's arrays are missing or of another shape.
     """
+    if np.ndim(eps_difference) != 3:
+        raise ValueError(f"eps_difference: expected shape (N, M, S), got {np.shape(eps_difference)}")
     shape = np.shape(eps_difference)[:2]
     columns = {} if columns is None else columns
     table = np.full((*shape, len(chosen)), np.nan)
@@ -74,7 +76,8 @@ def score_table(
             number = len(spectral_timesteps)
             if one.timestep not in spectral_timesteps or one.timestep not in timesteps:
                 raise ValueError(
-                    f"{one.name!r}: expected its timestep among {list(timesteps)} and {list(spectral_timesteps)}"
+                    f"{one.name!r}: expected its timestep among {np.asarray(timesteps).tolist()} and"
+                    f" {np.asarray(spectral_timesteps).tolist()}"
                 )
             where = list(spectral_timesteps).index(one.timestep)
             values = _checked("eigenvalues", eigenvalues, (*shape, number, eigenvalues.shape[-1]))[:, :, where].real
@@ -120,7 +123,9 @@ def _smallest(values: np.ndarray) -> np.ndarray:
 
 
 _OF_SPECTRA: dict[str, Callable[[_Spectra, int], np.ndarray]] = {
-    "positive-count": lambda s, _: _complete(lambda values: positive_count(values, s.noise), s.eigenvalues),
+    "positive-count": lambda s, _: np.where(
+        np.isnan(s.noise), np.nan, _complete(lambda values: positive_count(values, s.noise), s.eigenvalues)
+    ),
     "tangent-count": lambda s, _: _complete(
         lambda values: tangent_count(values, np.full(values.shape[:-1], s.sigma)), s.eigenvalues
     ),
