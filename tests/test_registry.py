@@ -9,7 +9,7 @@ import pytest
 from jaxmem import count_positive
 from jaxmem.durable import as_json
 from jaxmem.memorization.registry import FAMILIES, Detector, detectors
-from jaxmem.memorization.table import count_columns, score_table
+from jaxmem.memorization.table import score_table
 from jaxmem.operators import MatrixOperator
 
 OF_SCORES = ["wen-1", "wen-5", "wen-all", "jeon", "score-evolution", "anisotropy", "tiled-l2"]
@@ -61,6 +61,9 @@ def test_every_detector_says_what_it_is():
     ]
     assert by_name["largest-sum@t281"].formula == "λ₁ + … + λ_7"
     assert by_name["largest-sum@t281"].number == 7
+    assert by_name["anisotropy"].formula.startswith("1 ‖ε_c - ε_u‖₂(x_T, t₀) + 2 mean cos")
+    (weighted,) = detectors(1, families=["anisotropy"], anisotropy_weights=(1.0, 0.1))
+    assert weighted.formula.startswith("1 ‖ε_c - ε_u‖₂(x_T, t₀) + 0.1 mean cos")
     assert [by_name[name].memorized_is for name in OF_SCORES] == ["high"] * 6 + ["low"]
     assert [by_name[f"{name}@t281"].memorized_is for name in OF_SPECTRA] == ["low"] * 6 + ["high"]
 
@@ -170,12 +173,17 @@ def test_counts_of_an_operator_take_the_place_of_a_spectrum(audit: dict):
     matrix = np.diag(np.concatenate([np.full(3, 2.0), np.full(4, -0.1), np.full(5, -9.0)]))
     operator = MatrixOperator(jnp.asarray(matrix, jnp.float32), is_symmetric=True)
     count = count_positive(operator, sigma=1.0)
-    columns = count_columns([[count, None]] * 3, 1)
+    columns = {
+        "positive-count@t1": np.array([[count.estimate, np.nan]] * 3),
+        "tangent-count@t1": np.array([[count.tangent.estimate, np.nan]] * 3),
+    }
     chosen = detectors(6, families=["spectrum"], spectral_timesteps=(1,), counted=True)
     table = score_table(chosen, eps_difference=audit["eps_difference"], columns=columns)
     np.testing.assert_array_equal(table[1], [[3, 7], [np.nan, np.nan]])
-    without = count_columns([[count_positive(operator)]], 1)
-    np.testing.assert_array_equal(without["tangent-count@t1"], [[np.nan]])
+    # beside a spectrum they come first
+    chosen = detectors(6, families=["spectrum"], spectral_timesteps=(1,), method="eigh")
+    audit["columns"] |= columns
+    np.testing.assert_array_equal(score_table(chosen, **audit)[1, 0, :2], [3, 7])
 
 
 @pytest.mark.parametrize(
