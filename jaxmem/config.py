@@ -218,6 +218,53 @@ class SpectrumConfig(GenerateConfig):
             _in_range("timestep", self.timestep, 0, 999)
 
 
+@dataclass(frozen=True)
+class AuditConfig:
+    """How each prompt is looked at: from the same starting noises, along guided DDIM sampling."""
+
+    noises: int = (
+        4  # starting noises per prompt, Wen et al.'s and Jeon et al.'s number; noise j is fold_in(key(seed), j)
+    )
+    ddim_steps: int = 50  # diffusers' default, and the paper's
+    steps_run: int | None = None  # of these, the first so many; without all of them there is no image
+    guidance: float = 7.5  # diffusers' default
+    seed: int = 0
+    # By default the first step, and for exact spectra those nearest to 481, 281 and 41 as well
+    timesteps: tuple[int, ...] = ()
+    """Timesteps of spectra, among those that the DDIM steps visit; none for a default of one (Lanczos) or four."""
+    method: Literal["auto", "eigh", "lanczos", "none"] = (
+        "auto"  # all eigenvalues up to 2,048 dimensions, else Ritz values
+    )
+    num_steps: int = 20  # of Lanczos, two products each
+    count_budget: int | None = None
+    """Products per point and timestep for an estimate of the positive count (jaxmem.count_positive); none by default."""
+    directions: int | None = None
+    """Top directions decoded for the most and the least memorized point; by default 3 for exact spectra, else 0."""
+    batch: int | None = (
+        None  # points whose evaluations go through the network together; by default 16, or 1 of full size
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("noises", "num_steps"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("batch", "count_budget"):
+            if getattr(self, name) is not None:
+                _at_least(name, getattr(self, name), 1)
+        if self.directions is not None:
+            _in_range("directions", self.directions, 0, 16)
+        _in_range("ddim_steps", self.ddim_steps, 1, 1000)
+        if self.steps_run is not None:
+            _in_range("steps_run", self.steps_run, 1, self.ddim_steps)
+        _in_range("guidance", self.guidance, 1, 1000)  # 1 is no guidance; below, diffusers turns it off
+        _in_range("seed", self.seed, 0, _LAST_SEED)
+        for timestep in self.timesteps:
+            _in_range("timesteps", timestep, 0, 999)
+        if len(set(self.timesteps)) != len(self.timesteps):
+            raise ValueError(f"timesteps: expected each once, got {self.timesteps}")
+        if self.method not in ("auto", "eigh", "lanczos", "none"):
+            raise ValueError(f"method: expected 'auto', 'eigh', 'lanczos' or 'none', got {self.method!r}")
+
+
 def _at_least(name: str, value: int | float, low: int | float) -> None:
     if not value >= low:
         raise ValueError(f"{name}: expected at least {low}, got {value}")
