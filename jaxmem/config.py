@@ -222,27 +222,25 @@ class SpectrumConfig(GenerateConfig):
 class AuditConfig:
     """How each prompt is looked at: from the same starting noises, along guided DDIM sampling."""
 
-    noises: int = (
-        4  # starting noises per prompt, Wen et al.'s and Jeon et al.'s number; noise j is fold_in(key(seed), j)
-    )
+    noises: int = 4
+    """Starting noises, the same for all prompts: noise j is drawn with fold_in(key(seed), j). Wen et al. took 4."""
     ddim_steps: int = 50  # diffusers' default, and the paper's
-    steps_run: int | None = None  # of these, the first so many; without all of them there is no image
+    steps_run: int | None = None
+    """How many of these steps are made, from the first; by default all, and only then there is an image."""
     guidance: float = 7.5  # diffusers' default
     seed: int = 0
-    # By default the first step, and for exact spectra those nearest to 481, 281 and 41 as well
     timesteps: tuple[int, ...] = ()
-    """Timesteps of spectra, among those that the DDIM steps visit; none for a default of one (Lanczos) or four."""
-    method: Literal["auto", "eigh", "lanczos", "none"] = (
-        "auto"  # all eigenvalues up to 2,048 dimensions, else Ritz values
-    )
-    num_steps: int = 20  # of Lanczos, two products each
+    """Timesteps of spectra, that the steps visit. By default the first; for exact ones also near 481, 281 and 41."""
+    method: Literal["auto", "eigh", "lanczos", "none"] = "auto"
+    """Of spectra. By default all eigenvalues (eigh) of latents of up to 2,048 numbers, else Ritz values (lanczos)."""
+    num_steps: int = 20
+    """Steps of Lanczos, two products each."""
     count_budget: int | None = None
-    """Products per point and timestep for an estimate of the positive count (jaxmem.count_positive); none by default."""
+    """Products per spectrum for an estimate of its positive count (jaxmem.count_positive); by default no estimate."""
     directions: int | None = None
-    """Top directions decoded for the most and the least memorized point; by default 3 for exact spectra, else 0."""
-    batch: int | None = (
-        None  # points whose evaluations go through the network together; by default 16, or 1 of full size
-    )
+    """Directions decoded for the most and the least memorized point; by default 3 for exact spectra, else 0."""
+    batch: int | None = None
+    """Points that go through the network together; by default 16, or 1 of latents of more than 2,048 numbers."""
 
     def __post_init__(self) -> None:
         for name in ("noises", "num_steps"):

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,19 +54,19 @@ def read_prompts(path: str | Path, limit: int | None = None, *, merge_duplicates
     if path.suffix.lower() not in readers:
         raise ValueError(f"{path}: expected a file of prompts named .txt, .csv, .tsv or .jsonl, got {path.suffix!r}")
     text = _decode(path)
-    found = list(readers[path.suffix.lower()](path, text))
+    found = [(f"line {line}", prompt) for line, prompt in readers[path.suffix.lower()](path, text)]
     if not found:
         raise ValueError(f"{path}: expected at least one prompt, got an empty file")
     return merge(found, str(path), merge_duplicates=merge_duplicates)[:limit]
 
 
-def merge(found: Sequence[tuple[Any, Prompt]], where: str, *, merge_duplicates: bool = False) -> list[Prompt]:
-    """Prompts with where each was found (a line number), and no text twice.
+def merge(found: Sequence[tuple[str, Prompt]], where: str, *, merge_duplicates: bool = False) -> list[Prompt]:
+    """Prompts with where each was found, and no text twice.
 
     Raises:
         ValueError: a text comes twice, with other words around it than ``merge_duplicates`` allows.
     """
-    first: dict[str, tuple[Any, Prompt]] = {}
+    first: dict[str, tuple[str, Prompt]] = {}
     twice = []
     for line, prompt in found:
         before, known = first.setdefault(prompt.text, (line, prompt))
@@ -74,18 +74,38 @@ def merge(found: Sequence[tuple[Any, Prompt]], where: str, *, merge_duplicates: 
             continue
         if known[1:] != prompt[1:]:
             raise ValueError(
-                f"{where}: expected one label and category per prompt, got {known[1:]} in line {before} and"
-                f" {prompt[1:]} in line {line} for {_short(prompt.text)}; keep one of the two"
+                f"{where}: expected one label and category per prompt, got {known[1:]} in {before} and"
+                f" {prompt[1:]} in {line} for {_short(prompt.text)}; keep one of the two"
             )
         twice.append((before, line, prompt.text))
     if twice and not merge_duplicates:
         before, line, text = twice[0]
         raise ValueError(
-            f"{where}: expected each prompt once, got line {line} equal to line {before} ({_short(text)})"
+            f"{where}: expected each prompt once, got {line} equal to {before} ({_short(text)})"
             + (f" and {len(twice) - 1} more duplicates" if len(twice) > 1 else "")
             + "; delete them, or merge them with --merge-duplicates"
         )
     return [prompt for _, prompt in first.values()]
+
+
+def gather(
+    files: Iterable[tuple[Sequence[str | Path], bool | None]],
+    limit: int | None = None,
+    *,
+    merge_duplicates: bool = False,
+) -> list[Prompt]:
+    """The prompts of several files, each with a label for those of its prompts that have none.
+
+    Raises:
+        ValueError: as `read_prompts`, or a prompt is in two files.
+    """
+    found = []
+    for paths, label in files:
+        for path in paths:
+            for number, prompt in enumerate(read_prompts(path, limit, merge_duplicates=merge_duplicates), 1):
+                known = prompt._replace(label=label) if prompt.label is None else prompt
+                found.append((f"prompt {number} of {Path(path).name}", known))
+    return merge(found, "prompts", merge_duplicates=merge_duplicates)
 
 
 def _decode(path: Path) -> str:

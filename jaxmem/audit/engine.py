@@ -88,21 +88,24 @@ def run_audit(
         mesh=jax.make_mesh((len(devices),), ("points",), devices=devices) if len(devices) > 1 else None,
         progress=progress,
     )
+    config_values = asdict(config) | {
+        "prompts": [{"prompt": p.text, "label": p.label, "category": p.category} for p in every]
+    }
+
+    def open_run(folder: str | Path) -> Run:
+        identity = _identity(model, texts)
+        return Run.open(folder, config_values, experiment="audit", model=identity, plan=asdict(plan), dtype="float32")
+
+    # A folder that has something is looked at before the estimate takes its time, a new one is made after it.
+    run = open_run(out) if out is not None and _holds_something(Path(out)) else None
+    if run is not None and run.finished:
+        return run.metrics()
     expected = estimate(work)
     for line in expected.lines:
         say(line)
     if out is None:
         return {}
-    run = Run.open(
-        out,
-        asdict(config) | {"prompts": [{"prompt": p.text, "label": p.label, "category": p.category} for p in every]},
-        experiment="audit",
-        model=_identity(model, texts),
-        plan=asdict(plan),
-        dtype="float32",
-    )
-    if run.finished:
-        return run.metrics()
+    run = open_run(out) if run is None else run
     work = replace(work, run=run)
     run_trajectory(work, expected.evaluation_bytes)
     run_jeon(work, expected.programs)
@@ -110,8 +113,12 @@ def run_audit(
     run_images(work)
     run_spectra(work, expected.programs, expected.spectrum_bytes)
     run_counts(work)
-    run_directions(work)
+    run_directions(work, expected.programs)
     return _finish(run, plan, truncated)
+
+
+def _holds_something(path: Path) -> bool:
+    return path.exists() and not (path.is_dir() and not any(path.iterdir()))
 
 
 def _finish(run: Run, plan: Plan, truncated: list[bool]) -> dict[str, Any]:
@@ -167,6 +174,6 @@ def _refuse_nonfinite(model: StableDiffusion) -> None:
     if bad:
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
         raise ValueError(
-            f"model: expected finite parameters, got NaN or infinity in {'; '.join(bad[:3])}{more}; download the weights"
-            f" again or take another checkpoint"
+            f"model: expected finite parameters, got NaN or infinity in {'; '.join(bad[:3])}{more}; download the"
+            f" weights again or take another checkpoint"
         )

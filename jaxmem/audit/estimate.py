@@ -36,7 +36,7 @@ def loads(plan: Plan) -> dict[str, Load]:
     if plan.count_budget is not None:
         found["counts"] = Load(points * k, points * k * min(plan.count_budget, plan.size + 1))
     if plan.directions:
-        found["directions"] = Load(4 + 4 * plan.directions, 2 * plan.products_per_spectrum)
+        found["directions"] = Load(4 + 4 * plan.directions, 2 * plan.products_per_direction)
     return found
 
 
@@ -82,6 +82,7 @@ def estimate(work: Work) -> Estimate:
 
     first = evaluations()
     work.check(np.asarray(first), filled, plan.timesteps[0])
+    # of one device
     operators, linearise = _timed(
         lambda: programs.operators(work.model.state, *map(jnp.asarray, map(np.asarray, (x, t, cond))))
     )
@@ -103,6 +104,8 @@ def estimate(work: Work) -> Estimate:
 
 
 def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
+    """What it gives, and the seconds of a second call: the first one loads programs and takes memory."""
+    jax.block_until_ready(call())
     start = time.perf_counter()
     found = jax.block_until_ready(call())
     return found, time.perf_counter() - start
@@ -122,26 +125,23 @@ def _spectrum_bytes(plan: Plan, evaluation_bytes: int, programs: Programs) -> in
 def _lines(
     plan: Plan, seconds: dict[str, float], rates: tuple[float, float], peak: int, programs: Programs
 ) -> list[str]:
-    work = loads(plan)
+    evaluations, products = (sum(load[i] for load in loads(plan).values()) for i in (0, 1))
     reference = f" and {plan.num_reference} reference prompts" if plan.num_reference else ""
-    evaluations, products = (sum(load[i] for load in work.values()) for i in (0, 1))
+    steps = f"{len(plan.timesteps)} of {plan.ddim_steps}" if not plan.with_images else f"{plan.ddim_steps}"
+    where = f" at t = {', '.join(map(str, plan.spectral_timesteps))}" if plan.spectral_timesteps else ""
+    each = {"none": "no spectra", "eigh": f"all {plan.size:,} eigenvalues", "lanczos": f"{plan.num_steps} Ritz values"}
+    total = sum(seconds.values())
     shares = ", ".join(f"{stage} {duration(s)}" for stage, s in sorted(seconds.items(), key=lambda item: -item[1]))
-    steps = f"{len(plan.timesteps)} of {plan.ddim_steps}" if len(plan.timesteps) < plan.ddim_steps else plan.ddim_steps
+    counted = "; exact spectra as counted" if plan.method == "eigh" else ""
     return [
-        f"audit: {plan.num_prompts} prompts{reference} × {plan.noises} noises = {plan.num_points} points in batches of"
-        f" {plan.batch}; {steps} sampling steps"
-        + (
-            f"; spectra ({plan.method}, {plan.size:,} dimensions) at t = {', '.join(map(str, plan.spectral_timesteps))}"
-            if plan.method != "none"
-            else ""
-        ),
+        f"audit: {plan.num_prompts} prompts{reference} × {plan.noises} noise{'s' if plan.noises > 1 else ''} = {plan.num_points} points, {plan.batch}"
+        f" at once; {steps} sampling steps; {each[plan.method]}{where}",
         f"work: {evaluations:,} evaluations of the score and {products:,} products with its Jacobian (counted)",
-        f"time: about {duration(sum(seconds.values()))} ({shares}), {duration(sum(seconds.values()) / (plan.num_prompts + plan.num_reference))}"
-        f" per prompt, by {rates[0]:.2g} s per evaluation and {rates[1]:.2g} s per product (measured, one batch each);"
+        f"time: about {duration(total)} ({shares}), {duration(total / (plan.num_prompts + plan.num_reference))} per"
+        f" prompt, at {rates[0]:.2g} s an evaluation and {rates[1]:.2g} s a product (measured, one batch of each);"
         f" decoding, eigenvalue solvers and compilation come on top",
         f"memory: {memory.gigabytes(programs.parameter_bytes)} of parameters are there; up to {memory.gigabytes(peak)}"
-        f" more (by the compiler{', exact spectra counted' if plan.method == 'eigh' else ''}), of"
-        f" {memory.gigabytes(memory.available_bytes())} free",
+        f" more (by the compiler{counted}), of {memory.gigabytes(memory.available_bytes())} free",
     ]
 
 

@@ -11,14 +11,14 @@ from jaxtyping import Array
 
 from jaxmem.audit.trajectory import run_start
 from jaxmem.audit.work import Work
-from jaxmem.jacobian import score_jacobian
+from jaxmem.jacobian import ScoreJacobian, score_jacobian
 from jaxmem.krylov import Factorization, Status, begin
 from jaxmem.memorization.detectors import ANISOTROPY_WEIGHTS, anisotropy
 from jaxmem.score import ScorePair
 from jaxmem.spectra import batch_spectra, count_positive
 from jaxmem.spectra.result import rounding_noise
 from jaxmem.spectra.ritz import ritz_pairs
-from jaxmem.spectra.stepwise import Programs, advance, measure
+from jaxmem.spectra.stepwise import Measured, Programs, advance, measure
 
 CHUNK = 64  #: columns of an exact Jacobian taken together
 _V_WEIGHTS = (1.0, 0.1)  # the released code's for Stable Diffusion 2
@@ -79,8 +79,7 @@ def run_jeon(work: Work, programs: Programs) -> None:
 
 def _product(work: Work, programs: Programs, x: Any, t: int, cond: Any, vectors: Array) -> np.ndarray:
     # The operators of one condition are gone before the next are made: they are the largest things there are.
-    operators = programs.operators(work.model.state, jnp.asarray(x), jnp.full(len(x), t, jnp.int32), jnp.asarray(cond))
-    return np.asarray(programs.forward(operators, vectors))
+    return np.asarray(programs.forward(linearise(work, programs, x, t, cond), vectors))
 
 
 def run_spectra(work: Work, programs: Programs, memory: int) -> None:
@@ -113,27 +112,40 @@ def _exact(work: Work, number: int, x: np.ndarray, t: int) -> np.ndarray:
 
 
 def _lanczos(work: Work, number: int, x: np.ndarray, t: int, programs: Programs) -> np.ndarray:
-    """Ritz values of a batch, each point from the start vector of its noise and timestep."""
+    """Ritz values of a batch, and their noise."""
     plan, points, filled = work.plan, work.plan.points(number), work.plan.filled(number)
     x = np.concatenate([x, np.repeat(x[-1:], len(filled) - len(points), 0)])
-    starts = jnp.stack([jax.random.normal(start_key(work, point, t), (plan.size,)) for point in filled])
-    cond = jnp.asarray(work.cond(filled))
-    operators = programs.operators(work.model.state, jnp.asarray(x), jnp.full(len(x), t, jnp.int32), cond)
+    operators = linearise(work, programs, x, t, work.cond(filled))
+    factorizations, measured = factorise(work, programs, operators, filled, t)
+    table = np.full((len(points), plan.num_steps + 1), np.nan)
+    for i in range(len(points)):
+        pairs = ritz_pairs(factorizations[i], symmetric=True)
+        count, loss = len(pairs.values), pairs.orthogonality_loss
+        table[i, :count] = pairs.values
+        table[i, -1] = rounding_noise(measured.noise[i], count, factorizations[i].scale, loss)
+    return table
+
+
+def linearise(work: Work, programs: Programs, x: Any, t: int, cond: Any) -> ScoreJacobian:
+    """The Jacobians of one batch."""
+    return programs.operators(work.model.state, jnp.asarray(x), jnp.full(len(x), t, jnp.int32), jnp.asarray(cond))
+
+
+def factorise(
+    work: Work, programs: Programs, operators: ScoreJacobian, points: np.ndarray, t: int
+) -> tuple[list[Factorization], Measured]:
+    """Lanczos of one batch, each point from the start vector of its noise and timestep."""
+    plan = work.plan
+    starts = jnp.stack([jax.random.normal(start_key(work, point, t), (plan.size,)) for point in points])
     measured = measure(programs, operators, starts)
 
     def on_step(f: Factorization) -> None:
         bad = np.asarray(f.status) == Status.NONFINITE
-        work.check(np.where(bad, np.nan, 0.0)[: len(points)], points, t, "product")
+        work.check(np.where(bad, np.nan, 0.0), points, t, "product")
 
-    f = advance(programs, operators, jax.vmap(partial(begin, max_steps=plan.num_steps))(starts), on_step)
-    f = jax.device_get(f)
-    table = np.full((len(points), plan.num_steps + 1), np.nan)
-    for i in range(len(points)):
-        one = jax.tree.map(lambda leaf, i=i: leaf[i], f)
-        pairs = ritz_pairs(one, symmetric=True)
-        table[i, : len(pairs.values)] = pairs.values
-        table[i, -1] = rounding_noise(measured.noise[i], len(pairs.values), one.scale, pairs.orthogonality_loss)
-    return table
+    begun = jax.vmap(partial(begin, max_steps=plan.num_steps))(starts)
+    f = jax.device_get(advance(programs, operators, begun, on_step))
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], f) for i in range(len(points))], measured
 
 
 def start_key(work: Work, point: int, t: int) -> Any:

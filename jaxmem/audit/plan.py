@@ -58,13 +58,12 @@ class Plan:
             )
         if method == "lanczos" and config.num_steps > size:
             raise ValueError(f"num_steps: expected 1 to {size} (the size of a latent), got {config.num_steps}")
-        if config.count_budget is not None:
-            # of count_positive: twelve Lanczos steps of two products, and three that measure
-            if config.count_budget < 27:
-                raise ValueError(
-                    f"count_budget: expected at least 27 products per point, or {size + 1} for exact counts, got"
-                    f" {config.count_budget}"
-                )
+        # of count_positive: twelve Lanczos steps of two products, and three that measure
+        if config.count_budget is not None and config.count_budget < 27:
+            raise ValueError(
+                f"count_budget: expected at least 27 products per point, or {size + 1} for exact counts, got"
+                f" {config.count_budget}"
+            )
         sampler = model.sampler(config.ddim_steps)
         visited = sampler.timesteps.tolist()
         run = visited[: config.steps_run]
@@ -94,7 +93,10 @@ class Plan:
     @classmethod
     def from_manifest(cls, values: dict[str, Any]) -> "Plan":
         """The plan of a run, from what `dataclasses.asdict` and JSON made of it."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        plain: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        return cls(**plain)
 
     @property
     def num_points(self) -> int:
@@ -113,6 +115,11 @@ class Plan:
     def products_per_spectrum(self) -> int:
         """Of one point at one timestep, the measurements of rounding included."""
         return {"eigh": self.size + 1, "lanczos": 2 * self.num_steps + 3, "none": 0}[self.method]
+
+    @property
+    def products_per_direction(self) -> int:
+        """Of the eigenvectors of one point."""
+        return self.size if self.method == "eigh" else self.products_per_spectrum
 
     @property
     def with_images(self) -> bool:

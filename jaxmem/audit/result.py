@@ -55,8 +55,8 @@ def read_audit(run: Run) -> AuditResult:
     """
     if run.manifest.get("experiment") != "audit":
         raise ValueError(
-            f"{run.directory}: expected the run of an audit, got {run.manifest.get('experiment')!r} as the experiment of"
-            f" its manifest"
+            f"{run.directory}: expected the run of an audit, got {run.manifest.get('experiment')!r} as the experiment"
+            f" of its manifest"
         )
     plan = Plan.from_manifest(run.manifest["plan"])
     prompts = [Prompt(row["prompt"], row["label"], row["category"]) for row in run.manifest["config"]["prompts"]]

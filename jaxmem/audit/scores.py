@@ -7,7 +7,8 @@ import numpy as np
 
 from jaxmem.audit.plan import Plan
 from jaxmem.memorization.detectors import SCORE_EVOLUTION_STEPS, TILES_PER_SIDE
-from jaxmem.memorization.registry import Detector, detectors, score_table
+from jaxmem.memorization.registry import Detector, detectors
+from jaxmem.memorization.table import score_table
 from jaxmem.runs import Run
 
 
@@ -43,6 +44,7 @@ def detector_scores(plan: Plan, raw: Raw) -> tuple[tuple[Detector, ...], np.ndar
         families=[name for name, there in families.items() if there],
         spectral_timesteps=plan.spectral_timesteps,
         method=plan.method,
+        k=min(5, plan.num_eigenvalues or 5),
         num_noises=plan.noises,
         counted=counted,
     )
@@ -78,20 +80,20 @@ def costs(plan: Plan, run: Run, chosen: Sequence[Detector], scores: np.ndarray) 
     stages: dict[str, dict[str, float]] = {}
     for row in run.costs():
         if "key" in row:
-            stage = stages.setdefault(row["stage"], dict.fromkeys(("evaluations", "seconds", "bytes"), 0))
+            stage = stages.setdefault(row["stage"], dict.fromkeys(("evaluations", "seconds", "bytes"), 0.0))
             stage["evaluations"] += row["evaluations"]
             stage["seconds"] += row["seconds"]
             stage["bytes"] = max(stage["bytes"], row["bytes"])
-    nothing = {"evaluations": 0, "seconds": 0.0, "bytes": 0}
+    nothing = {"evaluations": 0.0, "seconds": 0.0, "bytes": 0.0}
     path = stages.get("trajectory", nothing)
     per_evaluation = path["seconds"] / max(path["evaluations"], 1)
     found = []
     for i, detector in enumerate(chosen):
         points = int((~np.isnan(scores[..., i])).sum())
-        sampled, evaluations, products, stage = _needs(plan, detector)
-        own = stages.get(stage, nothing)
+        sampled, evaluations, products, name = _needs(plan, detector)
+        own = stages.get(name, nothing)
         # A stage's seconds are spread evenly over its timesteps: all do the same there.
-        share = len(plan.spectral_timesteps) if stage in ("spectra", "counts") else 1
+        share = len(plan.spectral_timesteps) if name in ("spectra", "counts") else 1
         found.append(
             {
                 "detector": detector.name,

@@ -9,35 +9,23 @@ import numpy as np
 
 from jaxmem.audit.result import AuditResult
 from jaxmem.durable import write_atomically
+from jaxmem.memorization.evaluation import evaluate_categories
 from jaxmem.memorization.registry import Detector
-
-
-def ranks(scores: np.ndarray, memorized_is: str) -> np.ndarray:
-    """1 for the most memorized; equal scores share the better rank, NaN has none (0)."""
-    ordered = -scores if memorized_is == "high" else scores
-    found = (ordered[None] < ordered[:, None]).sum(1) + 1
-    return np.where(np.isnan(scores), 0, found)
-
-
-def percentiles(scores: np.ndarray, reference: np.ndarray, memorized_is: str) -> np.ndarray:
-    """Per cent of the reference prompts that look less memorized (ties count half); NaN without any."""
-    reference = reference[~np.isnan(reference)]
-    if not reference.size:
-        return np.full(len(scores), np.nan)
-    sign = 1 if memorized_is == "high" else -1
-    less = (sign * reference[None] < sign * scores[:, None]).mean(1)
-    equal = (reference[None] == scores[:, None]).mean(1)
-    return np.where(np.isnan(scores), np.nan, 100 * (less + equal / 2))
+from jaxmem.memorization.standing import percentile, rank
 
 
 def summarise(result: AuditResult, truncated: list[bool]) -> dict[str, Any]:
-    """The metrics of a finished audit; see `jaxmem.audit`."""
-    means = result.scores.mean(1)
-    reference = result.reference_scores.mean(1)
-    rank, percentile = {}, {}
+    """The metrics of a finished audit: of each prompt mean scores, ranks and percentiles; rates by label."""
+    means, reference = result.scores.mean(1), result.reference_scores.mean(1)
+    places, standing = {}, {}
     for i, detector in enumerate(result.detectors):
-        rank[detector.name] = ranks(means[:, i], detector.memorized_is)
-        percentile[detector.name] = percentiles(means[:, i], reference[:, i], detector.memorized_is)
+        places[detector.name] = rank(means[:, i], memorized_is=detector.memorized_is)
+        there = bool((~np.isnan(reference[:, i])).any())
+        standing[detector.name] = (
+            percentile(means[:, i], reference[:, i], memorized_is=detector.memorized_is)
+            if there
+            else np.full(len(means), np.nan)
+        )
     names = [detector.name for detector in result.detectors]
     rows = [
         {
@@ -46,8 +34,8 @@ def summarise(result: AuditResult, truncated: list[bool]) -> dict[str, Any]:
             "category": prompt.category,
             "truncated": bool(truncated[n]),
             "scores": dict(zip(names, means[n].tolist(), strict=True)),
-            "rank": {name: int(rank[name][n]) or None for name in names},
-            "percentile": {name: float(percentile[name][n]) for name in names},
+            "rank": {name: None if np.isnan(places[name][n]) else int(places[name][n]) for name in names},
+            "percentile": {name: float(standing[name][n]) for name in names},
         }
         for n, prompt in enumerate(result.prompts)
     ]
@@ -55,7 +43,20 @@ def summarise(result: AuditResult, truncated: list[bool]) -> dict[str, Any]:
 
 
 def _evaluation(result: AuditResult) -> dict[str, Any]:
-    return {}
+    """By detector and category, every point an example; empty without labels."""
+    labels = [prompt.label for prompt in result.prompts]
+    categories = [prompt.category for prompt in result.prompts]
+    if all(label is None for label in labels):
+        return {}
+    return {
+        detector.name: {
+            name: found._asdict()
+            for name, found in evaluate_categories(
+                result.scores[..., i], labels, categories, memorized_is=detector.memorized_is
+            ).items()
+        }
+        for i, detector in enumerate(result.detectors)
+    }
 
 
 def write_table(directory: Path, metrics: dict[str, Any], detectors: tuple[Detector, ...]) -> Path:

@@ -84,20 +84,18 @@ def _run_segment(
     norms, differences = [], []
     with work.unit(key, "trajectory", evaluations=evaluations, memory=memory):
         for step in steps:
+            work.progress("sampling steps", before + len(norms), total)
             t = plan.timesteps[step]
             if t in plan.spectral_timesteps:
                 run.save(f"at-{number:05d}-{t:04d}", np.asarray(x)[:keep])
             given = work.scores(x, t, cond)
-            if step == 0:
-                without = work.batch(start[filled % plan.noises], t, cond)[0]
-            else:
-                without = work.scores(x, t, uncond)
+            shared = step == 0
+            without = work.batch(start[filled % plan.noises], t, cond)[0] if shared else work.scores(x, t, uncond)
             x, norm, difference = advance(given, without, x, scales[step], work.guidance)
             norms.append(np.asarray(norm)[:keep])
             work.check(norms[-1], points, t)
             if step < SCORE_EVOLUTION_STEPS:
                 differences.append(difference)
-            work.progress("sampling steps", before + len(norms), total)
         if index == 0:
             run.save(f"difference-{number:05d}", np.asarray(differences[0])[:keep])
             if len(differences) == SCORE_EVOLUTION_STEPS:

@@ -83,10 +83,10 @@ class Work:
         """Refuse numbers that are not finite, by the name of the prompt; a point is a leading index of ``values``."""
         bad = ~np.isfinite(np.asarray(values)).reshape(len(values), -1).all(1)
         if bad.any():
-            point = int(points[min(int(bad.argmax()), len(points) - 1)])
+            prompt, noise = divmod(int(points[min(int(bad.argmax()), len(points) - 1)]), self.plan.noises)
             raise ValueError(
-                f"score: NaN or infinity in the {what} at t = {t} for prompt {self.texts[point // self.plan.noises]!r:.60},"
-                f" noise {point % self.plan.noises}; check the weights of the model"
+                f"score: NaN or infinity in the {what} at t = {t} for prompt {self.texts[prompt]!r:.60}, noise {noise};"
+                f" check the weights of the model"
             )
 
     @contextmanager
