@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-_CHUNK = 4_000_000  # numbers of a block of resamples, 32 MB each
+_CHUNK = 1_000_000  # numbers of a block of resamples, 8 MB each
 
 
 def interval(drawn: np.ndarray) -> tuple[float, float]:
@@ -56,7 +56,7 @@ def resampled_rates(
         seed: of the resamples.
         num_resamples: how many.
 
-    Memory: 32 MB times about ten, whatever the sizes.
+    Memory: about 60 MB for blocks of resamples, and 8 bytes times the resamples times the prompts.
 
     Raises:
         ValueError: no resamples.

@@ -72,8 +72,9 @@ def hessian_difference(
     At the first step of the sampler by default in both. The released code for models that predict v has a wrong sign
     of the v term, which at small σ multiplies the value by 1/σ²; this takes any score.
 
-    Costs 2 score evaluations and 2 products with the Jacobians, each linearised once.
-    Units of x⁻³.
+    Costs 2 score evaluations and 2 products with the Jacobians, each linearised once; both linearisations are in
+    memory together. In units of x⁻³. Where the two scores nearly agree, rounding is what is left: about the precision
+    times ``‖H_c‖ ‖s_Δ‖``.
 
     Raises:
         ValueError: as `jaxmem.jacobian.score_jacobian`.

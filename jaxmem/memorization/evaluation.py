@@ -3,7 +3,8 @@
 Scores have shape (N, M), N prompts by M initial noises, or (N,). With ``per="point"`` every prompt × noise is one
 example, which is what an auditor with one generation per prompt meets; with ``per="prompt"`` a prompt's score is its
 mean over the noises, which is what published tables with n generations report. NaN is "not done" and left out. Which
-direction means memorized is the detector's, fixed beforehand: labels are never flipped, and an AUC may be below 0.5.
+direction means memorized is the detector's, fixed beforehand: labels are never flipped, and an AUC may be below 0.5
+(released evaluations turn an AUC below 0.5 round, and take the TPR at the FPR nearest to 1 %, which may be above it).
 
 What repeats is the prompt: the noises of one prompt are not independent, so intervals come from resampling prompts
 with all their noises, memorized and other ones apart (their numbers were chosen, not drawn).
@@ -84,9 +85,12 @@ def evaluate(
 
     A TPR is the largest of all thresholds whose FPR is at most the limit, never the nearest. Where fewer than
     1/limit negatives are there, one false positive would break the limit and the rate is None; so is everything
-    where one kind of label is missing, and an interval of fewer than two prompts of a kind. Percentiles of the
-    resamples: where all resamples agree, as for perfect separation, the interval has no width, which says nothing
-    about the prompts that were not drawn.
+    where one kind of label is missing, and an interval of fewer than two prompts of a kind.
+
+    Intervals are percentiles of the resamples. Of simulated tables (30 + 45 prompts of four noises that share half
+    their variance) 92.5 % of 1,000 held the true AUC, 96 % and 93 % of 300 the true rates at 1 % and 3 %; with the
+    noises taken for independent it was 77 % for the AUC. Where all resamples agree, as for perfect separation, the
+    interval has no width, which says nothing of prompts that were not drawn.
 
     Args:
         scores: shape (N, M) or (N,), NaN where not done.
@@ -96,10 +100,14 @@ def evaluate(
         seed: of the resamples.
         num_resamples: 1,000 put the ends of an interval at the 25th smallest and largest.
 
+    >>> found = evaluate([[3.0, 2.0], [4.0, 1.0], [1.0, 0.0]], np.array([True, True, False]), memorized_is="high")
+    >>> found.auc, found.tpr_at_1, found.num_negative
+    (0.9375, None, 2)
+
     Raises:
         ValueError: bad shapes, infinite scores, an unknown direction or ``per``, or no resamples.
     """
-    scores, labels = _prompts(scores, labels, per)
+    scores, labels = as_prompts(scores, labels, per)
     sign = sign_of(memorized_is)
     there = ~np.isnan(scores)
     done, labels, scores = there.any(1), labels[there.any(1)], scores[there.any(1)]
@@ -146,103 +154,19 @@ def evaluate_categories(
             f"labels and categories: expected one for each of {len(scores)} prompts, got {len(labels)} and"
             f" {len(categories)}"
         )
-    named = dict.fromkeys(c for one, c in zip(labels, categories, strict=True) if one and c is not None)
-    if "all" in named:
+    labelled = np.array([one is not None for one in labels], bool)
+    flags = np.array([bool(one) for one in labels], bool)
+    names = dict.fromkeys(name for flag, name in zip(flags, categories, strict=True) if flag and name is not None)
+    if "all" in names:
         raise ValueError("categories: expected another name than 'all', which is that of the total")
-    found = {}
-    for name in ("all", *named):
-        chosen = np.array(
-            [one is False or bool(one and name in ("all", c)) for one, c in zip(labels, categories, strict=True)], bool
-        )
-        flags = np.array([bool(one) for one in labels], bool)[chosen]
+
+    def against_the_negatives(chosen: np.ndarray) -> Evaluation:
+        chosen = labelled & (chosen | ~flags)
         options: Any = dict(memorized_is=memorized_is, per=per, seed=seed, num_resamples=num_resamples)
-        found[name] = evaluate(scores[chosen], flags, **options)
-    return found
+        return evaluate(scores[chosen], flags[chosen], **options)
 
-
-class Split(NamedTuple):
-    """A threshold fixed on one half of the prompts and what it does on the other."""
-
-    limit: float  #: on the FPR of the first half
-    threshold: (
-        float | None
-    )  #: memorized is at least ("high") or at most ("low") that; None if the limit accepts nothing
-    fitted_fpr: float  #: on the first half
-    fitted_tpr: float
-    fpr: float  #: on the second half
-    tpr: float
-    tpr_by_category: dict[str, float]
-    num_negative: tuple[int, int]  #: examples of the two halves
-    num_positive: tuple[int, int]
-
-
-def threshold_split(
-    scores: Any,
-    labels: Any,
-    *,
-    memorized_is: str,
-    categories: Sequence[str | None] | None = None,
-    per: str = "point",
-    limit: float = 0.01,
-    seed: int = 0,
-) -> Split | None:
-    """Fix the threshold on one half of the prompts, ``FPR ≤ limit`` there, and report both rates on the other half.
-
-    The halves are drawn with prompts whole, memorized categories and negatives each in halves (the first gets the odd
-    one). The threshold lies midway between the last score that is accepted and the first that is not. None, "not
-    estimable", where the first half has fewer than 1/limit negatives, or where a half misses one kind.
-
-    Raises:
-        ValueError: as `evaluate`, a limit outside (0, 1), or categories of another number.
-    """
-    scores, labels = _prompts(scores, labels, per)
-    sign = sign_of(memorized_is)
-    if not 0 < limit < 1:
-        raise ValueError(f"limit: expected a rate between 0 and 1, got {limit}")
-    names = [None] * len(labels) if categories is None else list(categories)
-    if len(names) != len(labels):
-        raise ValueError(f"categories: expected one for each of {len(labels)} prompts, got {len(names)}")
-    strata = [("memorized", name) if flag else ("other", None) for flag, name in zip(labels, names, strict=True)]
-    rng = np.random.default_rng(seed)
-    first = np.zeros(len(labels), bool)
-    for stratum in dict.fromkeys(strata):
-        members = np.array([i for i, one in enumerate(strata) if one == stratum])
-        first[rng.permutation(members)[: -(-len(members) // 2)]] = True
-
-    def examples(chosen: np.ndarray) -> np.ndarray:
-        return sign * scores[chosen][~np.isnan(scores[chosen])]
-
-    negative = examples(first & ~labels), examples(~first & ~labels)
-    positive = examples(first & labels), examples(~first & labels)
-    if len(negative[0]) * limit < 1 or min(len(part) for part in (*negative, *positive)) == 0:
-        return None
-    fit = np.concatenate([positive[0], negative[0]])
-    curve = roc(fit, np.arange(len(fit)) < len(positive[0]), memorized_is="high")
-    accepted = curve.thresholds[curve.fpr <= limit][-1]
-    below = fit[fit < accepted]
-    threshold = accepted
-    if np.isfinite(accepted) and below.size:
-        middle = below.max() + (accepted - below.max()) / 2
-        threshold = middle if middle > below.max() else accepted
-
-    def rate(values: np.ndarray) -> float:
-        return float((values >= threshold).mean()) if values.size else float("nan")
-
-    of_category = {
-        name: rate(examples(~first & labels & np.array([one == name for one in names], bool)))
-        for name in dict.fromkeys(name for name, flag in zip(names, labels, strict=True) if flag and name is not None)
-    }
-    return Split(
-        limit,
-        float(sign * threshold) if np.isfinite(threshold) else None,
-        rate(negative[0]),
-        rate(positive[0]),
-        rate(negative[1]),
-        rate(positive[1]),
-        of_category,
-        (len(negative[0]), len(negative[1])),
-        (len(positive[0]), len(positive[1])),
-    )
+    each = {name: against_the_negatives(np.array([one == name for one in categories], bool)) for name in names}
+    return {"all": against_the_negatives(flags), **each}
 
 
 def per_prompt(scores: Any) -> np.ndarray:
@@ -251,7 +175,7 @@ def per_prompt(scores: Any) -> np.ndarray:
     return scores if scores.ndim == 1 else scores.mean(1)
 
 
-def _prompts(scores: Any, labels: Any, per: str) -> tuple[np.ndarray, np.ndarray]:
+def as_prompts(scores: Any, labels: Any, per: str) -> tuple[np.ndarray, np.ndarray]:
     """Scores as (N, M) and labels as (N,), or a ValueError."""
     scores, labels = np.asarray(scores, np.float64), np.asarray(labels)
     if per not in ("point", "prompt"):

@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from jaxmem.memorization.detectors import SCORE_EVOLUTION_STEPS
+from jaxmem.memorization.detectors import ANISOTROPY_WEIGHTS, SCORE_EVOLUTION_STEPS
 
 METHODS = ("eigh", "lanczos", "none")
 FAMILIES = ("wen", "jeon", "score-evolution", "anisotropy", "tiled-l2", "spectrum")
@@ -65,6 +65,7 @@ def detectors(
     k: int = 5,
     num_noises: int = 1,
     counted: bool = False,
+    anisotropy_weights: tuple[float, float] = ANISOTROPY_WEIGHTS,
 ) -> tuple[Detector, ...]:
     """The detectors that an audit of this shape can run, in the order of the table.
 
@@ -76,8 +77,9 @@ def detectors(
             something about the eigenvalues (neither counts nor traces), ``"none"``.
         k: of the sum of the k largest. The default is the first trial's.
         num_noises: generations per prompt; `jaxmem.memorization.detectors.tiled_l2` needs two.
-        counted: the counts come from `jaxmem.count_positive` and are handed to `score_table` as columns
-            (`count_columns`).
+        counted: the counts come from `jaxmem.count_positive`, as ``columns`` of
+            `jaxmem.memorization.table.score_table`.
+        anisotropy_weights: those that `jaxmem.memorization.detectors.anisotropy` is called with.
 
     Raises:
         ValueError: an unknown family or method, a family that these arguments do not allow, or a number below 1.
@@ -103,11 +105,9 @@ def detectors(
         allowed, need = needs.get(name, (True, ""))
         if not allowed:
             raise ValueError(f"families: {name!r} needs at least {need}; leave it out or give what it needs")
-    found: list[Detector] = [
-        one
-        for name, those in (("wen", _wen(num_steps)), *((one.name, [one]) for one in _OF_POINTS))
-        if name in families
-        for one in those
+    found = _wen(num_steps) if "wen" in families else []
+    found += [
+        one for one in (_JEON_PRODUCTS, _EVOLUTION, _anisotropy(*anisotropy_weights), _TILED) if one.name in families
     ]
     if "spectrum" in families:
         found += [
@@ -134,48 +134,53 @@ def _wen(num_steps: int) -> list[Detector]:
     return found
 
 
-def _of_points(name: str, title: str, formula: str, paper: str, direction: str, released: str, on: bool) -> Detector:
-    return Detector(name, title, formula, paper, direction, released, on, False, name)
+_JEON_PRODUCTS = Detector(
+    "jeon",
+    "Hessian difference, first step",
+    "‖H_c s_Δ - H_u s_Δ‖₂",
+    _JEON,
+    "high",
+    "not squared, as here (the paper squares; the ranking of points is the same)",
+    True,
+    False,
+    "jeon",
+)
+_EVOLUTION = Detector(
+    "score-evolution",
+    "Score evolution, first 3 steps",
+    "‖s_Δ(x₁) - s_Δ(x₀)‖² + ‖s_Δ(x₂) - s_Δ(x₁)‖²",
+    "an anonymous repository, 2026",
+    "high",
+    "",
+    True,
+    False,
+    "score-evolution",
+)
+_TILED = Detector(
+    "tiled-l2",
+    "Tiled distance between generations",
+    "mean over pairs of max over tiles of √(Σ(a - b)²/n)",
+    "Carlini et al., USENIX Security 2023",
+    "low",
+    "",
+    True,
+    False,
+    "tiled-l2",
+)
 
 
-_OF_POINTS = (
-    _of_points(
-        "jeon",
-        "Hessian difference, first step",
-        "‖H_c s_Δ - H_u s_Δ‖₂",
-        _JEON,
-        "high",
-        "not squared (the paper squares; the ranking of points is the same), as here",
-        True,
-    ),
-    _of_points(
-        "score-evolution",
-        "Score evolution, first 3 steps",
-        "Σ_{k=0,1} ‖s_Δ(x_{k+1}) - s_Δ(x_k)‖²",
-        "an anonymous repository, 2026",
-        "high",
-        "",
-        True,
-    ),
-    _of_points(
+def _anisotropy(norm: float, cosine: float) -> Detector:
+    return Detector(
         "anisotropy",
         "Norm and anisotropy",
-        "‖ε_c - ε_u‖₂(x_T, t₀) + 2 mean cos(ε_u, ε_c - ε_u)(x_T, t_late)",
+        f"{norm:g} ‖ε_c - ε_u‖₂(x_T, t₀) + {cosine:g} mean cos(ε_u, ε_c - ε_u)(x_T, t_late)",
         "Asthana and Belagiannis, ICLR 2026",
         "high",
-        "t_late is the third last step; the weights are 1 and 2 (Stable Diffusion 1)",
+        "for models that predict v the norm is that of s_Δ over σ; σ is nearly 1 there",
         False,
-    ),
-    _of_points(
-        "tiled-l2",
-        "Tiled distance between generations",
-        "mean over pairs of max over tiles of √(Σ(a - b)²/n)",
-        "Carlini et al., USENIX Security 2023",
-        "low",
-        "",
-        True,
-    ),
-)
+        False,
+        "anisotropy",
+    )
 
 
 def _spectral(name: str, statistic: _Statistic, timestep: int, k: int) -> Detector:

@@ -8,23 +8,6 @@ import numpy as np
 from jaxmem.memorization.detectors import tiled_l2, wen
 from jaxmem.memorization.registry import Detector
 from jaxmem.memorization.sharpness import negative_trace_of_cube, positive_count, sum_of_largest, tangent_count
-from jaxmem.spectra.counting import Count
-
-
-def count_columns(counts: Any, timestep: int) -> dict[str, np.ndarray]:
-    """Counts of `jaxmem.count_positive`, nested as (N, M), as columns of `score_table`; None is not done.
-
-    ``Count.estimate`` and, where sigma was given, ``Count.tangent.estimate``.
-    """
-    rows = [list(row) for row in counts]
-
-    def column(read: Callable[[Count], float]) -> np.ndarray:
-        return np.array([[np.nan if one is None else read(one) for one in row] for row in rows], np.float64)
-
-    return {
-        f"positive-count@t{timestep}": column(lambda one: one.estimate),
-        f"tangent-count@t{timestep}": column(lambda one: np.nan if one.tangent is None else one.tangent.estimate),
-    }
 
 
 def score_table(
@@ -51,13 +34,16 @@ def score_table(
         eigenvalues: (N, M, K, L), NaN padded.
         noise: (N, M, K).
         columns: (N, M) by name for what is computed where the scores are: ``"jeon"``, ``"score-evolution"``,
-            ``"anisotropy"``, and counts that were estimated (`count_columns`), which go before those of a spectrum.
+            ``"anisotropy"``; and counts of `jaxmem.count_positive`, which take the place of a spectrum's:
+            ``"positive-count@t281"`` its ``estimate``, ``"tangent-count@t281"`` its ``tangent.estimate``.
         images: (N, M, h, w, channels).
         sampled: (N, M): the image is there. The distances of a prompt's images wait for the last of them.
 
     Raises:
         ValueError: a detector's arrays are missing or of another shape.
     """
+    if np.ndim(eps_difference) != 3:
+        raise ValueError(f"eps_difference: expected shape (N, M, S), got {np.shape(eps_difference)}")
     shape = np.shape(eps_difference)[:2]
     columns = {} if columns is None else columns
     table = np.full((*shape, len(chosen)), np.nan)
@@ -74,7 +60,8 @@ def score_table(
             number = len(spectral_timesteps)
             if one.timestep not in spectral_timesteps or one.timestep not in timesteps:
                 raise ValueError(
-                    f"{one.name!r}: expected its timestep among {list(timesteps)} and {list(spectral_timesteps)}"
+                    f"{one.name!r}: expected its timestep among {np.asarray(timesteps).tolist()} and"
+                    f" {np.asarray(spectral_timesteps).tolist()}"
                 )
             where = list(spectral_timesteps).index(one.timestep)
             values = _checked("eigenvalues", eigenvalues, (*shape, number, eigenvalues.shape[-1]))[:, :, where].real
@@ -120,7 +107,9 @@ def _smallest(values: np.ndarray) -> np.ndarray:
 
 
 _OF_SPECTRA: dict[str, Callable[[_Spectra, int], np.ndarray]] = {
-    "positive-count": lambda s, _: _complete(lambda values: positive_count(values, s.noise), s.eigenvalues),
+    "positive-count": lambda s, _: np.where(
+        np.isnan(s.noise), np.nan, _complete(lambda values: positive_count(values, s.noise), s.eigenvalues)
+    ),
     "tangent-count": lambda s, _: _complete(
         lambda values: tangent_count(values, np.full(values.shape[:-1], s.sigma)), s.eigenvalues
     ),
