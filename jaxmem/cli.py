@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,6 +13,7 @@ from jaxmem import __version__
 from jaxmem.config import (
     MNIST_PRESETS,
     TOY2D_PRESETS,
+    AuditConfig,
     GenerateConfig,
     MnistConfig,
     SpectrumConfig,
@@ -114,6 +115,111 @@ class Spectrum:
         _show(self.out)
 
 
+@dataclass(frozen=True)
+class Audit:
+    """Which prompts has a model memorized? Runs every detector over prompts × starting noises.
+
+    Exit codes: 0 done, 2 bad input or a folder that cannot be written, 130 interrupted. The run's folder gets
+    results.csv (one row per prompt, for pandas.read_csv) and report.html; jaxmem report makes the page again.
+    """
+
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")] = ""
+    """A diffusers folder, or a hub id such as CompVis/stable-diffusion-v1-4; by default the small model shipped."""
+    prompts: tuple[Path, ...] = ()
+    """Files of prompts (.txt, .csv with any separator, .jsonl), with labels and categories or without."""
+    memorized: tuple[Path, ...] = ()
+    """More files, of prompts that are known to be memorized where they have no label."""
+    not_memorized: tuple[Path, ...] = ()
+    """More files, of prompts that are known not to be memorized where they have no label."""
+    reference: Path | None = None
+    """A file of neutral prompts: every prompt gets its percentile among them. They are measured as well."""
+    limit: int | None = None
+    """Take the first so many prompts of each file."""
+    merge_duplicates: bool = False
+    """Take a prompt that comes several times once, instead of refusing it."""
+    out: Path | None = None
+    """Folder of the run; an unfinished run of the same configuration in it is continued."""
+    dry_run: bool = False
+    """Say what it would take (products, hours, gigabytes; one batch is timed) and write nothing."""
+    device: Literal["cpu", "gpu", "tpu"] | None = None
+    """What to compute on; by default JAX's choice."""
+    config: Annotated[AuditConfig, tyro.conf.arg(name="")] = field(default_factory=AuditConfig)
+
+    def __call__(self) -> None:
+        from jaxmem.prompts import gather, read_prompts
+
+        if self.out is None and not self.dry_run:
+            raise ValueError("--out: expected a folder for the run, got none; or ask what it takes with --dry-run")
+        model, files = self.model, [*self.prompts, *self.memorized, *self.not_memorized]
+        prompts = self.prompts
+        if not model:
+            from jaxmem.data import verbatim_model
+
+            shipped, shipped_prompts = verbatim_model()
+            model, prompts = str(shipped), prompts if files else (shipped_prompts,)
+        elif not files:
+            raise ValueError("--prompts: expected a file of prompts, got none; one prompt per line will do")
+        options: dict[str, Any] = dict(limit=self.limit, merge_duplicates=self.merge_duplicates)
+        found = gather([(prompts, None), (self.memorized, True), (self.not_memorized, False)], **options)
+        neutral = [] if self.reference is None else read_prompts(self.reference, **options)
+        _compute_on(self.device)
+
+        from jaxmem.audit import run_audit
+        from jaxmem.progress import show_progress
+        from jaxmem.stable_diffusion.pipeline import StableDiffusion
+
+        def say(line: str) -> None:
+            print(line, file=sys.stdout if self.dry_run else sys.stderr, flush=True)
+
+        opened, out = StableDiffusion.load(model), None if self.dry_run else self.out
+        with show_progress() as progress:
+            run_audit(opened, found, self.config, out, neutral=neutral, progress=progress, say=say)
+        if out is not None:
+            from rich.console import Console
+
+            from jaxmem.report.tables import print_audit
+
+            print_audit(out, Console())
+            _write_page(out)
+
+
+def _compute_on(device: str | None) -> None:
+    """Choose JAX's platform, before anything is computed."""
+    if device is None:
+        return
+    import jax
+
+    jax.config.update("jax_platforms", device)
+    try:
+        there = jax.devices()[0].platform
+    except RuntimeError as error:
+        raise ValueError(
+            f"--device: expected a {device} that JAX can use, got none ({error}); see jax.devices()"
+        ) from None
+    if there != device:
+        raise ValueError(f"--device: expected {device}, got {there}, which JAX has begun to use in this process")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write the page of an audit, finished or not: one HTML file that needs no network."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    out: Path | None = None
+    """The file to write; report.html in the folder of the run by default."""
+
+    def __call__(self) -> None:
+        _write_page(self.run, self.out)
+
+
+def _write_page(run: Path, out: Path | None = None) -> None:
+    from jaxmem.report.html import write_report
+
+    path = write_report(run, out)
+    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
 def _show(directory: Path) -> None:
     from rich.console import Console
 
@@ -123,7 +229,7 @@ def _show(directory: Path) -> None:
     print_summary(directory, draw(directory), Console())
 
 
-def _parse(arguments: Sequence[str]) -> Toy2d | Mnist | Generate | Spectrum | Figures:
+def _parse(arguments: Sequence[str]) -> Toy2d | Mnist | Generate | Spectrum | Audit | Figures | Report:
     preset = _preset(arguments)
     # A preset decides the defaults of all other flags, so it is looked up before they are parsed.
     toy2d = TOY2D_PRESETS.get(preset, TOY2D_PRESETS["small"])
@@ -143,7 +249,9 @@ def _parse(arguments: Sequence[str]) -> Toy2d | Mnist | Generate | Spectrum | Fi
             Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
             | Annotated[Generate, tyro.conf.subcommand("generate")]
             | Annotated[Spectrum, tyro.conf.subcommand("spectrum")]
+            | Annotated[Audit, tyro.conf.subcommand("audit")]
             | Annotated[Figures, tyro.conf.subcommand("figures")]
+            | Annotated[Report, tyro.conf.subcommand("report")]
         ],
         prog="jaxmem",
         args=list(arguments),

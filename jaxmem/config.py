@@ -270,6 +270,51 @@ class SpectrumConfig(GenerateConfig):
             _in_range("timestep", self.timestep, 0, 999)
 
 
+@dataclass(frozen=True)
+class AuditConfig:
+    """How each prompt is looked at: from the same starting noises, along guided DDIM sampling."""
+
+    noises: int = 4
+    """Starting noises, the same for all prompts: noise j is drawn with fold_in(key(seed), j). Wen et al. took 4."""
+    ddim_steps: int = 50  # diffusers' default, and the paper's
+    steps_run: int | None = None
+    """How many of these steps are made, from the first; by default all, and only then there is an image."""
+    guidance: float = 7.5  # diffusers' default
+    seed: int = 0
+    timesteps: tuple[int, ...] = ()
+    """Timesteps of spectra, that the steps visit. By default the first; for exact ones also near 481, 281 and 41."""
+    method: Literal["auto", "eigh", "lanczos", "none"] = "auto"
+    """Of spectra. By default all eigenvalues (eigh) of latents of up to 2,048 numbers, else Ritz values (lanczos)."""
+    num_steps: int = 20
+    """Steps of Lanczos, two products each."""
+    count_budget: int | None = None
+    """Products per spectrum for an estimate of its positive count (jaxmem.count_positive); by default no estimate."""
+    directions: int | None = None
+    """Directions decoded for the most and the least memorized point; by default 3 for exact spectra, else 0."""
+    batch: int | None = None
+    """Points that go through the network together; by default 16, or 1 of latents of more than 2,048 numbers."""
+
+    def __post_init__(self) -> None:
+        for name in ("noises", "num_steps"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("batch", "count_budget"):
+            if getattr(self, name) is not None:
+                _at_least(name, getattr(self, name), 1)
+        if self.directions is not None:
+            _in_range("directions", self.directions, 0, 16)
+        _in_range("ddim_steps", self.ddim_steps, 1, 1000)
+        if self.steps_run is not None:
+            _in_range("steps_run", self.steps_run, 1, self.ddim_steps)
+        _in_range("guidance", self.guidance, 1, 1000)  # 1 is no guidance; below, diffusers turns it off
+        _in_range("seed", self.seed, 0, _LAST_SEED)
+        for timestep in self.timesteps:
+            _in_range("timesteps", timestep, 0, 999)
+        if len(set(self.timesteps)) != len(self.timesteps):
+            raise ValueError(f"timesteps: expected each once, got {self.timesteps}")
+        if self.method not in ("auto", "eigh", "lanczos", "none"):
+            raise ValueError(f"method: expected 'auto', 'eigh', 'lanczos' or 'none', got {self.method!r}")
+
+
 def _at_least(name: str, value: int | float, low: int | float) -> None:
     if not value >= low:
         raise ValueError(f"{name}: expected at least {low}, got {value}")

@@ -44,3 +44,8 @@ def below_bound(eigenvalues: Any, sigma: Any, noise: Any = 0.0) -> Any:
     values = np.asarray(eigenvalues).real
     bound = -1 / np.asarray(sigma, np.float64) ** 2 - np.asarray(noise)
     return (values < bound[..., None]).mean(-1)
+
+
+def negative_trace_of_cube(eigenvalues: Any) -> Any:
+    """``-tr H³ = -Σ lambda_i³``, which for a Gaussian is the mean of ``‖H s‖²`` (Jeon et al. 2025)."""
+    return -(np.asarray(eigenvalues).real ** 3).sum(-1)

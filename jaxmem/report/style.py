@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ GENERAL = "#0072B2"
 REFERENCE = "#000000"
 NEUTRAL = "#7F7F7F"
 SEQUENTIAL = "cividis"
+CATEGORIES = (GENERAL, MEMORIZED, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 _RC: Any = {
     "font.size": 10,
@@ -28,17 +30,22 @@ _RC: Any = {
     "lines.linewidth": 1.5,
     "figure.constrained_layout.use": True,
     "mathtext.fontset": "dejavusans",
+    "svg.hashsalt": "jaxmem",
 }
 
 
 @contextmanager
-def figure(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """A figure of the given size in inches, written to ``path`` at 160 dots per inch when the block ends.
+def figure(target: Path | BytesIO, width: float, height: float) -> Iterator[Figure]:
+    """A figure of the given size in inches, written when the block ends: a PNG file at 160 dpi, or SVG in memory.
 
-    Figures are made without pyplot: no global state, no display, safe in threads and notebooks.
+    Figures are made without pyplot: no global state, no display, safe in threads and notebooks. Equal figures give
+    equal bytes.
     """
     with mpl.rc_context(_RC):
         canvas = Figure(figsize=(width, height))
         yield canvas
-        path.parent.mkdir(parents=True, exist_ok=True)
-        canvas.savefig(path, dpi=160)
+        if isinstance(target, BytesIO):
+            canvas.savefig(target, dpi=160, format="svg", metadata={"Date": None})
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        canvas.savefig(target, dpi=160)

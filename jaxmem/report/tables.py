@@ -23,6 +23,35 @@ def print_summary(directory: Path, figures: list[Path], console: Console) -> Non
         console.print(f"  {path}", highlight=False, soft_wrap=True, markup=False)
 
 
+def print_audit(directory: Path, console: Console) -> None:
+    """Print the most memorized prompts of a finished audit, how well labels agree, and where the results are."""
+    metrics = Run.read(directory).metrics()
+    shown = [name for name in ("wen-1", "jeon") if name in metrics["detectors"]]
+    shown += [name for name in metrics["detectors"] if name.startswith(("positive-count", "largest-sum"))][:2]
+    lead = "jeon"
+    table = Table(title=f"The most memorized prompts, by {lead}: score (rank of {len(metrics['prompts'])})")
+    table.add_column("prompt", overflow="ellipsis", max_width=60, no_wrap=True)
+    for name in shown:
+        table.add_column(name, justify="right")
+    for row in sorted(metrics["prompts"], key=lambda row: row["rank"][lead] or len(metrics["prompts"]) + 1)[:10]:
+        cells = [
+            "" if row["scores"][name] is None else f"{row['scores'][name]:.4g} ({row['rank'][name]})" for name in shown
+        ]
+        table.add_row(Text(row["prompt"]), *cells)
+    console.print(table)
+    for name in shown if metrics["evaluation"] else ():
+        found = metrics["evaluation"][name]["all"]
+        if found["auc"] is not None:
+            interval = found["auc_interval"]
+            span = f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
+            console.print(f"{name}: AUC {found['auc']:.3f}{span} against the labels")
+    console.print(
+        f"{metrics['num_evaluations']:,} evaluations, {metrics['num_products']:,} products,"
+        f" {metrics['wall_seconds']['total'] / 60:.1f} minutes. One row per prompt:"
+    )
+    console.print(f"  {directory / 'results.csv'}", highlight=False, soft_wrap=True, markup=False)
+
+
 def _spread(row: dict[str, float]) -> str:
     return f"{row['mean']:.1f}  ({row['min']:.0f} to {row['max']:.0f})"
 

@@ -17,7 +17,7 @@ from jaxmem.spectra.ritz import ritz_pairs
 from jaxmem.spectra.single import Probe, dense_and_noise, krylov_noise, run_krylov
 
 
-def _each(one: Callable[..., Any], mesh: Any, state: Any, *points: Any) -> Any:
+def each_point(one: Callable[..., Any], mesh: Any, state: Any, *points: Any) -> Any:
     """``one(state, *point)`` of every point, each device of the mesh working on its own share of them."""
 
     def share(state: Any, *points: Any) -> Any:
@@ -46,7 +46,7 @@ def _dense_group(
         safe = jnp.where(finite, matrix, 0).astype(jnp.promote_types(matrix.dtype, jnp.float32))  # no half solvers
         return jnp.linalg.eigvalsh(0.5 * (safe + safe.T))[::-1], asymmetry, error, finite
 
-    return _each(one, mesh, state, x, t, cond)
+    return each_point(one, mesh, state, x, t, cond)
 
 
 @partial(jax.jit, static_argnames=("score", "num_steps", "symmetric", "mesh"))
@@ -66,7 +66,7 @@ def _krylov_group(
         start = jax.random.normal(key, (operator.size,), operator.dtype)
         return run_krylov(operator, start, num_steps, symmetric=symmetric)
 
-    return _each(one, mesh, state, x, t, cond, keys)
+    return each_point(one, mesh, state, x, t, cond, keys)
 
 
 def batch_spectra(

@@ -212,8 +212,7 @@ class StableDiffusion:
                 f"tokenizer: expected model_max_length {length} (the text encoder's max_position_embeddings), got"
                 f" {self.tokenizer.model_max_length}; do they belong together?"
             )
-        whole = self.tokenizer(list(prompts), padding="max_length", max_length=length, truncation=False).input_ids
-        long = [prompt for prompt, ids in zip(prompts, whole, strict=True) if len(ids) > length]
+        long = [prompt for prompt, cut in zip(prompts, self.truncated(prompts), strict=True) if cut]
         if long:
             warnings.warn(
                 f"{len(long)} prompt(s) of more than {length} tokens are cut, as in diffusers: {long[0]!r:.60}",
@@ -227,6 +226,13 @@ class StableDiffusion:
                 f" vocab_size), got {tokens.max()}; do tokenizer and text encoder belong together?"
             )
         return tokens
+
+    def truncated(self, prompts: Sequence[str]) -> list[bool]:
+        """Which prompts have more tokens than the text encoder takes, so that `tokenize` cuts them."""
+        length = self.text_encoder_config.max_position_embeddings
+        # Not verbose: the tokenizer has a warning of its own for them.
+        whole = self.tokenizer(list(prompts), truncation=False, verbose=False).input_ids
+        return [len(ids) > length for ids in whole]
 
     def sampler(self, num_steps: int = 50) -> DDIM:
         """DDIM as diffusers runs it for this model; 50 steps are its default and the paper's."""

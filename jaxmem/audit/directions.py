@@ -1,0 +1,97 @@
+"""The directions in which a sample can move, as pictures: eigenvectors of the Hessian, decoded."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmem.audit.operators import factorise, linearise
+from jaxmem.audit.work import Work
+from jaxmem.jacobian import ScoreJacobian
+from jaxmem.memorization.sharpness import sum_of_largest
+from jaxmem.spectra.ritz import ritz_pairs, ritz_vectors
+from jaxmem.spectra.stepwise import Programs
+
+_TIMESTEP = 281  # the nearest to it among those of spectra: late enough to see what the image is, early enough to move
+_LARGEST = 5  # the sum of so many eigenvalues chooses the two points
+_DEVIATIONS = 4  # of the noise in one direction, sigma each
+
+
+def run_directions(work: Work, programs: Programs) -> None:
+    """Eigenvectors of the two points whose ``_LARGEST`` largest eigenvalues have the smallest and the largest sum.
+
+    x_t is moved by ``±a v``, ``a = 4 sigma``, and the posterior mean ``E[x_0 | x_t] = (x_t + sigma² s) / alpha`` is
+    decoded, with the score of the prompt. Where the density is an isolated peak it does not follow the move: its
+    derivative along v is ``(1 + sigma² lambda) / alpha``.
+    """
+    plan, run = work.plan, work.run
+    if not plan.directions or run.done("directions"):
+        return
+    work.progress("directions", 0, 2)
+    t = min(plan.spectral_timesteps, key=lambda t: abs(t - _TIMESTEP))
+    tables = [run.load(f"spectrum-{number:05d}-{t:04d}") for number in plan.batches()]
+    values = np.nan_to_num(np.concatenate(tables)[: plan.num_prompts * plan.noises, :-1], nan=0.0)
+    sums = sum_of_largest(values, min(_LARGEST, values.shape[1]))
+    chosen = [int(sums.argmin()), int(sums.argmax())]
+    amplitude = _DEVIATIONS * float(work.model.scheduler.schedule.sigma[t])
+    products = 2 * plan.products_per_direction
+    evaluations = 2 * (2 + 2 * plan.directions)
+    with work.unit("directions", "directions", evaluations=evaluations, products=products) as row:
+        found: list[tuple[np.ndarray, ...]] = []
+        for point in chosen:
+            found.append(_decode(work, programs, point, t, amplitude))
+            work.progress("directions", len(found), 2)
+        for name, arrays in zip(("eigenvalues", "base", "moved"), zip(*found, strict=True), strict=True):
+            run.save(f"directions-{name}", np.stack(arrays))
+        row |= {
+            "point": [list(divmod(point, plan.noises)) for point in chosen],
+            "timestep": t,
+            "amplitude": amplitude,
+        }
+
+
+def _decode(
+    work: Work, programs: Programs, point: int, t: int, amplitude: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    plan = work.plan
+    number, row = divmod(point, plan.batch)
+    x = work.run.load(f"at-{number:05d}-{t:04d}")[row]
+    cond = work.cond(np.array([point]))[0]
+    many = np.repeat(cond[None], plan.batch, 0)
+    operators = linearise(work, programs, np.repeat(x[None], plan.batch, 0), t, many)
+    find = _exact if plan.method == "eigh" else _ritz
+    found, rows = find(work, programs, operators, point, t)
+    k = plan.directions
+    values, vectors = np.full(k, np.nan), np.zeros((k, plan.size))
+    there = min(k, len(rows))  # fewer where a Krylov space closed early
+    values[:there], vectors[:there] = found[:there], rows[:there]
+    moves = amplitude * np.stack([-vectors, vectors], 1).reshape(2 * k, *plan.latent_shape)
+    points = np.concatenate([x[None], x + moves]).astype(np.float32)
+    schedule = work.model.scheduler.schedule
+    alpha, sigma = float(schedule.alpha[t]), float(schedule.sigma[t])
+    means = []
+    for first in range(0, len(points), plan.batch):
+        index = np.minimum(np.arange(first, first + plan.batch), len(points) - 1)
+        scores = work.scores(points[index], t, many)
+        means.append((points[index] + sigma**2 * np.asarray(scores)) / alpha)
+    images = work.model.decode(jnp.asarray(np.concatenate(means)[: len(points)], jnp.float32))
+    return values, images[0], images[1:].reshape(k, 2, *images.shape[1:])
+
+
+def _exact(work: Work, programs: Programs, operators: ScoreJacobian, point: int, t: int) -> tuple[np.ndarray, ...]:
+    """All eigenvalues, descending, and eigenvectors as rows: a batch is of one point, each of its products a column."""
+    size, batch = work.plan.size, work.plan.batch
+    rows = []
+    for first in range(0, size, batch):
+        columns = jax.nn.one_hot(np.arange(first, first + batch), size)  # zero beyond the last
+        rows.append(np.asarray(programs.forward(operators, columns), np.float64))
+    matrix = np.concatenate(rows)[:size]
+    work.check(matrix[None], np.array([point]), t, "Jacobian")
+    values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
+    return values[::-1], vectors.T[::-1]
+
+
+def _ritz(work: Work, programs: Programs, operators: ScoreJacobian, point: int, t: int) -> tuple[np.ndarray, ...]:
+    """Ritz values and vectors of one of a batch that is of one point."""
+    one = factorise(work, programs, operators, np.full(work.plan.batch, point), t)[0][0]
+    pairs = ritz_pairs(one, symmetric=True)
+    return pairs.values, ritz_vectors(one, pairs)

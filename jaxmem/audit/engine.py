@@ -1,0 +1,179 @@
+"""Run an audit: settle it, say what it takes, do its stages, finish the run."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from jaxmem import memory
+from jaxmem.audit.directions import run_directions
+from jaxmem.audit.estimate import estimate
+from jaxmem.audit.operators import run_anisotropy, run_counts, run_jeon, run_spectra
+from jaxmem.audit.plan import Plan
+from jaxmem.audit.result import read_audit
+from jaxmem.audit.summary import summarise, write_table
+from jaxmem.audit.trajectory import run_images, run_trajectory
+from jaxmem.audit.work import Work, embed, starting_noise
+from jaxmem.config import AuditConfig
+from jaxmem.experiments.stages import wall_seconds
+from jaxmem.progress import Progress, silent
+from jaxmem.prompts import Prompt, merge
+from jaxmem.runs import Run
+from jaxmem.stable_diffusion.pipeline import StableDiffusion
+
+
+def _quiet(line: str) -> None:
+    """Show nothing."""
+
+
+def run_audit(
+    model: StableDiffusion,
+    prompts: Sequence[Prompt],
+    config: AuditConfig,
+    out: str | Path | None,
+    *,
+    neutral: Sequence[Prompt] = (),
+    progress: Progress = silent,
+    say: Callable[[str], None] = _quiet,
+) -> dict[str, Any]:
+    """Run all detectors over prompts × noises, as a run that continues where it was left, and return the metrics.
+
+    Args:
+        model: see `StableDiffusion.load`.
+        prompts: the prompts that are audited; see `jaxmem.prompts.read_prompts`.
+        config: how.
+        out: folder of the run; None says what it would take and returns nothing.
+        neutral: prompts that ranks are compared with (percentiles); they are measured in the same run.
+        progress: told of each stage.
+        say: gets the estimate of work, time and memory before the run is begun, line by line.
+
+    All prompts see the same starting noises. Batches are fixed by the config and the number of prompts, so a run that
+    was killed continues to the same bits; a unit that a kill can lose is 10 sampling steps of one batch, or one batch
+    of anything else.
+
+    Raises:
+        ValueError: bad settings, a prompt that comes twice, parameters that are not finite, too little memory, or a
+            folder that holds another run; nothing was written then.
+        OSError: the folder cannot be written; the same call continues.
+    """
+    every = [*prompts, *neutral]
+    merge(
+        [(f"{'audited' if n < len(prompts) else 'reference'} prompt {n + 1}", p) for n, p in enumerate(every)],
+        "prompts",
+    )
+    devices = jax.local_devices()
+    plan = Plan.of(model, config, len(prompts), len(neutral), len(devices))
+    parameters = sum(component.float32_bytes for component in model.components.values())
+    memory.require(parameters, "the parameters of the model", "close other programs, or use a larger machine")
+    _refuse_nonfinite(model)
+    texts = [prompt.text for prompt in every]
+    truncated = model.truncated(texts)
+    if any(truncated):
+        say(f"{sum(truncated)} prompt(s) have more tokens than the text encoder takes and are cut, as in diffusers")
+    work = Work(
+        run=None,  # type: ignore[arg-type]  # not before the estimate
+        plan=plan,
+        model=model,
+        sampler=model.sampler(config.ddim_steps),
+        embedded=embed(model, [*texts, ""]),
+        noise=starting_noise(config.seed, plan.noises, model.latent_shape),
+        texts=texts,
+        guidance=config.guidance,
+        seed=config.seed,
+        mesh=jax.make_mesh((len(devices),), ("points",), devices=devices) if len(devices) > 1 else None,
+        progress=progress,
+    )
+    config_values = asdict(config) | {
+        "prompts": [{"prompt": p.text, "label": p.label, "category": p.category} for p in every]
+    }
+
+    def open_run(folder: str | Path) -> Run:
+        identity = _identity(model, texts)
+        return Run.open(folder, config_values, experiment="audit", model=identity, plan=asdict(plan), dtype="float32")
+
+    # A folder that has something is looked at before the estimate takes its time, a new one is made after it.
+    run = open_run(out) if out is not None and _holds_something(Path(out)) else None
+    if run is not None and run.finished:
+        return run.metrics()
+    expected = estimate(work)
+    for line in expected.lines:
+        say(line)
+    if out is None:
+        return {}
+    run = open_run(out) if run is None else run
+    work = replace(work, run=run)
+    run_trajectory(work, expected.evaluation_bytes)
+    run_jeon(work, expected.programs)
+    run_anisotropy(work, expected.evaluation_bytes)
+    run_images(work)
+    run_spectra(work, expected.programs, expected.spectrum_bytes)
+    run_counts(work)
+    run_directions(work, expected.programs)
+    return _finish(run, plan, truncated)
+
+
+def _holds_something(path: Path) -> bool:
+    return path.exists() and not (path.is_dir() and not any(path.iterdir()))
+
+
+def _finish(run: Run, plan: Plan, truncated: list[bool]) -> dict[str, Any]:
+    result = read_audit(run)
+    metrics = summarise(result, truncated)
+    metrics["num_products"] = sum(row["products"] for row in run.rows())
+    metrics["num_evaluations"] = sum(row["evaluations"] for row in run.rows())
+    metrics["costs"] = result.costs
+    metrics["wall_seconds"] = wall_seconds(run)
+    labels = [-1 if prompt.label is None else int(prompt.label) for prompt in result.prompts]
+    points = plan.num_prompts * plan.noises
+    write_table(run.directory, metrics, result.detectors)
+    run.finalise(
+        metrics,
+        {
+            "eigenvalues": result.eigenvalues.reshape(points, *result.eigenvalues.shape[2:]),
+            "noise": result.noise.reshape(points, -1),
+            "label": np.repeat(labels, plan.noises),
+            "timestep": result.spectral_timesteps,
+            "method": np.asarray(result.method),
+            "scores": result.scores.reshape(points, -1),
+            "detectors": np.asarray([detector.name for detector in result.detectors]),
+            "eps_difference": result.eps_difference.reshape(points, -1),
+            "timesteps": result.timesteps,
+            "sigma": result.sigma,
+        },
+    )
+    return run.metrics()
+
+
+def _identity(model: StableDiffusion, texts: Sequence[str]) -> dict[str, Any]:
+    """Everything of the model that decides the results; not where it lies."""
+    tokens = hashlib.sha256()
+    for text in texts:
+        tokens.update(np.asarray(model.tokenizer(text, truncation=False, verbose=False).input_ids, np.int32).tobytes())
+    return {
+        "sha256": model.fingerprint(),
+        "tokens_sha256": tokens.hexdigest(),
+        "unet": asdict(model.unet_config),
+        "text_encoder": asdict(model.text_encoder_config),
+        "vae": asdict(model.vae_config),
+        "scheduler": asdict(model.scheduler),
+    }
+
+
+def _refuse_nonfinite(model: StableDiffusion) -> None:
+    bad = []
+    for part in ("unet", "text_encoder", "vae"):
+        for path, variable in nnx.to_flat_state(model.network(part)[1]):
+            count = int((~np.isfinite(np.asarray(variable.get_value()))).sum())
+            if count:
+                bad.append(f"{part}: {'.'.join(map(str, path))} ({count:,} entries)")
+    if bad:
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        raise ValueError(
+            f"model: expected finite parameters, got NaN or infinity in {'; '.join(bad[:3])}{more}; download the"
+            f" weights again or take another checkpoint"
+        )

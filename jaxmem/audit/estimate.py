@@ -1,0 +1,152 @@
+"""What an audit will take, before it starts: counted work, seconds by one timed batch, memory by the compiler."""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmem import memory
+from jaxmem.audit.operators import CHUNK
+from jaxmem.audit.plan import Plan
+from jaxmem.audit.work import Work, evaluate
+from jaxmem.spectra.stepwise import Programs, compile_programs
+
+
+class Load(NamedTuple):
+    """Work that is counted: forward passes of the network and products with its Jacobian."""
+
+    evaluations: int
+    products: int
+
+
+def loads(plan: Plan) -> dict[str, Load]:
+    """The work of each stage."""
+    points, k = plan.num_points, len(plan.spectral_timesteps)
+    found = {
+        "sampling": Load(points * (2 * len(plan.timesteps) - 1) + plan.noises, 0),
+        "Jeon": Load(2 * points, 2 * points),
+    }
+    if plan.anisotropy_timestep is not None:
+        found["anisotropy"] = Load(points + plan.noises, 0)
+    if plan.method != "none":
+        found["spectra"] = Load(points * k, points * k * plan.products_per_spectrum)
+    if plan.count_budget is not None:
+        found["counts"] = Load(points * k, points * k * min(plan.count_budget, plan.size + 1))
+    if plan.directions:
+        found["directions"] = Load(4 + 4 * plan.directions, 2 * plan.products_per_direction)
+    return found
+
+
+class Estimate(NamedTuple):
+    """Compiled programs, what they take, and how long the whole will."""
+
+    programs: Programs  #: linearisation and products of one batch
+    evaluation_bytes: int  #: of one batch, beside the parameters; also for the next two
+    product_bytes: int
+    spectrum_bytes: int
+    seconds: dict[str, float]  #: of each stage
+    lines: list[str]  #: for whoever waits
+
+    @property
+    def peak_bytes(self) -> int:
+        return max(self.evaluation_bytes, self.product_bytes, self.spectrum_bytes)
+
+
+def estimate(work: Work) -> Estimate:
+    """Compile, refuse what does not fit, and time one batch of evaluations and one of products.
+
+    Raises:
+        ValueError: too little memory, or a score that is not finite.
+    """
+    plan, filled = work.plan, work.plan.filled(0)
+    x, t, cond = work.batch(work.first(filled), plan.timesteps[0], work.cond(filled))
+    compiled = evaluate.lower(work.score, work.spread_state, x, t, cond, work.mesh).compile()
+    evaluation_bytes = sum(memory.program_bytes(compiled))
+    remedy = "take a smaller --batch"
+    memory.require(evaluation_bytes, f"one evaluation of {plan.batch} point(s)", remedy)
+    shapes = (
+        jax.ShapeDtypeStruct((plan.batch, *plan.latent_shape), jnp.float32),
+        jax.ShapeDtypeStruct((plan.batch,), jnp.int32),
+        jax.ShapeDtypeStruct((plan.batch, *work.embedded.shape[1:]), jnp.float32),
+    )
+    programs = compile_programs(work.score, work.model.state, *shapes, symmetric=plan.method == "lanczos")
+    spectrum_bytes = _spectrum_bytes(plan, evaluation_bytes, programs)
+    memory.require(programs.peak_bytes, f"products of {plan.batch} point(s) together", remedy)
+    memory.require(spectrum_bytes, "the spectra", "take --method lanczos or none, or a smaller --batch or --num-steps")
+
+    def evaluations() -> Any:
+        return work.scores(x, plan.timesteps[0], cond)
+
+    first = evaluations()
+    work.check(np.asarray(first), filled, plan.timesteps[0])
+    # of one device
+    operators, linearise = _timed(
+        lambda: programs.operators(work.model.state, *map(jnp.asarray, map(np.asarray, (x, t, cond))))
+    )
+    vectors = jnp.asarray(np.asarray(first).reshape(plan.batch, -1))
+    product = _timed(lambda: programs.forward(operators, vectors))[1] / plan.batch
+    evaluation = _timed(evaluations)[1] / plan.batch
+    seconds = {stage: load.evaluations * evaluation + load.products * product for stage, load in loads(plan).items()}
+    seconds["Jeon"] += 2 * plan.num_points * max(linearise / plan.batch - evaluation, 0)
+    return Estimate(
+        programs,
+        evaluation_bytes,
+        programs.peak_bytes,
+        spectrum_bytes,
+        seconds,
+        _lines(
+            plan, seconds, (evaluation, product), max(evaluation_bytes, programs.peak_bytes, spectrum_bytes), programs
+        ),
+    )
+
+
+def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
+    """What it gives, and the seconds of a second call: the first one loads programs and takes memory."""
+    jax.block_until_ready(call())
+    start = time.perf_counter()
+    found = jax.block_until_ready(call())
+    return found, time.perf_counter() - start
+
+
+def _spectrum_bytes(plan: Plan, evaluation_bytes: int, programs: Programs) -> int:
+    """Lanczos by the compiler's account and its basis; exact spectra as `batch_spectra` says, counted."""
+    if plan.method == "lanczos":
+        # the old basis, the new one, and one in between
+        return programs.peak_bytes + 3 * 4 * plan.batch * (plan.num_steps + 1) * plan.size
+    if plan.method == "none":
+        return 0
+    columns = min(CHUNK, plan.size)
+    return columns * (2 * evaluation_bytes // plan.batch) + 4 * 4 * plan.size**2
+
+
+def _lines(
+    plan: Plan, seconds: dict[str, float], rates: tuple[float, float], peak: int, programs: Programs
+) -> list[str]:
+    evaluations, products = (sum(load[i] for load in loads(plan).values()) for i in (0, 1))
+    reference = f" and {plan.num_reference} reference prompts" if plan.num_reference else ""
+    steps = f"{len(plan.timesteps)} of {plan.ddim_steps}" if not plan.with_images else f"{plan.ddim_steps}"
+    where = f" at t = {', '.join(map(str, plan.spectral_timesteps))}" if plan.spectral_timesteps else ""
+    each = {"none": "no spectra", "eigh": f"all {plan.size:,} eigenvalues", "lanczos": f"{plan.num_steps} Ritz values"}
+    total = sum(seconds.values())
+    shares = ", ".join(f"{stage} {duration(s)}" for stage, s in sorted(seconds.items(), key=lambda item: -item[1]))
+    counted = "; exact spectra as counted" if plan.method == "eigh" else ""
+    return [
+        f"audit: {plan.num_prompts} prompts{reference} × {plan.noises} noise{'s' if plan.noises > 1 else ''} = {plan.num_points} points, {plan.batch}"
+        f" at once; {steps} sampling steps; {each[plan.method]}{where}",
+        f"work: {evaluations:,} evaluations of the score and {products:,} products with its Jacobian (counted)",
+        f"time: about {duration(total)} ({shares}), {duration(total / (plan.num_prompts + plan.num_reference))} per"
+        f" prompt, at {rates[0]:.2g} s an evaluation and {rates[1]:.2g} s a product (measured, one batch of each);"
+        f" decoding, eigenvalue solvers and compilation come on top",
+        f"memory: {memory.gigabytes(programs.parameter_bytes)} of parameters are there; up to {memory.gigabytes(peak)}"
+        f" more (by the compiler{counted}), of {memory.gigabytes(memory.available_bytes())} free",
+    ]
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people."""
+    if seconds < 100:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,183 @@
+"""What needs more than scores: products with the Hessians, and one evaluation off the trajectory."""
+
+import shutil
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jaxmem.audit.trajectory import run_start
+from jaxmem.audit.work import Work
+from jaxmem.jacobian import ScoreJacobian, score_jacobian
+from jaxmem.krylov import Factorization, Status, begin
+from jaxmem.memorization.detectors import ANISOTROPY_WEIGHTS, anisotropy
+from jaxmem.score import ScorePair
+from jaxmem.spectra import batch_spectra, count_positive
+from jaxmem.spectra.result import rounding_noise
+from jaxmem.spectra.ritz import ritz_pairs
+from jaxmem.spectra.stepwise import Measured, Programs, advance, measure
+
+CHUNK = 64  #: columns of an exact Jacobian taken together
+_V_WEIGHTS = (1.0, 0.1)  # the released code's for Stable Diffusion 2
+_KRYLOV_KEY = 1_000_000  # folded into the seed's key: no starting noise has this number
+
+
+@partial(jax.jit, static_argnames="weights")
+def _anisotropy(first: ScorePair, late: ScorePair, sigma: Array, weights: tuple[float, float]) -> Array:
+    return jax.vmap(lambda first, late: anisotropy(first, late, sigma, weights=weights))(first, late)
+
+
+def run_anisotropy(work: Work, memory: int) -> None:
+    """The score pair of the starting noise at a late timestep, which no trajectory visits there."""
+    plan, run, t = work.plan, work.run, work.plan.anisotropy_timestep
+    if t is None:
+        return
+    late, first = run_start(work, t), run_start(work, plan.timesteps[0])
+    weights = _V_WEIGHTS if work.score.prediction == "v" else ANISOTROPY_WEIGHTS
+    for number in plan.batches():
+        key = f"anisotropy-{number:05d}"
+        work.progress("anisotropy", number, plan.num_batches)
+        if not run.done(key):
+            points, filled = plan.points(number), plan.filled(number)
+            keep, noise = len(points), points % plan.noises
+            with work.unit(key, "anisotropy", evaluations=keep, memory=memory):
+                given = work.scores(work.first(filled), t, work.cond(filled))[:keep]
+                uncond = jnp.asarray(first[noise])
+                early = ScorePair(uncond + run.load(f"difference-{number:05d}"), uncond)
+                pairs = early, ScorePair(given, jnp.asarray(late[noise]))
+                found = np.asarray(_anisotropy(*pairs, jnp.float32(plan.sigma[0]), weights))
+                work.check(found, points, t)
+                run.save(key, found)
+    work.progress("anisotropy", plan.num_batches, plan.num_batches)
+
+
+def run_jeon(work: Work, programs: Programs) -> None:
+    """``‖H_c s_Δ − H_u s_Δ‖`` at the first step: two linearisations and two products per point."""
+    plan, run, t = work.plan, work.run, work.plan.timesteps[0]
+    for number in plan.batches():
+        key = f"jeon-{number:05d}"
+        work.progress("Jeon's products", number, plan.num_batches)
+        if not run.done(key):
+            points, filled = plan.points(number), plan.filled(number)
+            counts = dict(evaluations=2 * len(points), products=2 * len(points), memory=programs.peak_bytes)
+            with work.unit(key, "jeon", **counts):
+                x, difference = work.first(filled), run.load(f"difference-{number:05d}")
+                full = np.concatenate([difference, np.repeat(difference[-1:], len(filled) - len(points), 0)])
+                vectors = jnp.asarray(full.reshape(len(filled), -1))
+                products = [
+                    _product(work, programs, x, t, cond, vectors)
+                    for cond in (work.cond(filled), work.uncond(len(filled)))
+                ]
+                norms = np.linalg.norm((products[0] - products[1]).astype(np.float64), axis=1)[: len(points)]
+                work.check(norms, points, t, "product")
+                run.save(key, norms)
+    work.progress("Jeon's products", plan.num_batches, plan.num_batches)
+
+
+def _product(work: Work, programs: Programs, x: Any, t: int, cond: Any, vectors: Array) -> np.ndarray:
+    # The operators of one condition are gone before the next are made: they are the largest things there are.
+    return np.asarray(programs.forward(linearise(work, programs, x, t, cond), vectors))
+
+
+def run_spectra(work: Work, programs: Programs, memory: int) -> None:
+    """Eigenvalues of the conditional Hessian, with their measured noise: a unit is a batch at one timestep."""
+    plan, run = work.plan, work.run
+    if plan.method == "none":
+        return
+    total, done = plan.num_batches * len(plan.spectral_timesteps), 0
+    for number in plan.batches():
+        for t in plan.spectral_timesteps:
+            key = f"spectrum-{number:05d}-{t:04d}"
+            work.progress("spectra", done, total)
+            if not run.done(key):
+                points = plan.points(number)
+                products = plan.products_per_spectrum * len(points)
+                counts = dict(evaluations=len(points), products=products, memory=memory)
+                with work.unit(key, "spectra", **counts):
+                    x = run.load(f"at-{number:05d}-{t:04d}")
+                    find = _exact if plan.method == "eigh" else partial(_lanczos, programs=programs)
+                    run.save(key, find(work, number, x, t))
+            done += 1
+    work.progress("spectra", total, total)
+
+
+def _exact(work: Work, number: int, x: np.ndarray, t: int) -> np.ndarray:
+    cond = work.cond(work.plan.points(number))
+    options: dict[str, Any] = dict(chunk=min(CHUNK, work.plan.size), mesh=work.mesh)
+    found = batch_spectra(work.score, work.spread_state, jnp.asarray(x), t, cond, method="eigh", **options)
+    return np.column_stack([found.eigenvalues, found.noise])
+
+
+def _lanczos(work: Work, number: int, x: np.ndarray, t: int, programs: Programs) -> np.ndarray:
+    """Ritz values of a batch, and their noise."""
+    plan, points, filled = work.plan, work.plan.points(number), work.plan.filled(number)
+    x = np.concatenate([x, np.repeat(x[-1:], len(filled) - len(points), 0)])
+    operators = linearise(work, programs, x, t, work.cond(filled))
+    factorizations, measured = factorise(work, programs, operators, filled, t)
+    table = np.full((len(points), plan.num_steps + 1), np.nan)
+    for i in range(len(points)):
+        pairs = ritz_pairs(factorizations[i], symmetric=True)
+        count, loss = len(pairs.values), pairs.orthogonality_loss
+        table[i, :count] = pairs.values
+        table[i, -1] = rounding_noise(measured.noise[i], count, factorizations[i].scale, loss)
+    return table
+
+
+def linearise(work: Work, programs: Programs, x: Any, t: int, cond: Any) -> ScoreJacobian:
+    """The Jacobians of one batch."""
+    return programs.operators(work.model.state, jnp.asarray(x), jnp.full(len(x), t, jnp.int32), jnp.asarray(cond))
+
+
+def factorise(
+    work: Work, programs: Programs, operators: ScoreJacobian, points: np.ndarray, t: int
+) -> tuple[list[Factorization], Measured]:
+    """Lanczos of one batch, each point from the start vector of its noise and timestep."""
+    plan = work.plan
+    starts = jnp.stack([jax.random.normal(start_key(work, point, t), (plan.size,)) for point in points])
+    measured = measure(programs, operators, starts)
+
+    def on_step(f: Factorization) -> None:
+        bad = np.asarray(f.status) == Status.NONFINITE
+        work.check(np.where(bad, np.nan, 0.0), points, t, "product")
+
+    begun = jax.vmap(partial(begin, max_steps=plan.num_steps))(starts)
+    f = jax.device_get(advance(programs, operators, begun, on_step))
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], f) for i in range(len(points))], measured
+
+
+def start_key(work: Work, point: int, t: int) -> Any:
+    """Of Krylov starts: the same for all prompts, another one for each noise and timestep."""
+    key = jax.random.fold_in(jax.random.key(work.seed), _KRYLOV_KEY + int(point) % work.plan.noises)
+    return jax.random.fold_in(key, t)
+
+
+def run_counts(work: Work) -> None:
+    """Estimated numbers of positive eigenvalues, one point after another; products go on after a kill."""
+    plan, run = work.plan, work.run
+    if plan.count_budget is None:
+        return
+    total, done = plan.num_points * len(plan.spectral_timesteps), 0
+    for point in range(plan.num_points):
+        number, row = divmod(point, plan.batch)
+        for t in plan.spectral_timesteps:
+            key = f"count-{point:06d}-{t:04d}"
+            work.progress("counts", done, total)
+            if not run.done(key):
+                folder = run.directory / "counting" / key
+                with work.unit(key, "counts", evaluations=1, products=min(plan.count_budget, plan.size + 1)):
+                    x = run.load(f"at-{number:05d}-{t:04d}")[row]
+                    operator = score_jacobian(work.score, work.model.state, x, t, work.cond(np.array([point]))[0])
+                    sigma = float(work.model.scheduler.schedule.sigma[t])
+                    found = count_positive(
+                        operator, plan.count_budget, start_key(work, point, t), sigma=sigma, folder=folder
+                    )
+                    tangent = found.tangent
+                    assert tangent is not None  # sigma was given; for the type checker
+                    numbers = [found.lower, found.estimate, *found.interval, found.threshold]
+                    run.save(key, np.array([*numbers, tangent.lower, tangent.estimate, *tangent.interval], np.float64))
+                shutil.rmtree(folder, ignore_errors=True)
+            done += 1
+    work.progress("counts", total, total)

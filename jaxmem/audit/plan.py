@@ -1,0 +1,166 @@
+"""What an audit will do, decided before it starts: points, batches, timesteps. It is part of the run's manifest."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxmem.config import AuditConfig
+from jaxmem.stable_diffusion.pipeline import StableDiffusion
+
+LARGEST_EXACT = 2048  #: dimensions up to which the whole spectrum is computed by default
+SEGMENT = 10  # sampling steps that are recorded together, which is what a kill can lose
+_DEFAULT_TIMESTEPS = (481, 281, 41)  # after the first
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Plain values that decide what is computed, in which order and in which batches.
+
+    Point p is prompt ``p // noises`` from starting noise ``p % noises``; the reference prompts come after the audited
+    ones. Batch b is the points ``b batch`` to ``(b + 1) batch - 1``.
+    """
+
+    num_prompts: int
+    num_reference: int
+    noises: int
+    batch: int
+    ddim_steps: int
+    timesteps: tuple[int, ...]  #: visited, descending
+    sigma: tuple[float, ...]
+    spectral_timesteps: tuple[int, ...]  #: descending, among ``timesteps``
+    anisotropy_timestep: int | None  #: of the evaluation off the trajectory
+    method: str
+    num_steps: int
+    count_budget: int | None
+    directions: int
+    latent_shape: tuple[int, int, int]
+
+    @classmethod
+    def of(
+        cls, model: StableDiffusion, config: AuditConfig, num_prompts: int, num_reference: int = 0, num_devices: int = 1
+    ) -> "Plan":
+        """Settle what the config leaves open; a batch is a multiple of the devices.
+
+        Raises:
+            ValueError: a timestep is not visited, or there are more Lanczos steps than dimensions, or a budget is too
+                small for an estimate, or there is no prompt.
+        """
+        if num_prompts < 1:
+            raise ValueError("prompts: expected at least one, got none")
+        size = int(np.prod(model.latent_shape))
+        method = config.method if config.method != "auto" else "eigh" if size <= LARGEST_EXACT else "lanczos"
+        if method == "eigh" and size > LARGEST_EXACT:
+            raise ValueError(
+                f"method: expected 'lanczos' for latents of {size} dimensions, got 'eigh', which takes up to"
+                f" {LARGEST_EXACT}; for counts add --count-budget"
+            )
+        if method == "lanczos" and config.num_steps > size:
+            raise ValueError(f"num_steps: expected 1 to {size} (the size of a latent), got {config.num_steps}")
+        # of count_positive: twelve Lanczos steps of two products, and three that measure
+        if config.count_budget is not None and config.count_budget < 27:
+            raise ValueError(
+                f"count_budget: expected at least 27 products per point, or {size + 1} for exact counts, got"
+                f" {config.count_budget}"
+            )
+        sampler = model.sampler(config.ddim_steps)
+        visited = sampler.timesteps.tolist()
+        run = visited[: config.steps_run]
+        batch = config.batch or (16 if size <= LARGEST_EXACT else 1)
+        batch = min(batch, (num_prompts + num_reference) * config.noises)
+        directions = config.directions if config.directions is not None else 3 if method == "eigh" else 0
+        wants_spectra = method != "none" or config.count_budget is not None
+        return cls(
+            num_prompts=num_prompts,
+            num_reference=num_reference,
+            noises=config.noises,
+            batch=-(-batch // num_devices) * num_devices,
+            ddim_steps=config.ddim_steps,
+            timesteps=tuple(run),
+            sigma=tuple(float(model.scheduler.schedule.sigma[t]) for t in run),
+            spectral_timesteps=_spectral(config, run, sampler.nearest(_DEFAULT_TIMESTEPS), method, wants_spectra),
+            anisotropy_timestep=visited[-3] if config.ddim_steps >= 3 else None,
+            method=method,
+            num_steps=config.num_steps,
+            count_budget=config.count_budget,
+            directions=min(directions, size, config.num_steps if method == "lanczos" else size)
+            if method != "none"
+            else 0,
+            latent_shape=model.latent_shape,
+        )
+
+    @classmethod
+    def from_manifest(cls, values: dict[str, Any]) -> "Plan":
+        """The plan of a run, from what `dataclasses.asdict` and JSON made of it."""
+        plain: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        return cls(**plain)
+
+    @property
+    def num_points(self) -> int:
+        return (self.num_prompts + self.num_reference) * self.noises
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.latent_shape))
+
+    @property
+    def num_eigenvalues(self) -> int:
+        """Of one spectrum; 0 where none is taken."""
+        return {"eigh": self.size, "lanczos": self.num_steps, "none": 0}[self.method]
+
+    @property
+    def products_per_spectrum(self) -> int:
+        """Of one point at one timestep, the measurements of rounding included."""
+        return {"eigh": self.size + 1, "lanczos": 2 * self.num_steps + 3, "none": 0}[self.method]
+
+    @property
+    def products_per_direction(self) -> int:
+        """Of the eigenvectors of one point."""
+        return self.size if self.method == "eigh" else self.products_per_spectrum
+
+    @property
+    def with_images(self) -> bool:
+        """Whether sampling goes to the end."""
+        return len(self.timesteps) == self.ddim_steps
+
+    @property
+    def num_batches(self) -> int:
+        return -(-self.num_points // self.batch)
+
+    @property
+    def segments(self) -> list[range]:
+        """Steps that are recorded together."""
+        count = len(self.timesteps)
+        return [range(first, min(first + SEGMENT, count)) for first in range(0, count, SEGMENT)]
+
+    def points(self, number: int) -> np.ndarray:
+        """The points of a batch; the last may have fewer than ``batch``."""
+        return np.arange(number * self.batch, min((number + 1) * self.batch, self.num_points))
+
+    def filled(self, number: int) -> np.ndarray:
+        """The same, filled up by repeating the last point, so that one program serves all batches."""
+        return np.minimum(np.arange(number * self.batch, (number + 1) * self.batch), self.num_points - 1)
+
+    def batches(self) -> Iterator[int]:
+        return iter(range(self.num_batches))
+
+
+def _spectral(config: AuditConfig, run: list[int], default: list[int], method: str, wanted: bool) -> tuple[int, ...]:
+    if not wanted:
+        if config.timesteps:
+            raise ValueError(f"timesteps: expected none with method 'none' and no count budget, got {config.timesteps}")
+        return ()
+    if not config.timesteps:
+        chosen = {run[0], *(t for t in default if t in run)} if method == "eigh" else {run[0]}
+        return tuple(sorted(chosen, reverse=True))
+    for timestep in config.timesteps:
+        if timestep not in run:
+            near = min(run, key=lambda t: abs(t - timestep))
+            raise ValueError(
+                f"timesteps: expected ones that the sampling steps visit ({len(run)} from {run[0]} down to {run[-1]}),"
+                f" got {timestep}; the nearest is {near}"
+            )
+    return tuple(sorted(config.timesteps, reverse=True))

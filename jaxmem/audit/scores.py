@@ -1,0 +1,122 @@
+"""Scores of the detectors from what the stages saved, and what each detector would cost alone."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxmem.audit.plan import Plan
+from jaxmem.memorization.detectors import SCORE_EVOLUTION_STEPS, TILES_PER_SIDE
+from jaxmem.memorization.registry import Detector, detectors
+from jaxmem.memorization.table import score_table
+from jaxmem.runs import Run
+
+
+class Raw(NamedTuple):
+    """What the stages saved, by point (reference prompts come last); NaN where a unit is not done."""
+
+    eps_difference: np.ndarray  #: (P, S)
+    jeon: np.ndarray  #: (P,)
+    evolution: np.ndarray  #: (P,)
+    anisotropy: np.ndarray  #: (P,)
+    eigenvalues: np.ndarray  #: (P, K, L)
+    noise: np.ndarray  #: (P, K)
+    counts: np.ndarray  #: (P, K, 9): see `jaxmem.audit.operators.run_counts`
+    images: np.ndarray | None  #: (P, h, w, 3)
+    sampled: np.ndarray  #: (P,)
+
+
+def detector_scores(plan: Plan, raw: Raw) -> tuple[tuple[Detector, ...], np.ndarray]:
+    """The detectors that this plan runs, and their scores, shape (prompts, noises, D)."""
+    counted = plan.count_budget is not None
+    images = raw.images
+    tiled = images is not None and plan.noises > 1 and not any(side % TILES_PER_SIDE for side in images.shape[1:3])
+    families = {
+        "wen": True,
+        "jeon": True,
+        "score-evolution": len(plan.timesteps) >= SCORE_EVOLUTION_STEPS,
+        "anisotropy": plan.anisotropy_timestep is not None,
+        "tiled-l2": tiled,
+        "spectrum": bool(plan.spectral_timesteps),
+    }
+    chosen = detectors(
+        len(plan.timesteps),
+        families=[name for name, there in families.items() if there],
+        spectral_timesteps=plan.spectral_timesteps,
+        method=plan.method,
+        k=min(5, plan.num_eigenvalues or 5),
+        num_noises=plan.noises,
+        counted=counted,
+    )
+
+    def nested(array: np.ndarray) -> np.ndarray:
+        return array.reshape(-1, plan.noises, *array.shape[1:])
+
+    columns = {"jeon": raw.jeon, "score-evolution": raw.evolution, "anisotropy": raw.anisotropy}
+    for k, t in enumerate(plan.spectral_timesteps if counted else ()):
+        columns |= {f"positive-count@t{t}": raw.counts[:, k, 1], f"tangent-count@t{t}": raw.counts[:, k, 6]}
+    table = score_table(
+        chosen,
+        eps_difference=nested(raw.eps_difference),
+        timesteps=plan.timesteps,
+        sigma=plan.sigma,
+        spectral_timesteps=plan.spectral_timesteps,
+        eigenvalues=nested(raw.eigenvalues),
+        noise=nested(raw.noise),
+        columns={name: nested(values) for name, values in columns.items()},
+        images=None if images is None else nested(images),
+        sampled=nested(raw.sampled),
+    )
+    return chosen, table
+
+
+def costs(plan: Plan, run: Run, chosen: Sequence[Detector], scores: np.ndarray) -> list[dict[str, Any]]:
+    """What each detector alone costs for the points that it was measured at: it shares most of it with others.
+
+    ``evaluations`` (forward passes of the network) and ``products`` are counted; ``seconds`` are those of its stage and
+    the evaluations before, at this run's seconds per evaluation; ``bytes`` is the largest memory of its programs
+    beside the parameters, by the compiler's account.
+    """
+    stages: dict[str, dict[str, float]] = {}
+    for row in run.costs():
+        if "key" in row:
+            stage = stages.setdefault(row["stage"], dict.fromkeys(("evaluations", "seconds", "bytes"), 0.0))
+            stage["evaluations"] += row["evaluations"]
+            stage["seconds"] += row["seconds"]
+            stage["bytes"] = max(stage["bytes"], row["bytes"])
+    nothing = {"evaluations": 0.0, "seconds": 0.0, "bytes": 0.0}
+    path = stages.get("trajectory", nothing)
+    per_evaluation = path["seconds"] / max(path["evaluations"], 1)
+    found = []
+    for i, detector in enumerate(chosen):
+        points = int((~np.isnan(scores[..., i])).sum())
+        sampled, evaluations, products, name = _needs(plan, detector)
+        own = stages.get(name, nothing)
+        # A stage's seconds are spread evenly over its timesteps: all do the same there.
+        share = len(plan.spectral_timesteps) if name in ("spectra", "counts") else 1
+        found.append(
+            {
+                "detector": detector.name,
+                "evaluations": points * (sampled + evaluations),
+                "products": points * products,
+                "seconds": points * sampled * per_evaluation + own["seconds"] / share,
+                "bytes": int(max(own["bytes"], path["bytes"])),
+            }
+        )
+    return found
+
+
+def _needs(plan: Plan, detector: Detector) -> tuple[int, int, int, str]:
+    """Per point: evaluations on the trajectory, others, products; and the stage that does these."""
+    if detector.timestep is not None:
+        before = 2 * plan.timesteps.index(detector.timestep)
+        if plan.count_budget is not None and detector.is_count:
+            return before, 1, min(plan.count_budget, plan.size + 1), "counts"
+        return before, 1, plan.products_per_spectrum, "spectra"
+    return {
+        "wen": (2 * (detector.number or 1), 0, 0, ""),
+        "jeon": (2, 2, 2, "jeon"),
+        "score-evolution": (2 * SCORE_EVOLUTION_STEPS, 0, 0, ""),
+        "anisotropy": (2, 2, 0, "anisotropy"),
+        "tiled-l2": (2 * len(plan.timesteps), 0, 0, "images"),
+    }[detector.statistic]

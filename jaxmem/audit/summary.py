@@ -1,0 +1,76 @@
+"""The end of an audit: ranks and rates per detector, and one row per prompt for pandas."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxmem.audit.result import AuditResult
+from jaxmem.durable import write_atomically
+from jaxmem.memorization.evaluation import evaluate_categories
+from jaxmem.memorization.registry import Detector
+from jaxmem.memorization.standing import percentile, rank
+
+
+def summarise(result: AuditResult, truncated: list[bool]) -> dict[str, Any]:
+    """The metrics of a finished audit: of each prompt mean scores, ranks and percentiles; rates by label."""
+    means, reference = result.scores.mean(1), result.reference_scores.mean(1)
+    places, standing = {}, {}
+    for i, detector in enumerate(result.detectors):
+        places[detector.name] = rank(means[:, i], memorized_is=detector.memorized_is)
+        there = bool((~np.isnan(reference[:, i])).any())
+        standing[detector.name] = (
+            percentile(means[:, i], reference[:, i], memorized_is=detector.memorized_is)
+            if there
+            else np.full(len(means), np.nan)
+        )
+    names = [detector.name for detector in result.detectors]
+    rows = [
+        {
+            "prompt": prompt.text,
+            "label": prompt.label,
+            "category": prompt.category,
+            "truncated": bool(truncated[n]),
+            "scores": dict(zip(names, means[n].tolist(), strict=True)),
+            "rank": {name: None if np.isnan(places[name][n]) else int(places[name][n]) for name in names},
+            "percentile": {name: float(standing[name][n]) for name in names},
+        }
+        for n, prompt in enumerate(result.prompts)
+    ]
+    return {"detectors": names, "prompts": rows, "evaluation": _evaluation(result)}
+
+
+def _evaluation(result: AuditResult) -> dict[str, Any]:
+    """By detector and category, every point an example; empty without labels."""
+    labels = [prompt.label for prompt in result.prompts]
+    categories = [prompt.category for prompt in result.prompts]
+    if all(label is None for label in labels):
+        return {}
+    return {
+        detector.name: {
+            name: found._asdict()
+            for name, found in evaluate_categories(
+                result.scores[..., i], labels, categories, memorized_is=detector.memorized_is
+            ).items()
+        }
+        for i, detector in enumerate(result.detectors)
+    }
+
+
+def write_table(directory: Path, metrics: dict[str, Any], detectors: tuple[Detector, ...]) -> Path:
+    """``results.csv``, for ``pandas.read_csv``: one row per prompt, and of each detector score, rank and percentile."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    kinds = (("scores", ""), ("rank", " rank"), ("percentile", " percentile"))
+    names = [(detector.name, part, ending) for detector in detectors for part, ending in kinds]
+    writer.writerow(["prompt", "label", "category", "truncated", *(name + ending for name, _, ending in names)])
+    for row in metrics["prompts"]:
+        label = "" if row["label"] is None else int(row["label"])
+        cells = [row[part][name] for name, part, _ in names]
+        cells = ["" if cell is None or cell != cell else repr(cell) for cell in cells]
+        writer.writerow([row["prompt"], label, row["category"] or "", int(row["truncated"]), *cells])
+    path = directory / "results.csv"
+    write_atomically(path, lambda stream: stream.write(text.getvalue().encode()))
+    return path

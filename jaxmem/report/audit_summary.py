@@ -1,0 +1,84 @@
+"""What an audit found in few numbers, and what was run in few lines."""
+
+from typing import Any
+
+import numpy as np
+
+from jaxmem.report.audit_view import STRONG, AuditView
+
+SHOWN = 3  # examples from each end of the ranking
+MOST_EVIDENCE = 12  # prompts whose evidence is spelled out
+
+
+def summarise(view: AuditView, rows: list[dict[str, Any]], evaluation: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of the summary; None where a run cannot say."""
+    fixed, others, num_spectra = None, None, 0
+    if view.exact:
+        last = view.counts["tangent"][:, :, -1]  # (N, M)
+        complete = ~np.isnan(last).any(1)  # a noise that was not looked at may have free directions
+        none_free = complete & (np.nan_to_num(last) == 0).all(1)
+        fixed, num_spectra = np.flatnonzero(none_free), int(complete.sum())
+        rest = view.free[complete & ~none_free]
+        others = float(rest.mean()) if rest.size else None
+    areas = {
+        detector: found["all"]["auc"]
+        for detector, found in evaluation.items()
+        if (found.get("all") or {}).get("auc") is not None
+    }
+    strong = np.flatnonzero(2 * view.num_flags >= len(view.leads)).tolist() if view.has_reference else []
+    telling = {*strong, *([] if fixed is None else fixed.tolist())}
+    evidence = [
+        (
+            row,
+            fixed is not None and row["index"] in fixed,
+            [view.detectors[d].title for d in view.leads if view.flags[row["index"], d]],
+        )
+        for row in rows
+        if row["index"] in telling
+    ]
+    num_reference = len(view.result.reference)
+    titles = {detector.name: detector.title for detector in view.detectors}
+    best = max(areas, key=lambda name: areas[name], default=None)
+    placed = [row for row in rows if row["place"]]
+    number = min(SHOWN, len(placed) // 2)
+    return {
+        "fixed": fixed,
+        "others": others,
+        "num_spectra": num_spectra,
+        "strong": strong,
+        "evidence": evidence[:MOST_EVIDENCE],
+        "num_evidence": len(evidence),
+        "some": int((view.num_flags > 0).sum()),
+        # of R + 1 prompts of one kind, these shares of places are beyond the percentile
+        "by_chance": len(view.prompts) * (int(num_reference * (1 - STRONG / 100)) + 1) / (num_reference + 1),
+        "num_reference": num_reference,
+        "best": None if best is None else {"title": titles.get(best, best), **evaluation[best]["all"]},
+        "by_category": any(prompt.category for prompt in view.prompts),
+        "evaluated_groups": list(dict.fromkeys(g for found in evaluation.values() for g in found if g != "all")),
+        "shown": [
+            ("Most memorized by the order of the ranking", placed[:number]),
+            ("Least memorized", placed[-number:]),
+        ]
+        if number
+        else [],
+    }
+
+
+def highlights(result: Any) -> list[tuple[str, str]]:
+    """What a reader asks of a run first, where it says it."""
+    manifest, metrics = result.manifest, result.metrics or {}
+    minutes = (metrics.get("wall_seconds") or {}).get("total")
+    config, versions, device = (manifest.get(name) or {} for name in ("config", "versions", "device"))
+    model = manifest.get("model") or {}
+    asked = [
+        ("Model, SHA-256 of its weights", model.get("sha256")),
+        ("Seed", config.get("seed")),
+        ("Guidance", config.get("guidance")),
+        ("Precision", manifest.get("dtype")),
+        ("Device", f"{device['count']} × {device['kind']}" if {"count", "kind"} <= device.keys() else None),
+        ("Jacobian products", f"{metrics['num_products']:,}" if "num_products" in metrics else None),
+        ("Time in all", None if minutes is None else f"{minutes / 60:,.1f} minutes"),
+        ("Reference prompts", len(result.reference) or "none"),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items()) or None),
+    ]
+    return [(name, str(item)) for name, item in asked if item is not None]

@@ -1,0 +1,195 @@
+"""What a page tells of an audit: means over noises, ranks, groups of prompts. What is missing stays NaN."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from jaxmem.memorization.sharpness import positive_count, tangent_count
+from jaxmem.memorization.standing import percentile, rank
+from jaxmem.report.style import CATEGORIES, GENERAL, MEMORIZED
+
+STRONG = 99.0  # percentile of the reference list from which a prompt stands out: at most 1 % of it goes that far
+MOST_LEADS, MOST_GROUPS = 6, len(CATEGORIES)
+# Statistics that lead, where they ran: one of each kind of evidence before a second of the same kind.
+_FIRST = ("positive-count", "wen", "jeon", "largest-sum", "anisotropy", "tiled-l2", "score-evolution", "tangent-count")
+
+
+def mean(values: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
+    """The mean of what is there; NaN where nothing is."""
+    number = np.sum(~np.isnan(values), axis)
+    return np.where(number > 0, np.nansum(values, axis) / np.maximum(number, 1), np.nan)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Prompts that are shown together."""
+
+    name: str
+    members: np.ndarray  # (N,) bool
+    colour: str
+    marker: str
+
+
+class AuditView:
+    """An `AuditResult` with the numbers that its page shows.
+
+    Scores of a prompt are means over its noises. ``leads`` are the detectors of the ranking, one of each statistic;
+    ``order`` puts the most memorized prompt first, by its mean place among the prompts by the leads: a way to sort, no
+    probability.
+    """
+
+    def __init__(self, result: Any) -> None:
+        self.result = result
+        self.prompts, self.detectors = result.prompts, result.detectors
+        self.scores = mean(np.asarray(result.scores, np.float64), 1)  # (N, D)
+        rows = (result.metrics or {}).get("prompts") or [{}] * len(self.prompts)
+        self.truncated = [bool(row.get("truncated")) for row in rows]
+
+    @cached_property
+    def ranks(self) -> np.ndarray:
+        """(N, D): 1 is the most memorized by a detector; ties share the best place."""
+        return self._each(lambda scores, _, direction: rank(scores, memorized_is=direction))
+
+    def _each(self, judge: Callable[[np.ndarray, int, str], np.ndarray]) -> np.ndarray:
+        """(N, D) of what ``judge`` says of a detector's scores, its number and the direction that means memorized."""
+        columns = [judge(self.scores[:, d], d, one.memorized_is) for d, one in enumerate(self.detectors)]
+        return np.stack(columns, 1) if columns else self.scores
+
+    @cached_property
+    def places(self) -> np.ndarray:
+        """(N,) from 0, first by every lead, to 1, last by every one; NaN where nothing was scored."""
+        # the percentile of a prompt among all: here equal scores share the middle of their places
+        among = self._each(
+            lambda scores, _, direction: (
+                percentile(scores, scores, memorized_is=direction) if (~np.isnan(scores)).any() else scores
+            )
+        )
+        return 1 - mean(among[:, self.leads], 1) / 100
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        """Prompts from the most to the least memorized; those without a score last."""
+        return np.argsort(self.places, kind="stable")  # which puts NaN last
+
+    @cached_property
+    def leads(self) -> list[int]:
+        """One detector of each statistic, at the smallest timestep where there are several, most telling first."""
+        chosen: dict[str, int] = {}
+        for d, detector in enumerate(self.detectors):
+            best = self.detectors[chosen.setdefault(detector.statistic, d)]
+            if detector.timestep is not None and detector.timestep < best.timestep:
+                chosen[detector.statistic] = d
+        order = sorted(chosen, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
+        return [chosen[name] for name in order[:MOST_LEADS]]
+
+    @cached_property
+    def percentiles(self) -> np.ndarray:
+        """(N, D): per cent of the reference prompts that are less memorized; NaN without any."""
+        reference = mean(np.asarray(self.result.reference_scores, np.float64), 1)  # (R, D)
+
+        def judge(scores: np.ndarray, d: int, direction: str) -> np.ndarray:
+            if not (~np.isnan(reference[:, d])).any():
+                return np.full(len(scores), np.nan)
+            return percentile(scores, reference[:, d], memorized_is=direction)
+
+        return self._each(judge)
+
+    @cached_property
+    def flags(self) -> np.ndarray:
+        """(N, D): beyond `STRONG` per cent of the reference list; False where there is none."""
+        return self.percentiles >= STRONG
+
+    @cached_property
+    def num_flags(self) -> np.ndarray:
+        """(N,): how many leads flag a prompt."""
+        return self.flags[:, self.leads].sum(1)
+
+    @property
+    def has_reference(self) -> bool:
+        return bool((~np.isnan(self.percentiles)).any())
+
+    @cached_property
+    def labelled(self) -> np.ndarray:
+        """(N,) bool: the prompt list says whether it is memorized."""
+        return np.array([prompt.label is not None for prompt in self.prompts])
+
+    @cached_property
+    def memorized(self) -> np.ndarray:
+        """(N,) bool: labelled as memorized."""
+        return np.array([prompt.label is True for prompt in self.prompts])
+
+    @cached_property
+    def done(self) -> np.ndarray:
+        """(N, M): a detector has a score for this prompt and noise."""
+        return ~np.isnan(self.result.scores).all(-1)
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """By category where one is given, else by label, else all together; the most memorized last."""
+        if any(prompt.category for prompt in self.prompts):
+            names = [prompt.category or "no category" for prompt in self.prompts]
+            unique = list(dict.fromkeys(names))
+            if len(unique) > MOST_GROUPS:
+                kept = sorted(unique, key=names.count, reverse=True)[: MOST_GROUPS - 1]
+                names = [name if name in kept else "other categories" for name in names]
+                unique = [*kept, "other categories"]
+            masks = {name: np.array([n == name for n in names]) for name in unique}
+            # from the least to the most memorized, by the labels and, where they say the same, by the ranking
+            unique.sort(key=lambda name: (self.memorized[masks[name]].mean(), -mean(self.places[masks[name]], 0)))
+            colours: tuple[str, ...] = CATEGORIES
+            if len(unique) == 3:  # from general over partly to fully memorized
+                colours = (GENERAL, CATEGORIES[3], MEMORIZED)
+        else:
+            words = {
+                True: "memorized",
+                False: "not memorized",
+                None: "no label" if self.labelled.any() else "all prompts",
+            }
+            names = [words[prompt.label] for prompt in self.prompts]
+            unique = sorted(set(names), key=["not memorized", "no label", "all prompts", "memorized"].index)
+            colours = tuple(MEMORIZED if name == "memorized" else GENERAL for name in unique)
+            if "no label" in unique:
+                colours = tuple(CATEGORIES[3] if n == "no label" else c for n, c in zip(unique, colours, strict=True))
+        return [
+            Group(name, np.array([n == name for n in names]), colours[i], "osD^v<"[i]) for i, name in enumerate(unique)
+        ]
+
+    @cached_property
+    def spectral_sigma(self) -> np.ndarray:
+        """(K,) noise scale of each timestep with a spectrum."""
+        places = [int(np.flatnonzero(self.result.timesteps == t)[0]) for t in self.result.spectral_timesteps]
+        return np.asarray(self.result.sigma, np.float64)[places]
+
+    @cached_property
+    def scaled(self) -> np.ndarray:
+        """(N, M, K, L) sigma² times the eigenvalues: -1 is a direction that only the noise fills."""
+        return self.result.eigenvalues * self.spectral_sigma[:, None] ** 2
+
+    @cached_property
+    def counts(self) -> dict[str, np.ndarray]:
+        """(N, M, K) positive and tangent counts; NaN where there is no spectrum."""
+        values = self.result.eigenvalues
+        there = ~np.isnan(values).all(-1)
+        found = {
+            # what rounding could have made is not counted
+            "positive": positive_count(values, np.nan_to_num(self.result.noise)),
+            "tangent": tangent_count(values, np.broadcast_to(self.spectral_sigma, values.shape[:3])),
+        }
+        return {name: np.where(there, count, np.nan) for name, count in found.items()}
+
+    @property
+    def has_spectra(self) -> bool:
+        return self.result.method != "none" and bool((~np.isnan(self.result.eigenvalues)).any())
+
+    @cached_property
+    def free(self) -> np.ndarray:
+        """(N,) mean tangent count at the last timestep with a spectrum: of Ritz values, no more than a lower bound."""
+        return mean(self.counts["tangent"][:, :, -1], 1)
+
+    @property
+    def exact(self) -> bool:
+        """Whether counts are of all eigenvalues."""
+        return self.has_spectra and self.result.method == "eigh"

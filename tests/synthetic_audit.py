@@ -1,0 +1,172 @@
+"""An audit's results made up from a known answer, in the shapes of a small model."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxmem.memorization.evaluation import evaluate_categories
+from jaxmem.memorization.registry import FAMILIES, detectors
+from jaxmem.memorization.table import score_table
+
+
+class Prompt(NamedTuple):
+    text: str
+    label: bool | None = None
+    category: str | None = None
+
+
+class Directions(NamedTuple):
+    point: np.ndarray
+    timestep: int
+    eigenvalues: np.ndarray
+    base: np.ndarray
+    moved: np.ndarray
+    amplitude: float
+
+
+class AuditResult(NamedTuple):
+    prompts: list
+    detectors: tuple
+    scores: np.ndarray
+    timesteps: np.ndarray
+    sigma: np.ndarray
+    eps_difference: np.ndarray
+    spectral_timesteps: np.ndarray
+    eigenvalues: np.ndarray
+    noise: np.ndarray
+    method: str
+    images: Any
+    sampled: np.ndarray
+    directions: Any
+    costs: list
+    metrics: Any
+    manifest: dict
+    reference: list
+    reference_scores: np.ndarray
+
+
+CATEGORIES = {"none": (False, 9), "template verbatim": (True, 2), "matching verbatim": (True, 0)}
+HOSTILE = "<script>alert(1)</script> & \"quotes\" 'single' $x^2$ {{ 7 * 7 }}"
+SPECTRAL = (981, 481, 281, 41)
+
+
+def audit(
+    per_category=6, noises=3, size=48, side=32, method="eigh", labels=True, images=True, reference=40, steps=50, seed=0
+):
+    """A finished audit in which matching prompts have no free direction and general ones nine of ``size``."""
+    rng = np.random.default_rng(seed)
+    timesteps = np.arange(981, 0, -20)[:steps]
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    sigma = np.sqrt(1 - np.cumprod(1 - betas))[timesteps]
+    spectral = np.array([t for t in SPECTRAL if t in timesteps] if method != "none" else [], int)
+    prompts, free = [], []
+    for name, (label, count) in CATEGORIES.items():
+        for i in range(per_category):
+            text = HOSTILE if (i, name) == (0, "matching verbatim") else f"a {name} picture of the number {i}"
+            prompts.append(Prompt(text, label if labels else None, name if labels else None))
+            free.append(count)
+    n = len(prompts)
+    neutral = [Prompt(f"neutral caption {i}") for i in range(reference)]
+    free = np.array([*free, *[9] * reference])  # reference prompts come last
+    points = (len(free), noises)
+    length = size if method == "eigh" else min(size, 10)
+    # few directions show through the noise at first, all of them in the end
+    visible = np.linspace(0, 1, 4)[4 - len(spectral) :, None].round()
+    scaled = -1 + 0.1 * rng.random((*points, len(spectral), length))
+    opened = np.arange(length) < free[:, None, None, None] * visible
+    scaled = np.sort(np.where(opened, -0.3 + 0.5 * rng.random(scaled.shape), scaled), -1)[..., ::-1]
+    values = scaled / sigma[np.searchsorted(-timesteps, -spectral)][:, None] ** 2
+    strength = np.where(free == 0, 1, np.where(free == 2, 0.4, 0))[:, None]
+    difference = (1 + 8 * strength[..., None]) * np.exp(0.3 * rng.normal(size=(*points, 1)))
+    difference = difference * np.linspace(1, 0.5, len(timesteps))
+    pictures = np.stack([[_picture(rng, side, f, i) for _ in range(noises)] for i, f in enumerate(free)])
+    noise, sampled = np.full(values.shape[:3], 1e-4), np.full(points, images)
+    allowed = {"score-evolution": steps >= 3, "tiled-l2": images and noises > 1, "spectrum": len(spectral) > 0}
+    chosen = detectors(
+        len(timesteps),
+        families=[name for name in FAMILIES if allowed.get(name, True)],
+        spectral_timesteps=spectral.tolist(),
+        method=method,
+        num_noises=noises,
+    )
+    chosen = tuple(d for d in chosen if d.statistic not in ("largest", "smallest", "trace", "cubed-trace"))
+    columns = {
+        "jeon": 0.1 + 50 * strength * rng.random(points) + 0.1 * rng.random(points),
+        "score-evolution": 1 + strength * rng.random(points) + 0.5 * rng.random(points),
+        "anisotropy": 1 + strength + 0.2 * rng.random(points),
+    }
+    scores = score_table(
+        chosen, eps_difference=difference, timesteps=timesteps, sigma=sigma, spectral_timesteps=spectral.tolist(),
+        eigenvalues=values, noise=noise, columns=columns, images=pictures / 255, sampled=sampled,
+    )  # fmt: skip
+    manifest = {
+        "format": 1,
+        "config": {
+            "prompts": [p._asdict() for p in [*prompts, *neutral]],
+            "seed": 7,
+            "guidance": 7.5,
+            "ddim_steps": 50,
+        },
+        "experiment": "audit",
+        "model": {"sha256": "5f" * 32, "unet": {"channels": [32, 64], "cross_attention_dim": 64}},
+        "dtype": "float32",
+        "versions": {"jaxmem": "0.1.0", "jax": "0.10.1", "python": "3.11.2"},
+        "device": {"kind": "cpu", "count": 1},
+    }
+    costs = [
+        {"detector": d.name, "evaluations": 9 * n, "products": 48 * n, "seconds": 61.5, "bytes": 123_456}
+        for d in chosen
+    ]
+    flags, names = [p.label for p in prompts], [p.category for p in prompts]
+    evaluation = {
+        d.name: {
+            name: found._asdict()
+            for name, found in evaluate_categories(
+                scores[:n, :, i], flags, names, memorized_is=d.memorized_is, num_resamples=20
+            ).items()
+        }
+        for i, d in enumerate(chosen if labels else [])
+    }
+    metrics = {
+        "prompts": [{"prompt": p.text, "truncated": i == 1} for i, p in enumerate(prompts)],
+        "evaluation": evaluation,
+        "num_products": 1234,
+        "wall_seconds": {"total": 754.0},
+    }
+    most, least = n - 1, 0
+    base = np.stack([pictures[most, 0], pictures[least, 0]])
+    pushed = base[:, None, None] + 90 * np.array([0.05, 1]).reshape(2, 1, 1, 1, 1, 1) * rng.normal(
+        size=(2, 3, 2, side, side, 3)
+    )
+    directions = Directions(
+        np.array([[most, 0], [least, 0]]), 41, np.stack([values[most, 0, -1, :3], values[least, 0, -1, :3]]),
+        base, np.clip(pushed, 0, 255).astype(np.uint8), 0.8,
+    ) if method == "eigh" and images else None  # fmt: skip
+    return AuditResult(
+        prompts, chosen, scores[:n], timesteps, sigma, difference[:n], spectral, values[:n], noise[:n], method,
+        pictures[:n] if images else None, sampled[:n], directions, costs, metrics, manifest, neutral, scores[n:],
+    )  # fmt: skip
+
+
+def partial(result, done):
+    """The same audit when only the first ``done`` prompts were through, and of the next one noise."""
+    there = np.zeros(result.scores.shape[:2], bool)
+    there[:done] = True
+    there[done, :1] = True
+
+    def cut(array):
+        return np.where(there.reshape(there.shape + (1,) * (array.ndim - 2)), array, np.nan)
+
+    return result._replace(
+        scores=cut(result.scores), eps_difference=cut(result.eps_difference), eigenvalues=cut(result.eigenvalues),
+        noise=cut(result.noise), sampled=there & result.sampled, directions=None, metrics=None,
+        reference_scores=np.full_like(result.reference_scores, np.nan),
+    )  # fmt: skip
+
+
+def _picture(rng, side, free, i):
+    y, x = np.mgrid[:side, :side] / side
+    across, down = 0.5 + (0.25 * rng.normal(size=2) if free > 2 else np.zeros(2))
+    blob = np.exp(-((x - across) ** 2 + (y - down) ** 2) / (0.02 + 0.01 * (i % 4)))
+    colour = np.array([[0.9, 0.5, 0.2], [0.3, 0.7, 0.9], [0.8, 0.8, 0.4]])[i % 3]
+    return (255 * blob[..., None] * colour).astype(np.uint8)

@@ -1,0 +1,397 @@
+import base64
+import html
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import synthetic_audit
+from PIL import Image
+
+from jaxmem import cli
+from jaxmem.report.audit_view import AuditView
+from jaxmem.report.html import amount, duration, interval, number, render, write_report
+from jaxmem.report.pictures import Sparkline, thumbnail
+from jaxmem.runs import Run
+
+CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
+)
+
+
+@pytest.fixture(scope="module")
+def result():
+    return synthetic_audit.audit()
+
+
+@pytest.fixture(scope="module")
+def page(result):
+    return render(result, written="today")
+
+
+def text_of(page):
+    """What a reader sees: no markup, style or script, spaces as one."""
+    inside, words = [], []
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag, attrs):
+            if tag in ("style", "script"):
+                inside.append(tag)
+
+        def handle_endtag(self, tag):
+            if inside and tag == inside[-1]:
+                inside.pop()
+
+        def handle_data(self, data):
+            if not inside:
+                words.append(data)
+
+    Reader().feed(page)
+    return " ".join(" ".join(words).split())
+
+
+def test_nothing_is_loaded_from_anywhere(page):
+    addresses = re.findall(r"(?:src|href|action|data|poster)=\"([^\"]*)\"", page)
+    assert addresses
+    assert all(address.startswith(("data:", "#")) for address in addresses)
+    assert "default-src 'none'" in page
+    style = page.partition("<style>")[2].partition("</style>")[0]
+    assert "url(" not in style
+    assert "@import" not in style
+
+
+def test_prompts_are_text(page):
+    assert page.count("<script>") == 1
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 2
+    assert synthetic_audit.HOSTILE in text_of(page)
+
+
+def test_the_summary_has_the_numbers_of_the_result(result, page):
+    words = text_of(page)
+    assert "drew pictures of 18 prompts, each from 3 random starting points" in words
+    assert "6 of 18 prompts leave the model no freedom : at timestep 41" in words
+    # six of nine directions on average: none (9) and template (2), in equal numbers
+    assert "the other prompts keep 5.50 free directions on average" in words
+    assert "12 of 18 prompts stand out by at least half of the 6 measures" in words
+    assert "beyond 99 % of the 40 reference captions" in words
+    # one of 41 places is beyond all of 40: 18/41
+    assert "about 0.44 of these prompts stand out by chance" in words
+    assert "no free direction ; beyond 99 % of the reference by" in words
+    assert "not finished" not in words
+
+
+def test_the_ranking_is_by_the_leads(result):
+    view = AuditView(result)
+    names = [result.detectors[d].name for d in view.leads]
+    assert names == ["positive-count@t41", "wen-1", "jeon", "largest-sum@t41", "anisotropy", "tiled-l2"]
+    kinds = [result.prompts[i].category for i in view.order]
+    assert kinds == ["matching verbatim"] * 6 + ["template verbatim"] * 6 + ["none"] * 6
+    assert [group.name for group in view.groups] == ["none", "template verbatim", "matching verbatim"]
+    # mean over noises of the first detector, by hand
+    np.testing.assert_allclose(view.scores[:, 0], result.scores[:, :, 0].sum(1) / 3)
+    assert view.ranks[view.scores[:, 0].argmax(), 0] == 1
+    low = [d.name for d in result.detectors].index("tiled-l2")
+    assert view.ranks[view.scores[:, low].argmin(), low] == 1
+
+
+def test_missing_scores_do_not_count(result):
+    scores = result.scores.copy()
+    scores[3, 1:], scores[5] = np.nan, np.nan
+    view = AuditView(result._replace(scores=scores))
+    np.testing.assert_array_equal(view.scores[3], result.scores[3, 0])
+    assert view.order[-1] == 5
+    assert np.isnan(view.places[5])
+
+
+def test_the_page_of_a_partial_run_says_so(result):
+    words = text_of(render(synthetic_audit.partial(result, 7)))
+    assert "This run is not finished. 22 of 54 samples" in words
+    assert "There was no reference list" in words
+    assert "TPR" not in words
+    assert "NaN" not in words
+    assert "–" in words
+
+
+def test_the_page_of_a_run_that_has_done_nothing(result):
+    words = text_of(render(synthetic_audit.partial(result, 0)._replace(scores=np.full_like(result.scores, np.nan))))
+    assert "0 of 54 samples" in words
+    assert "nothing to draw" in words
+
+
+@pytest.mark.parametrize(
+    ("options", "says", "does_not"),
+    [
+        ({"labels": False, "reference": 0}, ["no categories, so all prompts are one group"], ["AUC", "Stands out"]),
+        ({"images": False, "steps": 1}, ["timesteps 981 to 981"], ["Where a picture can go", "Tiled distance"]),
+        ({"method": "lanczos"}, ["they cannot prove that there is none", "Free directions, at least"], ["no freedom"]),
+        ({"method": "none"}, ["No spectrum was taken"], ["Free directions", "Sorted spectra"]),
+        ({"per_category": 1, "noises": 1}, ["one is a single look"], ["Tiled distance"]),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_other_runs(options, says, does_not):
+    words = text_of(render(synthetic_audit.audit(**{"per_category": 2, "noises": 2, "reference": 3} | options)))
+    assert all(part in words for part in says)
+    assert not any(part in words for part in does_not)
+
+
+def test_one_prompt(result):
+    one = {
+        name: getattr(result, name)[:1]
+        for name in ("prompts", "scores", "eps_difference", "eigenvalues", "noise", "images", "sampled")
+    }
+    metrics = {"prompts": result.metrics["prompts"][:1], "evaluation": {}}
+    words = text_of(render(result._replace(**one, metrics=metrics, directions=None)))
+    assert "Which of 1 prompt has this" in words
+    assert "0 of 1 prompts leave the model no freedom" in words
+
+
+def test_rates_that_cannot_be_estimated_are_named(page):
+    words = text_of(page)
+    # 18 negatives cannot resolve 1 % nor 3 %
+    assert "not estimable" in words
+    assert "1.000 [1.000, 1.000]" in words
+
+
+def test_a_label_is_enough_for_groups(result):
+    prompts = [prompt._replace(category=None) for prompt in result.prompts]
+    assert [group.name for group in AuditView(result._replace(prompts=prompts)).groups] == [
+        "not memorized",
+        "memorized",
+    ]
+    prompts[0] = prompts[0]._replace(label=None)
+    assert "no label" in [group.name for group in AuditView(result._replace(prompts=prompts)).groups]
+
+
+def test_many_categories_are_six_groups(result):
+    prompts = [prompt._replace(category=f"kind {i} $") for i, prompt in enumerate(result.prompts)]
+    view = AuditView(result._replace(prompts=prompts))
+    assert len(view.groups) == 6
+    assert sum(group.members.sum() for group in view.groups) == 18
+    assert "other categories" in [group.name for group in view.groups]
+
+
+def test_long_prompts_are_folded(result, monkeypatch):
+    monkeypatch.setattr("jaxmem.report.html._figures", lambda view: {})
+    prompts = [prompt._replace(text="word " * 2000) if i == 4 else prompt for i, prompt in enumerate(result.prompts)]
+    page = render(result._replace(prompts=prompts))
+    assert "10,000 characters" in page
+
+
+def test_equal_results_give_equal_pages(result, page):
+    assert render(result, written="today") == page
+
+
+def test_thumbnails_are_small_and_exact_where_they_can_be():
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 256, (32, 32, 3), np.uint8)
+    kind, _, content = thumbnail(small).partition(";base64,")
+    assert kind == "data:image/png"
+    np.testing.assert_array_equal(np.asarray(Image.open(BytesIO(base64.b64decode(content)))), small)
+    large = thumbnail(rng.integers(0, 256, (512, 384, 3), np.uint8))
+    assert large.startswith("data:image/jpeg")
+    assert Image.open(BytesIO(base64.b64decode(large.partition(",")[2]))).size == (84, 112)
+    assert len(large) < 20_000  # noise, the worst case
+
+
+def test_sparklines_share_a_scale():
+    line = Sparkline(np.array([[0.1, -0.5, -1.0], [0.2, np.nan, np.nan]]))
+    assert line.points(np.array([np.nan])) == ""
+    heights = [float(pair.split(",")[1]) for pair in line.points(np.array([0.2, -0.5, -1.1])).split()]
+    assert heights == sorted(heights)
+    assert (heights[0], heights[-1]) == (1, 31)
+    assert len(line.points(np.linspace(0.2, -1, 2000)).split()) == 40
+
+
+@pytest.mark.parametrize(
+    ("x", "shown"),
+    [
+        (float("nan"), "–"),
+        (None, "–"),
+        (0.0, "0"),
+        (12.0, "12"),
+        (-0.1234, "−0.123"),
+        (0.9999, "1"),
+        (1234.5, "1,234"),
+        (5.6789, "5.68"),
+        (-4.5e7, "−4.50·10^7"),
+        (2e-5, "2.00·10^−5"),
+        (float("-inf"), "−∞"),
+    ],
+)
+def test_numbers_for_people(x, shown):
+    assert number(x) == shown
+
+
+def test_units():
+    assert [amount(x) for x in (None, 12, 1500, 2.5e9)] == ["–", "12 B", "1.5 kB", "2.5 GB"]
+    assert [duration(x) for x in (None, 3, 180, 9000)] == ["–", "3.0 s", "3.0 min", "2.5 h"]
+    assert [interval(x) for x in (None, (0.5, 1.0))] == ["", "[0.500, 1.000]"]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """A headless browser, or a skip; `.ci/run` installs one."""
+    if not (CHROMIUM and DRIVER):
+        pytest.skip("no chromium and chromedriver here: apt-get install chromium chromium-driver brings them")
+    from conftest import optional_import
+
+    webdriver = optional_import("selenium.webdriver")
+    service = optional_import("selenium.webdriver.chrome.service").Service(DRIVER)
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=service)
+    driver.get("about:blank")  # away from the browser's own first page, which loads much
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def opened(browser, page, tmp_path):
+    """The page in the browser, at the width of a desktop."""
+    path = tmp_path / "report.html"
+    path.write_text(page, encoding="utf-8")
+    for log in ("browser", "performance"):
+        browser.get_log(log)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    resize(browser, 1280)
+    browser.get(path.as_uri())
+    return browser
+
+
+def resize(browser, width):
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+
+def places(browser):
+    return browser.execute_script(
+        "return [...document.querySelectorAll('#ranking-table tbody tr')].map(row => row.cells[0].dataset.value)"
+    )
+
+
+def test_the_browser_finds_no_fault_and_asks_nobody(opened, tmp_path):
+    assert opened.get_log("browser") == []
+    events = [json.loads(entry["message"])["message"] for entry in opened.get_log("performance")]
+    asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+    assert [url for url in asked if not url.startswith("data:")] == [(tmp_path / "report.html").as_uri()]
+    broken = "return [...document.images].filter(i => !i.complete || !i.naturalWidth).length"
+    assert opened.execute_script(broken) == 0
+    picture = tmp_path / "report.png"
+    opened.save_screenshot(str(picture))
+    assert np.asarray(Image.open(picture)).std() > 10
+
+
+def test_a_script_in_a_prompt_is_text(opened):
+    cells = opened.execute_script(
+        "return [...document.querySelectorAll('#ranking-table .prompt')].map(c => c.innerText)"
+    )
+    assert any(synthetic_audit.HOSTILE in cell for cell in cells)
+    assert opened.execute_script("return document.scripts.length") == 1
+    # an alert would have stopped the call above; and one that is smuggled in later is refused by the page's policy
+    opened.execute_script(
+        "const s = document.createElement('script'); s.text = 'window.bad = 1'; document.body.append(s)"
+    )
+    assert opened.execute_script("return window.bad === undefined")
+    opened.get_log("browser")
+
+
+def test_headings_sort(opened, result):
+    view = AuditView(result)
+    column = 4 + view.leads.index([d.name for d in result.detectors].index("wen-1"))
+    assert places(opened) == [str(i + 1) for i in range(18)]
+
+    def click():
+        opened.execute_script(f"document.querySelectorAll('#ranking-table thead button')[{column}].click()")
+        rows = "[...document.querySelectorAll('#ranking-table tbody tr')]"
+        values = opened.execute_script(f"return {rows}.map(row => +row.cells[{column}].dataset.value)")
+        return values, opened.execute_script(
+            f"return document.querySelectorAll('#ranking-table th[scope=col]')[{column}].getAttribute('aria-sort')"
+        )
+
+    scores = sorted(view.scores[:, [d.name for d in result.detectors].index("wen-1")])
+    assert click() == (scores[::-1], "descending")  # high is memorized: the most memorized first
+    assert click() == (scores, "ascending")
+
+
+def test_rows_without_a_score_stay_last(browser, result, tmp_path):
+    path = tmp_path / "partial.html"
+    path.write_text(render(synthetic_audit.partial(result, 7)), encoding="utf-8")
+    browser.get(path.as_uri())
+    for _ in range(2):
+        browser.execute_script("document.querySelectorAll('#ranking-table thead button')[0].click()")
+        assert places(browser)[8:] == [""] * 10
+        assert "" not in places(browser)[:8]
+
+
+def test_prompts_are_found_by_their_words(opened):
+    script = """const input = document.querySelector('input[type=search]'); input.value = 'TEMPLATE';
+        input.dispatchEvent(new Event('input'));
+        return [...document.querySelectorAll('#ranking-table tbody tr')].filter(row => !row.hidden).length"""
+    assert opened.execute_script(script) == 6
+
+
+WIDER = """const wide = document.documentElement.clientWidth;
+    return [...document.querySelectorAll(arguments[0])].filter(e => e.getBoundingClientRect().right > wide + 1)
+        .map(e => e.tagName + ' ' + e.className + ' ' + e.getBoundingClientRect().right)"""
+
+
+@pytest.mark.parametrize("width", [400, 800, 1280])
+def test_the_page_fits_its_screen(opened, width):
+    resize(opened, width)
+    # tables and figures that are wider scroll in a box of their own
+    cards = ", #ranking-table *" if width == 400 else ""
+    assert opened.execute_script(WIDER, "body > *, main > *, main > * > *, figure" + cards) == []
+    assert opened.execute_script("return document.documentElement.scrollWidth") <= width
+
+
+def test_paper_cuts_nothing_off(opened, tmp_path):
+    resize(opened, 688)  # A4 less two margins of 14 mm, at 96 dots per inch
+    opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    assert opened.execute_script(WIDER, "table, td, th, figure, img, dl, p") == []
+    document = base64.b64decode(opened.execute_cdp_cmd("Page.printToPDF", {"preferCSSPageSize": True})["data"])
+    assert document.startswith(b"%PDF")
+    assert len(re.findall(rb"/Type\s*/Page\b", document)) >= 3
+
+
+def test_the_command_writes_the_page_of_a_run(result, tmp_path, monkeypatch, capsys):
+    audit = pytest.importorskip("jaxmem.audit")
+    Run.open(tmp_path / "run", {}, experiment="audit")
+    monkeypatch.setattr(audit, "read_audit", lambda run: result)
+    assert cli.main(["report", str(tmp_path / "run")]) == 0
+    path = tmp_path / "run" / "report.html"
+    assert re.fullmatch(rf"{re.escape(str(path))} \(\d+\.\d MB\)", capsys.readouterr().out.strip())
+    size = re.search(r"One file of (\d+\.\d) MB", html.unescape(path.read_text(encoding="utf-8")))
+    assert abs(float(size[1]) - path.stat().st_size / 1e6) < 0.1
+    assert write_report(tmp_path / "run", tmp_path / "elsewhere.html") == tmp_path / "elsewhere.html"
+
+
+def test_other_runs_and_folders_are_refused(tmp_path):
+    Run.open(tmp_path / "run", {}, experiment="mnist")
+    with pytest.raises(ValueError, match=r"expected a run of jaxmem audit, got 'mnist'.*jaxmem figures"):
+        write_report(tmp_path / "run")
+    with pytest.raises(ValueError, match="expected a run directory"):
+        write_report(tmp_path / "nothing")
+    assert not (tmp_path / "run" / "report.html").exists()
+
+
+def test_templates_are_in_the_package():
+    import jaxmem.report
+
+    folder = Path(jaxmem.report.__file__).parent / "templates"
+    assert {path.name for path in folder.iterdir()} == {
+        "report.html",
+        "summary.html",
+        "parts.html",
+        "page.css",
+        "page.js",
+    }
