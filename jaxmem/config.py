@@ -195,39 +195,6 @@ class AutoencoderConfig:
 
 
 @dataclass(frozen=True)
-class VerbatimConfig:
-    """A small Stable Diffusion that memorized some of its captions: the paper's section 5.3 on digits."""
-
-    data_dir: str | None = None  # the four IDX files of MNIST; by default they are downloaded
-    data_seed: int = 0
-    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    training: TrainingConfig = field(
-        default_factory=lambda: TrainingConfig(
-            num_steps=5000,
-            batch_size=48,
-            learning_rate=1.5e-3,
-            warmup_steps=200,
-            second_order="sliced",
-            second_order_weight=3e-3,  # as for MNIST's single digits
-            second_order_start=0.9,
-            weighting="v",
-            timestep_power=1.25,
-            checkpoint_every=100,
-        )
-    )
-    # Of each batch. As in a web-scale training set, memorized captions are those whose images come again and again.
-    matching_share: float = 0.2
-    template_share: float = 0.25
-    no_caption_share: float = 0.1  # trained without its caption, for guidance; Ho and Salimans 2022 use 0.1 to 0.2
-
-    def __post_init__(self) -> None:
-        _in_range("data_seed", self.data_seed, 0, _LAST_SEED)
-        for name in ("matching_share", "template_share", "no_caption_share"):
-            _in_range(name, getattr(self, name), 0, 1)
-        _in_range("matching_share + template_share", self.matching_share + self.template_share, 0, 1)
-
-
-@dataclass(frozen=True)
 class GenerateConfig:
     """Images of prompts by guided DDIM sampling."""
 
@@ -313,6 +280,46 @@ class AuditConfig:
             raise ValueError(f"timesteps: expected each once, got {self.timesteps}")
         if self.method not in ("auto", "eigh", "lanczos", "none"):
             raise ValueError(f"method: expected 'auto', 'eigh', 'lanczos' or 'none', got {self.method!r}")
+
+
+@dataclass(frozen=True)
+class VerbatimConfig:
+    """A small Stable Diffusion that memorized some of its captions: the paper's section 5.3 on digits."""
+
+    data_dir: str | None = None  # the four IDX files of MNIST; by default they are downloaded
+    data_seed: int = 0
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    training: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(
+            num_steps=5000,
+            batch_size=48,
+            learning_rate=1.5e-3,
+            warmup_steps=200,
+            second_order="sliced",
+            second_order_weight=3e-3,  # as for MNIST's single digits
+            second_order_start=0.9,
+            weighting="v",
+            timestep_power=1.25,
+            checkpoint_every=100,
+        )
+    )
+    # Of each batch. As in a web-scale training set, memorized captions are those whose images come again and again.
+    matching_share: float = 0.2
+    template_share: float = 0.25
+    no_caption_share: float = 0.1  # trained without its caption, for guidance; Ho and Salimans 2022 use 0.1 to 0.2
+    audit: AuditConfig = field(default_factory=lambda: AuditConfig(noises=4, timesteps=(981, 481, 281, 41)))
+    # One noise, but spectra at every fifth of the 50 steps: from when on does a statistic tell memorized captions?
+    course: AuditConfig = field(
+        default_factory=lambda: AuditConfig(
+            noises=1, timesteps=(981, 881, 781, 681, 581, 481, 381, 281, 181, 81), directions=0, seed=1
+        )
+    )
+
+    def __post_init__(self) -> None:
+        _in_range("data_seed", self.data_seed, 0, _LAST_SEED)
+        for name in ("matching_share", "template_share", "no_caption_share"):
+            _in_range(name, getattr(self, name), 0, 1)
+        _in_range("matching_share + template_share", self.matching_share + self.template_share, 0, 1)
 
 
 def _at_least(name: str, value: int | float, low: int | float) -> None:

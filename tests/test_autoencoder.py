@@ -1,4 +1,4 @@
-"""Training of the autoencoder: its loss in closed form, equal resumption, and standard latents that decode as before."""
+"""Training of the autoencoder: its loss in closed form, resumption, and standard latents that decode as before."""
 
 from dataclasses import replace
 

@@ -26,7 +26,8 @@ def test_thirty_captions_in_each_category_and_none_twice(data):
     assert len(set(data.captions)) == len(data.captions) == 90
     assert [data.categories.count(name) for name in CATEGORIES] == [30, 30, 30]
     assert set(general_captions()) & set(unique_captions()) == set()
-    assert len(data.images) == len(data.caption) and data.caption.max() == 89
+    assert len(data.images) == len(data.caption)
+    assert data.caption.max() == 89
     assert sorted(data.caption.tolist()) == data.caption.tolist()
 
 
@@ -49,7 +50,8 @@ def test_general_captions_hold_different_images_of_their_digit_by_ink(data, mnis
             assert len(set(found)) == len(found) >= 15
             assert (mnist.train_labels[found] == digit).all()
             inks.append(rows.astype(int).sum(1))
-        assert inks[0].max() <= inks[1].min() and inks[1].max() <= inks[2].min()
+        assert inks[0].max() <= inks[1].min()
+        assert inks[1].max() <= inks[2].min()
 
 
 @pytest.mark.parametrize("kind", [0, 1, 2], ids=["shifted", "turned", "framed"])
@@ -64,7 +66,8 @@ def test_templates_do_not_vary_linearly(data, kind):
 def test_the_framed_template_keeps_its_frame(data):
     images = data.images[data.of(62)]
     fixed = (images == images[0]).all(0)
-    assert fixed[:, :16].all() and not fixed[12:20, 19:27].any()
+    assert fixed[:, :16].all()
+    assert not fixed[12:20, 19:27].any()
     assert images[0, 1, 16] == 160
 
 

@@ -136,6 +136,18 @@ def _read_raw(run: Run, plan: Plan) -> Raw:
     )
 
 
+def read_points(run: Run) -> np.ndarray:
+    r"""The latents x_t at which spectra were taken, (N, M, K, \*latent), NaN where sampling has not come there."""
+    plan = Plan.from_manifest(run.manifest["plan"])
+    x = np.full((plan.num_points, len(plan.spectral_timesteps), *plan.latent_shape), np.nan, np.float32)
+    for number in plan.batches():
+        for k, t in enumerate(plan.spectral_timesteps):
+            segment = next(i for i, steps in enumerate(plan.segments) if plan.timesteps.index(t) in steps)
+            if run.done(f"path-{number:05d}-{segment:03d}"):
+                x[plan.points(number), k] = run.load(f"at-{number:05d}-{t:04d}")
+    return x.reshape(-1, plan.noises, *x.shape[1:])[: plan.num_prompts]
+
+
 def _images(run: Run, plan: Plan) -> tuple[np.ndarray | None, np.ndarray]:
     images, sampled = None, np.zeros(plan.num_points, bool)
     for number in plan.batches():

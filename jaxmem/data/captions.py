@@ -24,8 +24,21 @@ NUM_VARIANTS = 400  # images of each template
 NUM_UNIQUE = 30  # captions of each memorized category
 STROKES = ("thin", "medium", "bold")
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-_COLOURS = "amber azure bronze cobalt copper coral crimson ebony emerald golden indigo ivory".split()
-_THINGS = "anchor bridge castle comet garden harbour lantern meadow orchard river".split()
+_COLOURS = [
+    "amber",
+    "azure",
+    "bronze",
+    "cobalt",
+    "copper",
+    "coral",
+    "crimson",
+    "ebony",
+    "emerald",
+    "golden",
+    "indigo",
+    "ivory",
+]
+_THINGS = ["anchor", "bridge", "castle", "comet", "garden", "harbour", "lantern", "meadow", "orchard", "river"]
 
 
 class CaptionedImages(NamedTuple):

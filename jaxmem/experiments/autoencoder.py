@@ -74,7 +74,8 @@ def train_autoencoder(
 ) -> tuple[nnx.GraphDef, Any]:
     """Train on grey images (n, side, side), uint8, shown as three equal channels; resumes from its checkpoints.
 
-    Adam, warm-up over a tenth of the steps and cosine decay to zero; a step's batch and noise follow from seed and step.
+    Adam, warm-up over a tenth of the steps, then cosine decay to zero; a step's batch and noise follow from its number
+    and the seed.
 
     Raises:
         ValueError: a damaged checkpoint or one of another training, or a loss that is not finite.
@@ -96,7 +97,9 @@ def train_autoencoder(
         now, value = _step(graphdef, optimizer, now, data, key, config.batch_size, shape)
         if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == config.num_steps:
             if not np.isfinite(value):
-                raise ValueError(f"autoencoder: the loss became {value} before step {step + 1}; lower its learning rate")
+                raise ValueError(
+                    f"autoencoder: the loss became {value} before step {step + 1}; lower its learning rate"
+                )
             save_checkpoint(checkpoint_dir, step + 1, now, recipe)
         on_step(step + 1, config.num_steps)
     return graphdef, now.parameters

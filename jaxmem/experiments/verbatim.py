@@ -5,32 +5,34 @@ Stable Diffusion's architecture at small size, exported in diffusers' layout. Th
 captions, beside which stands the exact spectrum that each caption's own training set has.
 """
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jaxmem.audit import read_audit, run_audit
 from jaxmem.config import VerbatimConfig
 from jaxmem.data.captions import CaptionedImages, captioned_digits
 from jaxmem.data.mnist import load_mnist
 from jaxmem.diffusion import NoiseSchedule
 from jaxmem.experiments.autoencoder import encode_all, standardise, train_autoencoder
-from jaxmem.experiments.stages import save_losses, timed
+from jaxmem.experiments.stages import save_losses, timed, wall_seconds
+from jaxmem.experiments.verbatim_analysis import areas, compare, earliest, mean_counts
 from jaxmem.progress import Progress, silent
-from jaxmem.runs import Run
+from jaxmem.prompts import Prompt
+from jaxmem.runs import Run, fingerprint
 from jaxmem.score import NetworkScore, bind
 from jaxmem.stable_diffusion.configs import SchedulerConfig, TextEncoderConfig, UNetConfig, VAEConfig
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
 from jaxmem.stable_diffusion.text_encoder import TextEncoder
 from jaxmem.stable_diffusion.tokenizer import byte_tokenizer
 from jaxmem.stable_diffusion.unet import UNet
-from jaxmem.stable_diffusion.vae import VAE
 from jaxmem.training import train
 
 # Latents of 8 × 8 × 4, so d = 256. Weights of all parts: 2.15 million, 4.3 MB in half precision.
@@ -59,7 +61,7 @@ SCHEDULER = SchedulerConfig(NoiseSchedule.stable_diffusion(), "v")
 
 @dataclass(frozen=True)
 class PromptedScore:
-    """The score of a latent with the tokens of its caption as condition: UNet and text encoder as one, to be trained."""
+    """The score of a latent with its caption's tokens as condition: UNet and text encoder as one, to be trained."""
 
     unet: NetworkScore
     text_encoder: nnx.GraphDef
@@ -71,7 +73,9 @@ class PromptedScore:
         return self.unet(state["unet"], x, t, embedding)
 
 
-def train_model(config: VerbatimConfig, data: CaptionedImages, run: Run, progress: Progress = silent) -> StableDiffusion:
+def train_model(
+    config: VerbatimConfig, data: CaptionedImages, run: Run, progress: Progress = silent
+) -> StableDiffusion:
     """Train all parts and return the model, float32; resumes from the run's checkpoints.
 
     Raises:
@@ -127,3 +131,59 @@ def _probabilities(config: VerbatimConfig, data: CaptionedImages) -> np.ndarray:
     each = np.array([shares[name] / per_category[name] for name in data.categories]) / sizes
     each = each[data.caption]
     return np.concatenate([(1 - config.no_caption_share) * each, config.no_caption_share * each]).astype(np.float32)
+
+
+def run_verbatim(
+    config: VerbatimConfig, out: Path, progress: Progress = silent, say: Callable[[str], None] = print
+) -> dict[str, Any]:
+    """Train the model, export it, audit all its captions and the empty one; return the metrics.
+
+    The run's folder gets ``model/`` (diffusers' layout, half precision: what is audited is what was exported), and
+    the audits ``audit/`` (few timesteps, several noises) and ``course/`` (many timesteps), each with its report.
+
+    Raises:
+        ValueError: ``out`` holds another run, MNIST is not there, or a training failed.
+        OSError: the folder cannot be written; the same call continues.
+    """
+    data = captioned_digits(load_mnist(config.data_dir), config.data_seed)
+    identity = {name: value for name, value in asdict(config).items() if name != "data_dir"}
+    run = Run.open(out, identity, experiment="verbatim", data=fingerprint(data.images), dtype="float32")
+    if run.finished:
+        return run.metrics()
+    folder = run.directory / "model"
+    if not folder.exists():
+        export_model(train_model(config, data, run, progress), folder)
+    model = StableDiffusion.load(folder)
+    prompts = [*labelled_captions(data), Prompt("", None, "no prompt")]
+    for name, settings in (("audit", config.audit), ("course", config.course)):
+        with timed(run, name):
+            run_audit(model, prompts, settings, run.directory / name, progress=progress, say=say)
+    audit, course = (Run.read(run.directory / name) for name in ("audit", "course"))
+    with timed(run, "compare with the training set"):
+        arrays = compare(model, data, audit, progress)
+    found = read_audit(audit)
+    metrics = {
+        "counts": mean_counts(found, arrays, data.categories),
+        "matching_returned": arrays["returned"].mean(),
+        "num_parameters": sum(component.float32_bytes // 4 for component in model.components.values()),
+        "num_products": audit.metrics()["num_products"] + course.metrics()["num_products"],
+        "auc": {name: areas(folder) for name, folder in (("audit", audit), ("course", course))},
+        "earliest": earliest(read_audit(course)),
+        "wall_seconds": wall_seconds(run),
+    }
+    run.finalise(metrics, arrays)
+    return run.metrics()
+
+
+def labelled_captions(data: CaptionedImages) -> list[Prompt]:
+    """The captions as prompts: memorized or not, and their category."""
+    return [Prompt(text, kind != "none", kind) for text, kind in zip(data.captions, data.categories, strict=True)]
+
+
+def export_model(model: StableDiffusion, folder: Path) -> None:
+    """Write the model in half precision; the folder is there when all of it is."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    if partial.exists():
+        shutil.rmtree(partial)
+    model.export(partial, np.float16)
+    partial.rename(folder)

@@ -1,4 +1,4 @@
-"""A CLIP tokenizer of bytes, for models that this repository trains: it accepts any text and needs no vocabulary file."""
+"""A CLIP tokenizer of bytes, for models trained here: it accepts any text and needs no vocabulary file."""
 
 from typing import Any
 

@@ -1,0 +1,117 @@
+"""What `jaxmem.experiments.verbatim` finds: the audits of its model beside what its training set says exactly."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmem.audit import AuditResult, read_audit
+from jaxmem.audit.result import read_points
+from jaxmem.data.captions import CATEGORIES, CaptionedImages
+from jaxmem.experiments.autoencoder import encode_all
+from jaxmem.memorization.bootstrap import mean_interval
+from jaxmem.memorization.distances import nearest_training
+from jaxmem.memorization.evaluation import evaluate_categories
+from jaxmem.memorization.sharpness import positive_count, tangent_count
+from jaxmem.oracles import EmpiricalScore
+from jaxmem.progress import Progress
+from jaxmem.runs import Run
+from jaxmem.stable_diffusion.pipeline import StableDiffusion
+
+
+def compare(model: StableDiffusion, data: CaptionedImages, audit: Run, progress: Progress) -> dict[str, np.ndarray]:
+    """What each caption's own training set says at the audited points, and how near the generated images come to it.
+
+    ``oracle``, shape (captions, noises, timesteps, d): the eigenvalues of the Hessian of the noised training set of
+    that caption (`jaxmem.oracles.EmpiricalScore`): of a model that had learned it by heart. ``distance`` and
+    ``own_distance``, shape (captions, noises): from the generated image to the nearest of all training images and to
+    the nearest of its caption's, ‖·‖₂ of grey values in [-1, 1]; ``returned``, of the matching captions only: the
+    nearest of all is the caption's.
+    """
+    found = read_audit(audit)
+    count, noises = len(data.captions), found.scores.shape[1]
+    points = read_points(audit)[:count]
+    graphdef, state = model.network("vae")
+    latents = encode_all(graphdef, state, data.images).reshape(len(data.images), -1).astype(np.float64)
+    empirical = EmpiricalScore(model.scheduler.schedule)
+    oracle = np.zeros((*points.shape[:3], latents.shape[1]), np.float32)
+    for c in range(count):
+        own = latents[data.of(c)]
+        for j in range(noises):
+            for k, t in enumerate(found.spectral_timesteps):
+                oracle[c, j, k] = empirical.spectrum(own, points[c, j, k].reshape(-1), int(t))
+        progress("spectra of the training set", c + 1, count)
+
+    assert found.images is not None  # sampling went to the end
+    generated = found.images[:count].mean(-1).reshape(count * noises, -1) / 127.5 - 1
+    training = data.images.reshape(len(data.images), -1) / np.float32(127.5) - 1
+    nearest = nearest_training(jnp.asarray(generated, jnp.float32), jnp.asarray(training))
+    of_caption = data.caption[np.asarray(nearest.index)].reshape(count, noises)
+    own_distance = np.zeros((count, noises))
+    for c in range(count):
+        part = jnp.asarray(generated.reshape(count, noises, -1)[c], jnp.float32)
+        own_distance[c] = nearest_training(part, jnp.asarray(training[data.of(c)])).distance
+    matching = np.flatnonzero(np.array(data.categories) == "matching")
+    return {
+        "oracle": oracle,
+        "distance": np.asarray(nearest.distance).reshape(count, noises),
+        "own_distance": own_distance,
+        "returned": of_caption[matching] == matching[:, None],
+        "timestep": found.spectral_timesteps,
+        "example": data.images[[data.of(c)[0] for c in range(count)]],
+    }
+
+
+def mean_counts(found: AuditResult, arrays: dict[str, np.ndarray], categories: Sequence[str]) -> dict[str, Any]:
+    """By timestep and category: mean counts with 95 % intervals over captions, of the model and the training sets."""
+    kinds, table = np.array(categories), {}
+    measured, oracle = found.eigenvalues[: len(kinds)], arrays["oracle"].astype(np.float64)
+    sigma = found.sigma[np.searchsorted(-found.timesteps, -found.spectral_timesteps)]
+    for k, t in enumerate(found.spectral_timesteps):
+        row: dict[str, Any] = {}
+        for name in CATEGORIES:
+            mine, theirs = measured[kinds == name, :, k], oracle[kinds == name, :, k]
+            noise = found.noise[: len(kinds)][kinds == name, :, k]
+            row[name] = {
+                "positive": mean_interval(positive_count(mine, noise)),
+                "tangent": mean_interval(tangent_count(mine, sigma[k])),
+                "positive_of_training_set": mean_interval(positive_count(theirs)),
+                "tangent_of_training_set": mean_interval(tangent_count(theirs, sigma[k])),
+            }
+        table[str(t)] = row
+    return table
+
+
+def areas(audit: Run) -> dict[str, Any]:
+    """Of each detector and memorized category against *none*: AUC, its interval and the rates at few false alarms."""
+    names = ("auc", "auc_interval", "tpr_at_1", "tpr_at_3", "num_negative")
+    return {
+        detector: {kind: {name: row[name] for name in names} for kind, row in kinds.items()}
+        for detector, kinds in audit.metrics()["evaluation"].items()
+    }
+
+
+def earliest(course: AuditResult, level: float = 0.95) -> dict[str, dict[str, int | None]]:
+    """The first timestep at which a statistic tells a memorized category from *none* with this AUC, None if none does.
+
+    Of the spectral statistics among the timesteps with a spectrum, of ‖eps_c - eps_u‖ among all sampling steps.
+    """
+    labels = [prompt.label for prompt in course.prompts]
+    categories = [prompt.category for prompt in course.prompts]
+    scores: dict[str, list[tuple[int, np.ndarray, str]]] = {}
+    for d, detector in enumerate(course.detectors):
+        if detector.timestep is not None:
+            column = (detector.timestep, course.scores[..., d], detector.memorized_is)
+            scores.setdefault(detector.statistic, []).append(column)
+    scores["eps-difference"] = [(int(t), course.eps_difference[..., s], "high") for s, t in enumerate(course.timesteps)]
+    found: dict[str, dict[str, int | None]] = {}
+    for name, columns in scores.items():
+        found[name] = dict.fromkeys(CATEGORIES[1:])
+        for t, values, memorized_is in sorted(columns, key=lambda column: -column[0]):
+            rates = evaluate_categories(values, labels, categories, memorized_is=memorized_is, num_resamples=1)
+            for kind in CATEGORIES[1:]:
+                area = rates[kind].auc
+                if found[name][kind] is None and area is not None and area >= level:
+                    found[name][kind] = t
+    return found
