@@ -23,7 +23,7 @@ from jaxmem.data.mnist import load_mnist
 from jaxmem.diffusion import NoiseSchedule
 from jaxmem.experiments.autoencoder import encode_all, standardise, train_autoencoder
 from jaxmem.experiments.stages import save_losses, timed, wall_seconds
-from jaxmem.experiments.verbatim_analysis import areas, compare, earliest, mean_counts
+from jaxmem.experiments.verbatim_analysis import areas, areas_over_time, compare, earliest, mean_counts
 from jaxmem.progress import Progress, silent
 from jaxmem.prompts import Prompt
 from jaxmem.runs import Run, fingerprint
@@ -161,14 +161,15 @@ def run_verbatim(
     audit, course = (Run.read(run.directory / name) for name in ("audit", "course"))
     with timed(run, "compare with the training set"):
         arrays = compare(model, data, audit, progress)
-    found = read_audit(audit)
+    found, over_time = read_audit(audit), areas_over_time(read_audit(course))
     metrics = {
         "counts": mean_counts(found, arrays, data.categories),
         "matching_returned": arrays["returned"].mean(),
         "num_parameters": sum(component.float32_bytes // 4 for component in model.components.values()),
         "num_products": audit.metrics()["num_products"] + course.metrics()["num_products"],
         "auc": {name: areas(folder) for name, folder in (("audit", audit), ("course", course))},
-        "earliest": earliest(read_audit(course)),
+        "course": over_time,
+        "earliest": earliest(over_time),
         "wall_seconds": wall_seconds(run),
     }
     run.finalise(metrics, arrays)

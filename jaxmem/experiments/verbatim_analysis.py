@@ -92,10 +92,10 @@ def areas(audit: Run) -> dict[str, Any]:
     }
 
 
-def earliest(course: AuditResult, level: float = 0.95) -> dict[str, dict[str, int | None]]:
-    """The first timestep at which a statistic tells a memorized category from *none* with this AUC, None if none does.
+def areas_over_time(course: AuditResult) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """AUC of each statistic at each timestep it was taken at, from the first: by statistic and memorized category.
 
-    Of the spectral statistics among the timesteps with a spectrum, of ‖eps_c - eps_u‖ among all sampling steps.
+    Spectral statistics at the timesteps with a spectrum, ‖eps_c - eps_u‖ at all sampling steps.
     """
     labels = [prompt.label for prompt in course.prompts]
     categories = [prompt.category for prompt in course.prompts]
@@ -105,13 +105,21 @@ def earliest(course: AuditResult, level: float = 0.95) -> dict[str, dict[str, in
             column = (detector.timestep, course.scores[..., d], detector.memorized_is)
             scores.setdefault(detector.statistic, []).append(column)
     scores["eps-difference"] = [(int(t), course.eps_difference[..., s], "high") for s, t in enumerate(course.timesteps)]
-    found: dict[str, dict[str, int | None]] = {}
+    found: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for name, columns in scores.items():
-        found[name] = dict.fromkeys(CATEGORIES[1:])
+        found[name] = {kind: [] for kind in CATEGORIES[1:]}
         for t, values, memorized_is in sorted(columns, key=lambda column: -column[0]):
             rates = evaluate_categories(values, labels, categories, memorized_is=memorized_is, num_resamples=1)
             for kind in CATEGORIES[1:]:
                 area = rates[kind].auc
-                if found[name][kind] is None and area is not None and area >= level:
-                    found[name][kind] = t
+                assert area is not None  # finished audits have all scores
+                found[name][kind].append((t, area))
     return found
+
+
+def earliest(course: dict[str, Any], level: float = 0.95) -> dict[str, dict[str, int | None]]:
+    """The first timestep at which each statistic of `areas_over_time` has this AUC; None if it never has."""
+    return {
+        name: {kind: next((t for t, area in rows if area >= level), None) for kind, rows in kinds.items()}
+        for name, kinds in course.items()
+    }

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from jaxmem.report import mnist, stable_diffusion, toy2d
+from jaxmem.report import mnist, stable_diffusion, toy2d, verbatim
 from jaxmem.runs import Run
 
 DRAWERS = {
     "toy2d": toy2d.draw,
     "mnist": mnist.draw,
+    "verbatim": verbatim.draw,
     "generate": stable_diffusion.draw_images,
     "spectrum": stable_diffusion.draw_spectrum,
 }
