@@ -1,49 +1,12 @@
 """An audit's results made up from a known answer, in the shapes of a small model."""
 
-from typing import Any, NamedTuple
-
 import numpy as np
 
+from jaxmem.audit import AuditResult, Directions
 from jaxmem.memorization.evaluation import evaluate_categories
 from jaxmem.memorization.registry import FAMILIES, detectors
 from jaxmem.memorization.table import score_table
-
-
-class Prompt(NamedTuple):
-    text: str
-    label: bool | None = None
-    category: str | None = None
-
-
-class Directions(NamedTuple):
-    point: np.ndarray
-    timestep: int
-    eigenvalues: np.ndarray
-    base: np.ndarray
-    moved: np.ndarray
-    amplitude: float
-
-
-class AuditResult(NamedTuple):
-    prompts: list
-    detectors: tuple
-    scores: np.ndarray
-    timesteps: np.ndarray
-    sigma: np.ndarray
-    eps_difference: np.ndarray
-    spectral_timesteps: np.ndarray
-    eigenvalues: np.ndarray
-    noise: np.ndarray
-    method: str
-    images: Any
-    sampled: np.ndarray
-    directions: Any
-    costs: list
-    metrics: Any
-    manifest: dict
-    reference: list
-    reference_scores: np.ndarray
-
+from jaxmem.prompts import Prompt
 
 CATEGORIES = {"none": (False, 9), "template verbatim": (True, 2), "matching verbatim": (True, 0)}
 HOSTILE = "<script>alert(1)</script> & \"quotes\" 'single' $x^2$ {{ 7 * 7 }}"

@@ -10,13 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import synthetic_audit
+import tiny_diffusion as tiny
+from conftest import optional_import
 from PIL import Image
 
 from jaxmem import cli
+from jaxmem.audit import run_audit
+from jaxmem.config import AuditConfig
+from jaxmem.prompts import Prompt
 from jaxmem.report.audit_view import AuditView
 from jaxmem.report.html import amount, duration, interval, number, render, write_report
 from jaxmem.report.pictures import Sparkline, thumbnail
 from jaxmem.runs import Run
+from jaxmem.stable_diffusion.pipeline import StableDiffusion
 
 CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
 FLAGS = (
@@ -33,6 +39,12 @@ def result():
 @pytest.fixture(scope="module")
 def page(result):
     return render(result, written="today")
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Pages without figures, which take most of the time."""
+    monkeypatch.setattr("jaxmem.report.html._figures", lambda view: {})
 
 
 def text_of(page):
@@ -74,15 +86,15 @@ def test_prompts_are_text(page):
 
 def test_the_summary_has_the_numbers_of_the_result(result, page):
     words = text_of(page)
-    assert "drew pictures of 18 prompts, each from 3 random starting points" in words
+    assert "was given 18 prompts, each from 3 random starting points" in words
     assert "6 of 18 prompts leave the model no freedom : at timestep 41" in words
     # six of nine directions on average: none (9) and template (2), in equal numbers
-    assert "the other prompts keep 5.50 free directions on average" in words
+    assert "the others keep 5.50 free directions on average" in words
     assert "12 of 18 prompts stand out by at least half of the 6 measures" in words
-    assert "beyond 99 % of the 40 reference captions" in words
+    assert "beyond all 40 reference captions" in words
     # one of 41 places is beyond all of 40: 18/41
     assert "about 0.44 of these prompts stand out by chance" in words
-    assert "no free direction ; beyond 99 % of the reference by" in words
+    assert "no free direction ; beyond all 40 reference captions by all 6 measures" in words
     assert "not finished" not in words
 
 
@@ -112,7 +124,7 @@ def test_missing_scores_do_not_count(result):
 def test_the_page_of_a_partial_run_says_so(result):
     words = text_of(render(synthetic_audit.partial(result, 7)))
     assert "This run is not finished. 22 of 54 samples" in words
-    assert "There was no reference list" in words
+    assert "The reference captions are not measured yet" in words
     assert "TPR" not in words
     assert "NaN" not in words
     assert "–" in words
@@ -127,11 +139,22 @@ def test_the_page_of_a_run_that_has_done_nothing(result):
 @pytest.mark.parametrize(
     ("options", "says", "does_not"),
     [
-        ({"labels": False, "reference": 0}, ["no categories, so all prompts are one group"], ["AUC", "Stands out"]),
-        ({"images": False, "steps": 1}, ["timesteps 981 to 981"], ["Where a picture can go", "Tiled distance"]),
-        ({"method": "lanczos"}, ["they cannot prove that there is none", "Free directions, at least"], ["no freedom"]),
+        (
+            {"labels": False, "reference": 0},
+            ["no categories, so all prompts are one group", "There was no reference list"],
+            ["AUC", "Stands out"],
+        ),
+        (
+            {"images": False, "steps": 1},
+            ["timesteps 981 to 981", "took the first steps"],
+            ["Where a picture can go", "Tiled distance"],
+        ),
+        (
+            {"method": "lanczos"},
+            ["they cannot prove that there is none", "Free directions, at least"],
+            ["some freedom", "no freedom"],
+        ),
         ({"method": "none"}, ["No spectrum was taken"], ["Free directions", "Sorted spectra"]),
-        ({"per_category": 1, "noises": 1}, ["one is a single look"], ["Tiled distance"]),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
@@ -143,13 +166,14 @@ def test_other_runs(options, says, does_not):
 
 def test_one_prompt(result):
     one = {
-        name: getattr(result, name)[:1]
+        name: getattr(result, name)[:1, :1] if name != "prompts" else result.prompts[:1]
         for name in ("prompts", "scores", "eps_difference", "eigenvalues", "noise", "images", "sampled")
     }
     metrics = {"prompts": result.metrics["prompts"][:1], "evaluation": {}}
     words = text_of(render(result._replace(**one, metrics=metrics, directions=None)))
     assert "Which of 1 prompt has this" in words
-    assert "0 of 1 prompts leave the model no freedom" in words
+    assert "one is a single look" in words
+    assert "All 1 prompts leave the model some freedom" in words
 
 
 def test_rates_that_cannot_be_estimated_are_named(page):
@@ -177,8 +201,7 @@ def test_many_categories_are_six_groups(result):
     assert "other categories" in [group.name for group in view.groups]
 
 
-def test_long_prompts_are_folded(result, monkeypatch):
-    monkeypatch.setattr("jaxmem.report.html._figures", lambda view: {})
+def test_long_prompts_are_folded(result, undrawn):
     prompts = [prompt._replace(text="word " * 2000) if i == 4 else prompt for i, prompt in enumerate(result.prompts)]
     page = render(result._replace(prompts=prompts))
     assert "10,000 characters" in page
@@ -240,8 +263,6 @@ def browser(tmp_path_factory):
     """A headless browser, or a skip; `.ci/run` installs one."""
     if not (CHROMIUM and DRIVER):
         pytest.skip("no chromium and chromedriver here: apt-get install chromium chromium-driver brings them")
-    from conftest import optional_import
-
     webdriver = optional_import("selenium.webdriver")
     service = optional_import("selenium.webdriver.chrome.service").Service(DRIVER)
     options = webdriver.ChromeOptions()
@@ -323,7 +344,7 @@ def test_headings_sort(opened, result):
     assert click() == (scores, "ascending")
 
 
-def test_rows_without_a_score_stay_last(browser, result, tmp_path):
+def test_rows_without_a_score_stay_last(browser, result, undrawn, tmp_path):
     path = tmp_path / "partial.html"
     path.write_text(render(synthetic_audit.partial(result, 7)), encoding="utf-8")
     browser.get(path.as_uri())
@@ -363,16 +384,83 @@ def test_paper_cuts_nothing_off(opened, tmp_path):
     assert len(re.findall(rb"/Type\s*/Page\b", document)) >= 3
 
 
-def test_the_command_writes_the_page_of_a_run(result, tmp_path, monkeypatch, capsys):
-    audit = pytest.importorskip("jaxmem.audit")
-    Run.open(tmp_path / "run", {}, experiment="audit")
-    monkeypatch.setattr(audit, "read_audit", lambda run: result)
-    assert cli.main(["report", str(tmp_path / "run")]) == 0
-    path = tmp_path / "run" / "report.html"
+@pytest.fixture(scope="module")
+def folder(torch, diffusers, tmp_path_factory):
+    """An audit of two prompts by a tiny model, finished."""
+    place = tmp_path_factory.mktemp("audit")
+    model = StableDiffusion.load(tiny.make_pipeline(torch, diffusers, optional_import("transformers"), place)[1])
+    config = AuditConfig(noises=2, ddim_steps=2, method="lanczos", num_steps=2, batch=2)
+    prompts = [Prompt("the cat", True), Prompt(synthetic_audit.HOSTILE, False)]
+    run_audit(model, prompts, config, place / "run")
+    return place / "run"
+
+
+@pytest.fixture
+def copied(folder, tmp_path):
+    return shutil.copytree(folder, tmp_path / "run")
+
+
+def test_the_command_writes_the_page_of_a_run(copied, tmp_path, capsys):
+    assert cli.main(["report", str(copied)]) == 0
+    path = copied / "report.html"
     assert re.fullmatch(rf"{re.escape(str(path))} \(\d+\.\d MB\)", capsys.readouterr().out.strip())
+    words = text_of(path.read_text(encoding="utf-8"))
+    assert "the cat" in words
+    assert synthetic_audit.HOSTILE in words
+    assert Run.read(copied).manifest["model"]["sha256"] in words
+    assert "not finished" not in words
+    # means over noises, by the run's own metrics
+    for row in Run.read(copied).metrics()["prompts"]:
+        assert number(row["scores"]["wen-1"]) in words
     size = re.search(r"One file of (\d+\.\d) MB", html.unescape(path.read_text(encoding="utf-8")))
     assert abs(float(size[1]) - path.stat().st_size / 1e6) < 0.1
-    assert write_report(tmp_path / "run", tmp_path / "elsewhere.html") == tmp_path / "elsewhere.html"
+    assert write_report(copied, tmp_path / "elsewhere.html") == tmp_path / "elsewhere.html"
+
+
+def test_a_killed_run_has_a_page(copied):
+    (copied / "metrics.json").unlink()
+    results = copied / "results-0.jsonl"
+    lines = results.read_bytes().splitlines(keepends=True)
+    results.write_bytes(b"".join(lines[:1]) + b'{"key": "torn')
+    assert "2 of 4 samples" in text_of(write_report(copied).read_text(encoding="utf-8"))
+    results.write_bytes(b"")
+    assert "0 of 4 samples" in text_of(write_report(copied).read_text(encoding="utf-8"))
+
+
+def damage_manifest(run):
+    (run / "manifest.json").write_text('{"experiment": "audit"')
+
+
+def damage_metrics(run):
+    (run / "metrics.json").write_bytes(b"\x00" * 10)
+
+
+def damage_rows(run):
+    (run / "results-0.jsonl").write_bytes(b"nonsense\n")
+
+
+def damage_array(run):
+    path = sorted((run / "arrays").glob("eps-*"))[0]
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+@pytest.mark.parametrize(
+    ("damage", "match"),
+    [
+        (damage_manifest, r"manifest\.json: expected JSON, got a damaged file"),
+        (damage_metrics, r"metrics\.json: expected JSON, got a damaged file"),
+        (damage_rows, r"results-0\.jsonl, line 1: expected a JSON object"),
+        (damage_array, r"eps-.*: expected a whole \.npy file, got a damaged one"),
+    ],
+)
+def test_a_damaged_run_is_named_and_the_old_page_stays(copied, damage, match, capsys):
+    (copied / "report.html").write_text("the page of before")
+    damage(copied)
+    with pytest.raises(ValueError, match=match):
+        write_report(copied)
+    assert cli.main(["report", str(copied)]) == 2
+    assert re.search(match, capsys.readouterr().err)
+    assert (copied / "report.html").read_text() == "the page of before"
 
 
 def test_other_runs_and_folders_are_refused(tmp_path):

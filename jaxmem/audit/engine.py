@@ -76,7 +76,7 @@ def run_audit(
     if any(truncated):
         say(f"{sum(truncated)} prompt(s) have more tokens than the text encoder takes and are cut, as in diffusers")
     work = Work(
-        run=None,  # type: ignore[arg-type]  # not before the estimate
+        run=None,
         plan=plan,
         model=model,
         sampler=model.sampler(config.ddim_steps),

@@ -130,12 +130,13 @@ def _lines(
     steps = f"{len(plan.timesteps)} of {plan.ddim_steps}" if not plan.with_images else f"{plan.ddim_steps}"
     where = f" at t = {', '.join(map(str, plan.spectral_timesteps))}" if plan.spectral_timesteps else ""
     each = {"none": "no spectra", "eigh": f"all {plan.size:,} eigenvalues", "lanczos": f"{plan.num_steps} Ritz values"}
+    noises = "1 noise" if plan.noises == 1 else f"{plan.noises} noises"
     total = sum(seconds.values())
     shares = ", ".join(f"{stage} {duration(s)}" for stage, s in sorted(seconds.items(), key=lambda item: -item[1]))
     counted = "; exact spectra as counted" if plan.method == "eigh" else ""
     return [
-        f"audit: {plan.num_prompts} prompts{reference} × {plan.noises} noise{'s' if plan.noises > 1 else ''} = {plan.num_points} points, {plan.batch}"
-        f" at once; {steps} sampling steps; {each[plan.method]}{where}",
+        f"audit: {plan.num_prompts} prompts{reference} × {noises} = {plan.num_points} points, {plan.batch} at once;"
+        f" {steps} sampling steps; {each[plan.method]}{where}",
         f"work: {evaluations:,} evaluations of the score and {products:,} products with its Jacobian (counted)",
         f"time: about {duration(total)} ({shares}), {duration(total / (plan.num_prompts + plan.num_reference))} per"
         f" prompt, at {rates[0]:.2g} s an evaluation and {rates[1]:.2g} s a product (measured, one batch of each);"

@@ -81,7 +81,8 @@ def _run_segment(
     x = work.batch(start_at, 0, work.cond(filled))[0]
     cond, uncond = work.cond(filled), work.uncond(len(filled))
     evaluations = keep * (2 * len(steps) - (index == 0))  # the first unconditional one is that of `run_start`
-    norms, differences = [], []
+    norms: list[np.ndarray] = []
+    differences: list[Array] = []
     with work.unit(key, "trajectory", evaluations=evaluations, memory=memory):
         for step in steps:
             work.progress("sampling steps", before + len(norms), total)

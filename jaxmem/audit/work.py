@@ -16,7 +16,6 @@ from jaxtyping import Array
 from jaxmem.audit.plan import Plan
 from jaxmem.diffusion import DDIM
 from jaxmem.progress import Progress
-from jaxmem.runs import Run
 from jaxmem.score import NetworkScore
 from jaxmem.spectra.batch import each_point
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
@@ -33,7 +32,7 @@ def evaluate(score: Any, state: Any, x: Any, t: Any, cond: Any, mesh: Any = None
 class Work:
     """A model, a plan and the run; arrays of prompts and noises stay on the host."""
 
-    run: Run
+    run: Any  #: a `Run`; None while only an estimate is made
     plan: Plan
     model: StableDiffusion
     sampler: DDIM

@@ -104,7 +104,8 @@ def _strips(axis: Any, view: AuditView, those: list[int]) -> None:
     shown = view.scores[:, those][~np.isnan(view.scores[:, those])]
     if first.is_count:
         axis.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axis.set_ylim(bottom=-0.5, top=max(1, axis.get_ylim()[1]))
+        low, high = axis.get_ylim()
+        axis.set_ylim(min(low, -0.5), max(high, 1))
     elif shown.min() > 0 and shown.max() > 100 * shown.min():
         axis.set_yscale("log")
     elif first.timestep is not None and np.abs(shown).max() > 10:
@@ -192,7 +193,7 @@ def _over_time(axis: Any, view: AuditView, t: np.ndarray, values: np.ndarray) ->
             continue
         axis.fill_between(t[there], np.nanmin(part, 0), np.nanmax(part, 0), color=group.colour, alpha=0.16, lw=0)
         axis.plot(t[there], mean(part, 0), color=group.colour, marker=group.marker, ms=4 if len(t) < 20 else 2.5)
-    axis.set_xlabel("timestep t (sampling runs from right to left: noise to image)")
+    axis.set_xlabel("timestep t (noise at the right, image at the left)")
     axis.xaxis.label.set_fontsize(9)
 
 
@@ -216,7 +217,7 @@ def roc(view: AuditView) -> list[Drawing]:
                 "ls": ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 2)))[place],
             }
             for axis in (left, right):
-                axis.plot(curve.fpr, curve.tpr, label=plain(detector.title, 36), lw=1.8, **style)
+                axis.plot(curve.fpr, curve.tpr, label=plain(detector.title, 48), lw=1.8, **style)
         left.plot([0, 1], [0, 1], color=NEUTRAL, lw=0.8)
         left.set(title="all", xlim=(-0.01, 1.01))
         right.set(title="few false alarms", xlim=(-0.0005, 0.1))

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmem.report.audit_view import STRONG, AuditView
+from jaxmem.report.audit_view import ENOUGH, STRONG, AuditView
 
 SHOWN = 3  # examples from each end of the ranking
 MOST_EVIDENCE = 12  # prompts whose evidence is spelled out
@@ -36,7 +36,7 @@ def summarise(view: AuditView, rows: list[dict[str, Any]], evaluation: dict[str,
         for row in rows
         if row["index"] in telling
     ]
-    num_reference = len(view.result.reference)
+    listed = len(view.result.reference)
     titles = {detector.name: detector.title for detector in view.detectors}
     best = max(areas, key=lambda name: areas[name], default=None)
     placed = [row for row in rows if row["place"]]
@@ -49,9 +49,9 @@ def summarise(view: AuditView, rows: list[dict[str, Any]], evaluation: dict[str,
         "evidence": evidence[:MOST_EVIDENCE],
         "num_evidence": len(evidence),
         "some": int((view.num_flags > 0).sum()),
-        # of R + 1 prompts of one kind, these shares of places are beyond the percentile
-        "by_chance": len(view.prompts) * (int(num_reference * (1 - STRONG / 100)) + 1) / (num_reference + 1),
-        "num_reference": num_reference,
+        "beyond": f"{STRONG:g} % of the {listed:,}" if listed >= ENOUGH else f"all {listed:,}",
+        # of a prompt and R more of its kind, these shares of places are beyond the percentile
+        "by_chance": len(view.prompts) * (int(listed * (1 - STRONG / 100)) + 1) / (listed + 1),
         "best": None if best is None else {"title": titles.get(best, best), **evaluation[best]["all"]},
         "by_category": any(prompt.category for prompt in view.prompts),
         "evaluated_groups": list(dict.fromkeys(g for found in evaluation.values() for g in found if g != "all")),

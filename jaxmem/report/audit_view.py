@@ -11,7 +11,7 @@ from jaxmem.memorization.sharpness import positive_count, tangent_count
 from jaxmem.memorization.standing import percentile, rank
 from jaxmem.report.style import CATEGORIES, GENERAL, MEMORIZED
 
-STRONG = 99.0  # percentile of the reference list from which a prompt stands out: at most 1 % of it goes that far
+STRONG, ENOUGH = 99.0, 100  # percentile from which a prompt stands out; in a shorter list it is beyond all of it
 MOST_LEADS, MOST_GROUPS = 6, len(CATEGORIES)
 # Statistics that lead, where they ran: one of each kind of evidence before a second of the same kind.
 _FIRST = ("positive-count", "wen", "jeon", "largest-sum", "anisotropy", "tiled-l2", "score-evolution", "tangent-count")
@@ -99,8 +99,8 @@ class AuditView:
 
     @cached_property
     def flags(self) -> np.ndarray:
-        """(N, D): beyond `STRONG` per cent of the reference list; False where there is none."""
-        return self.percentiles >= STRONG
+        """(N, D): beyond `STRONG` per cent of the reference list, or beyond all of a short one; False without any."""
+        return self.percentiles >= (STRONG if len(self.result.reference) >= ENOUGH else 100)
 
     @cached_property
     def num_flags(self) -> np.ndarray:

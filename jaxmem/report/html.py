@@ -16,7 +16,7 @@ from jaxmem import __version__
 from jaxmem.durable import write_atomically
 from jaxmem.report import audit_figures
 from jaxmem.report.audit_summary import highlights, summarise
-from jaxmem.report.audit_view import STRONG, AuditView, mean
+from jaxmem.report.audit_view import AuditView, mean
 from jaxmem.report.pictures import Sparkline, data_uri, thumbnail
 from jaxmem.runs import Run
 
@@ -53,7 +53,7 @@ def write_report(run: str | Path | Run, out: str | Path | None = None) -> Path:
 def render(result: Any, title: str = "Memorization audit", written: str = "") -> str:
     """The page of an `jaxmem.audit.AuditResult` as text; equal results give equal pages."""
     view = AuditView(result)
-    rows = _rows(view)
+    rows, every = _rows(view), list(range(len(view.detectors)))
     evaluation = (result.metrics or {}).get("evaluation") or {}
     files = {name: (TEMPLATES / f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
     page = _environment().get_template("report.html").render(
@@ -62,9 +62,9 @@ def render(result: Any, title: str = "Memorization audit", written: str = "") ->
         view=view, result=result, rows=rows, summary=summarise(view, rows, evaluation), evaluation=evaluation,
         titles={detector.name: detector.title for detector in view.detectors},
         costs={row["detector"]: row for row in result.costs}, figures=_figures(view), facts=_facts(result.manifest),
-        highlights=highlights(result), directions=_directions(result), strong=STRONG,
+        highlights=highlights(result), directions=_directions(result),
         rules=_sparkline(view).height(np.array([0.0, -0.5])).tolist() if view.has_spectra else [],
-        blocks=audit_figures.balanced(list(range(len(view.detectors))), BLOCK), glossary=_glossary(view),
+        blocks=audit_figures.balanced(every, BLOCK) if len(every) > len(view.leads) else [], glossary=_glossary(view),
     )  # fmt: skip
     return page.replace(SIZE, f"{len(page.encode()) / 1e6:.1f} MB")
 
@@ -172,9 +172,11 @@ def _figures(view: AuditView) -> dict[str, list[tuple[str, str]]]:
         "roc": audit_figures.roc,
     }
     if view.has_spectra:
-        drawers |= {"spectra": audit_figures.spectra, "counts": audit_figures.counts}
-    if (~np.isnan(view.result.eps_difference)).any():
-        drawers |= {"guidance": audit_figures.guidance}
+        drawers["spectra"] = audit_figures.spectra
+    if view.has_spectra and len(view.result.spectral_timesteps) > 1:
+        drawers["counts"] = audit_figures.counts
+    if len(view.result.timesteps) > 1 and (~np.isnan(view.result.eps_difference)).any():
+        drawers["guidance"] = audit_figures.guidance
     if not (~np.isnan(view.scores)).any():
         return {}
     return {name: [(data_uri(d.svg, "svg+xml"), d.alternative) for d in draw(view)] for name, draw in drawers.items()}

@@ -1,0 +1,555 @@
+"""The audit of a tiny random pipeline, against recomputation that shares no code with its engine."""
+
+import csv
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_diffusion as tiny
+from conftest import command_environment, optional_import
+from flax import nnx
+
+from jaxmem import cli, durable, memory
+from jaxmem.audit import engine, read_audit, run_audit
+from jaxmem.config import AuditConfig
+from jaxmem.data import verbatim_model
+from jaxmem.prompts import Prompt
+from jaxmem.runs import Run
+from jaxmem.stable_diffusion.pipeline import StableDiffusion
+
+PROMPTS = [
+    Prompt("the cat", True, "VM"),
+    Prompt("<script>alert(1)</script>", True, "TM"),
+    Prompt("x " * 5000, False),  # 10,000 characters
+    Prompt('costs $5, "or" [6]', False),
+]
+NEUTRAL = [Prompt("a house"), Prompt("a tree")]
+CONFIG = AuditConfig(noises=2, ddim_steps=5, batch=5, timesteps=(801, 201), guidance=3.0, seed=7, directions=2)
+
+
+@pytest.fixture(scope="module")
+def folder(torch, diffusers, tmp_path_factory):
+    """Latents of 4 × 4 × 4: the networks do not know their size."""
+    _, path = tiny.make_pipeline(torch, diffusers, optional_import("transformers"), tmp_path_factory.mktemp("audit"))
+    config = path / "unet/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"sample_size": 4}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return StableDiffusion.load(folder)
+
+
+@pytest.fixture(scope="module")
+def said():
+    return []
+
+
+@pytest.fixture(scope="module")
+def out(model, said, tmp_path_factory):
+    """A finished run."""
+    path = tmp_path_factory.mktemp("finished") / "run"
+    run_audit(model, PROMPTS, CONFIG, path, neutral=NEUTRAL, say=said.append)
+    return path
+
+
+@pytest.fixture(scope="module")
+def result(out):
+    return read_audit(Run.read(out))
+
+
+@pytest.fixture(scope="module")
+def recomputed(model):
+    """Of each prompt and noise: eps pairs and x_t along guided DDIM, by the plain formulas in NumPy."""
+    unet = nnx.merge(*model.network("unet"))
+    embedded = np.asarray(model.embed([prompt.text for prompt in PROMPTS[:2]] + [""]))
+    alpha, sigma = model.scheduler.schedule.alpha, model.scheduler.schedule.sigma
+    points = {}
+    for i in range(2):
+        for j in range(2):
+            key = jax.random.fold_in(jax.random.key(CONFIG.seed), j)
+            x = np.asarray(jax.random.normal(key, (4, 4, 4)), np.float64)
+            path = []
+            for t in (801, 601, 401, 201, 1):
+                pair = [np.asarray(unet(jnp.float32(x), t, embedded[c]), np.float64) for c in (i, 2)]
+                path.append((t, x, *pair))
+                eps = pair[1] + CONFIG.guidance * (pair[0] - pair[1])
+                before = max(t - 200, 0)
+                x = alpha[before] * (x - sigma[t] * eps) / alpha[t] + sigma[before] * eps
+            points[i, j] = path, x
+    return unet, embedded, points
+
+
+def column(result, name):
+    return result.scores[..., [detector.name for detector in result.detectors].index(name)]
+
+
+def test_shapes_and_names(result):
+    names = [detector.name for detector in result.detectors]
+    assert result.prompts == PROMPTS
+    assert result.reference == NEUTRAL
+    assert result.scores.shape == (4, 2, len(names))
+    assert result.reference_scores.shape == (2, 2, len(names))
+    assert not np.isnan(result.scores).any()
+    assert {"wen-1", "wen-5", "jeon", "score-evolution", "anisotropy", "tiled-l2", "positive-count@t201"} < set(names)
+    assert result.eigenvalues.shape == (4, 2, 2, 64)
+    assert result.images.shape == (4, 2, 8, 8, 3)
+    assert result.sampled.all()
+    assert result.timesteps.tolist() == [801, 601, 401, 201, 1]
+    assert result.spectral_timesteps.tolist() == [801, 201]
+
+
+def test_scores_are_those_of_the_formulas(model, result, recomputed):
+    """Float32 networks alone and in batches: relative 1e-4, more where differences of near equals are squared."""
+    sigma = model.scheduler.schedule.sigma
+    for (i, j), (path, x0) in recomputed[2].items():
+        delta = [eps_c - eps_u for _, _, eps_c, eps_u in path]
+        norms = [np.linalg.norm(d) for d in delta]
+        np.testing.assert_allclose(result.eps_difference[i, j], norms, rtol=1e-3)
+        assert column(result, "wen-5")[i, j] == pytest.approx(np.mean(norms), rel=1e-3)
+        steps = [-d / sigma[t] for d, (t, *_) in zip(delta, path, strict=True)]
+        evolution = sum(np.sum((steps[k + 1] - steps[k]) ** 2) for k in range(2))
+        assert column(result, "score-evolution")[i, j] == pytest.approx(evolution, rel=1e-3)
+        image = model.decode(jnp.float32(x0)[None])[0]
+        assert np.abs(result.images[i, j].astype(int) - image).max() <= 1
+
+
+def test_anisotropy_is_off_the_trajectory(result, recomputed):
+    unet, embedded, points = recomputed
+    for (i, j), (path, _) in points.items():
+        _, x, eps_c, eps_u = path[0]
+        late = [np.asarray(unet(jnp.float32(x), 401, embedded[c]), np.float64) for c in (i, 2)]
+        difference = late[0] - late[1]
+        norms = np.linalg.norm(late[1], axis=-1) * np.linalg.norm(difference, axis=-1)
+        cosine = ((late[1] * difference).sum(-1) / norms).mean()
+        expected = np.linalg.norm(eps_c - eps_u) + 2 * cosine
+        assert column(result, "anisotropy")[i, j] == pytest.approx(expected, rel=1e-3)
+    assert not next(d for d in result.detectors if d.name == "anisotropy").on_trajectory
+
+
+def test_jeon_is_two_derivatives(model, result, recomputed):
+    unet, embedded, points = recomputed
+    sigma = float(model.scheduler.schedule.sigma[801])
+    for (i, j), (path, _) in points.items():
+        _, x, eps_c, eps_u = path[0]
+        tangent = jnp.float32(-(eps_c - eps_u) / sigma)
+
+        def difference(x, i=i):
+            return -(unet(x, 801, embedded[i]) - unet(x, 801, embedded[2])) / sigma
+
+        product = jax.jvp(difference, (jnp.float32(x),), (tangent,))[1]
+        assert column(result, "jeon")[i, j] == pytest.approx(float(jnp.linalg.norm(product)), rel=1e-3)
+
+
+def dense(model, recomputed, i, x, t):
+    unet, embedded, _ = recomputed
+    sigma = model.scheduler.schedule.sigma[t]
+    matrix = np.asarray(jax.jacrev(lambda x: unet(x, t, embedded[i]))(jnp.float32(x)), np.float64)
+    matrix = -matrix.reshape(64, 64) / sigma
+    return (matrix + matrix.T) / 2
+
+
+def test_spectra_and_counts_are_those_of_dense_matrices(model, result, recomputed):
+    for i in range(2):
+        for k, t in ((0, 801), (1, 201)):
+            x = next(x for s, x, *_ in recomputed[2][i, 0][0] if s == t)
+            values = np.linalg.eigvalsh(dense(model, recomputed, i, x, t))[::-1]
+            scale = np.abs(values).max()
+            # The x_t of the two differ by float32 rounding over the steps before.
+            np.testing.assert_allclose(result.eigenvalues[i, 0, k], values, atol=2e-4 * scale)
+            assert 0 < result.noise[i, 0, k] < 1e-4 * scale
+            if np.abs(values).min() > 4e-4 * scale:
+                assert column(result, f"positive-count@t{t}")[i, 0] == (values > 0).sum()
+            assert abs(column(result, f"positive-count@t{t}")[i, 0] - (values > 0).sum()) <= 1
+            assert column(result, f"largest-sum@t{t}")[i, 0] == pytest.approx(values[:5].sum(), rel=1e-3)
+
+
+def test_directions_are_decoded_eigenvectors(model, out, result, recomputed):
+    found = result.directions
+    assert found.timestep == 201
+    assert found.amplitude == pytest.approx(4 * model.scheduler.schedule.sigma[201])
+    sums = result.eigenvalues[:, :, 1, :5].sum(-1)
+    assert [tuple(point) for point in found.point] == [
+        np.unravel_index(sums.argmin(), sums.shape), np.unravel_index(sums.argmax(), sums.shape)
+    ]  # fmt: skip
+    assert found.base.shape == (2, 8, 8, 3)
+    assert found.moved.shape == (2, 2, 2, 8, 8, 3)
+    for row, (i, j) in enumerate(found.point):
+        np.testing.assert_allclose(found.eigenvalues[row], result.eigenvalues[i, j, 1, :2], rtol=1e-3)
+    unet = recomputed[0]
+    i, j = found.point[0]
+    point = 2 * i + j
+    x = Run.read(out).load(f"at-{point // 5:05d}-0201")[point % 5].astype(np.float64)
+    with pytest.warns(UserWarning, match="are cut"):
+        embedded = np.asarray(model.embed([prompt.text for prompt in PROMPTS]))
+    matrix = dense(model, (unet, embedded, None), i, x, 201)
+    vector = np.linalg.eigh(matrix)[1][:, -1].reshape(4, 4, 4)
+    alpha, sigma = (float(table[201]) for table in (model.scheduler.schedule.alpha, model.scheduler.schedule.sigma))
+
+    def mean(x):
+        return (x - sigma * np.asarray(unet(jnp.float32(x), 201, embedded[i]), np.float64)) / alpha
+
+    both = [mean(x - found.amplitude * vector), mean(x + found.amplitude * vector)]
+    images = model.decode(jnp.float32(np.stack([mean(x), *both])))
+    assert np.abs(images[0].astype(int) - found.base[0]).max() <= 1
+    either = [np.abs(images[1:][order].astype(int) - found.moved[0, 0]).max() for order in ([0, 1], [1, 0])]
+    assert min(either) <= 2  # the sign of an eigenvector is free
+
+
+def test_metrics_and_table(out, result):
+    metrics = result.metrics
+    assert [row["prompt"] for row in metrics["prompts"]] == [prompt.text for prompt in PROMPTS]
+    assert [row["truncated"] for row in metrics["prompts"]] == [False, False, True, False]
+    jeon = column(result, "jeon").mean(1)
+    assert [row["rank"]["jeon"] for row in metrics["prompts"]] == (np.argsort(np.argsort(-jeon)) + 1).tolist()
+    name = [detector.name for detector in result.detectors].index("jeon")
+    listed = result.reference_scores[..., name].mean(1)
+    assert [row["percentile"]["jeon"] for row in metrics["prompts"]] == [100 * (listed < s).mean() for s in jeon]
+    assert set(metrics["evaluation"]["jeon"]) == {"all", "VM", "TM"}
+    assert metrics["evaluation"]["jeon"]["all"]["num_negative"] == 4
+    assert metrics["evaluation"]["jeon"]["all"]["tpr_at_1"] is None  # not estimable from four
+    with open(out / "results.csv", encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["prompt"] for row in rows] == [prompt.text for prompt in PROMPTS]
+    assert [float(row["jeon"]) for row in rows] == pytest.approx(jeon.tolist(), rel=1e-12)
+    assert [row["label"] for row in rows] == ["1", "1", "0", "0"]
+    spectra = Run.read(out).spectra()
+    assert spectra["eigenvalues"].shape == (8, 2, 64)
+    assert spectra["label"].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed; csv read the same file above")
+    assert pandas.read_csv(out / "results.csv")["jeon"].tolist() == pytest.approx(jeon.tolist())
+
+
+def test_costs_are_counted_and_said_before(result, said):
+    costs = {row["detector"]: row for row in result.costs}
+    assert list(costs) == [detector.name for detector in result.detectors]
+    assert costs["wen-1"]["evaluations"] == 8 * 2
+    assert costs["jeon"]["products"] == 8 * 2
+    assert costs["positive-count@t201"]["evaluations"] == 8 * (2 * 3 + 1)
+    assert costs["positive-count@t201"]["products"] == 8 * 65
+    assert all(row["seconds"] > 0 and row["bytes"] > 0 for row in result.costs)
+    assert result.metrics["num_products"] == 12 * 2 + 12 * 2 * 65 + 2 * 64
+    # sampling (one unconditional evaluation per noise at x_T), Jeon, anisotropy, spectra, directions
+    assert result.metrics["num_evaluations"] == (12 * 9 + 2) + 24 + (12 + 2) + 24 + 2 * 6 - 0
+    assert said[0].startswith("1 prompt(s) have more tokens than the text encoder takes and are cut")
+    assert [line.split(":")[0] for line in said[1:]] == ["audit", "work", "time", "memory"]
+    assert f"{result.metrics['num_evaluations']:,} evaluations" in said[2]
+    assert f"{result.metrics['num_products']:,} products" in said[2]
+    assert "measured, one batch of each" in said[3]
+
+
+STAGES = ("run_trajectory", "run_jeon", "run_anisotropy", "run_images", "run_spectra", "run_counts", "run_directions")
+
+
+def same(one, two):
+    """Two finished runs, but for seconds."""
+    assert (one / "spectra.npz").read_bytes() == (two / "spectra.npz").read_bytes()
+    assert (one / "results.csv").read_bytes() == (two / "results.csv").read_bytes()
+    a, b = Run.read(one), Run.read(two)
+    assert {json.dumps(row) for row in a.rows()} == {json.dumps(row) for row in b.rows()}
+    assert len(a.rows()) == len(b.rows())
+    for name in sorted(path.name for path in (one / "arrays").iterdir()):
+        assert (one / "arrays" / name).read_bytes() == (two / "arrays" / name).read_bytes(), name
+    metrics = [
+        {name: value for name, value in run.metrics().items() if name not in ("wall_seconds", "costs")}
+        for run in (a, b)
+    ]
+    assert metrics[0] == metrics[1]
+    assert not (two / "counting").exists()
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_an_interrupted_run_can_be_read_and_goes_on(model, out, tmp_path, monkeypatch):
+    """Every stage fails once, at its second unit; what is there can be read each time."""
+    run_unit = engine.Work.unit
+    there = []
+    for stage in ("trajectory", "jeon", "anisotropy", "images", "spectra", "directions"):
+        seen = []
+
+        def failing(self, key, name, *args, stage=stage, seen=seen, **kwargs):
+            if name == stage:
+                seen.append(key)
+                if len(seen) == 2 or stage == "directions":
+                    raise Stopped(key)
+            return run_unit(self, key, name, *args, **kwargs)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(engine.Work, "unit", failing)
+            with pytest.raises(Stopped):
+                run_audit(model, PROMPTS, CONFIG, tmp_path / "run", neutral=NEUTRAL)
+        partial = read_audit(Run.read(tmp_path / "run"))
+        assert partial.metrics is None
+        assert partial.directions is None
+        there.append(int((~np.isnan(partial.scores)).sum()))
+        if partial.images is not None:
+            assert (partial.images[~partial.sampled] == 0).all()
+    assert there == sorted(there)
+    assert len(set(there)) > 4
+    run_audit(model, PROMPTS, CONFIG, tmp_path / "run", neutral=NEUTRAL)
+    same(out, tmp_path / "run")
+    again = run_audit(model, PROMPTS, CONFIG, tmp_path / "run", neutral=NEUTRAL)  # nothing is left to do
+    assert again == Run.read(tmp_path / "run").metrics()
+
+
+def test_a_full_disk_is_clear_and_the_run_goes_on(model, out, tmp_path, monkeypatch):
+    def full(path, *args, **kwargs):
+        if "spectrum-00001" in str(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return open(path, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(durable, "open", full, raising=False)
+        with pytest.raises(
+            OSError, match=r"spectrum-00001-0801\.npy: cannot write: No space left on device; make room"
+        ):
+            run_audit(model, PROMPTS, CONFIG, tmp_path / "run", neutral=NEUTRAL)
+    run_audit(model, PROMPTS, CONFIG, tmp_path / "run", neutral=NEUTRAL)
+    same(out, tmp_path / "run")
+
+
+def test_ritz_values_and_budgets(model, out, result, tmp_path):
+    """As many Lanczos steps as dimensions give the exact spectra, as many products the exact counts."""
+    config = AuditConfig(
+        noises=2, ddim_steps=5, batch=3, timesteps=(801,), guidance=3.0, seed=7, method="lanczos", num_steps=64,
+        steps_run=2, count_budget=65, directions=1,
+    )  # fmt: skip
+    run_audit(model, PROMPTS[:2], config, tmp_path / "run")
+    found = read_audit(Run.read(tmp_path / "run"))
+    scale = np.abs(result.eigenvalues[:2, :, 0]).max()
+    np.testing.assert_allclose(found.eigenvalues[:, :, 0], result.eigenvalues[:2, :, 0], atol=1e-4 * scale)
+    assert found.images is None
+    assert not found.sampled.any()
+    names = [detector.name for detector in found.detectors]
+    assert "trace@t801" not in names  # Ritz values do not have it
+    for name in ("positive-count@t801", "tangent-count@t801"):
+        np.testing.assert_allclose(column(found, name), column(result, name)[:2], atol=1)
+    chosen = tuple(found.directions.point.T)
+    np.testing.assert_allclose(found.directions.eigenvalues[:, 0], found.eigenvalues[:, :, 0, 0][chosen], rtol=1e-3)
+    assert found.metrics["evaluation"]["wen-1"]["all"]["auc"] is None  # no negatives
+    assert found.metrics["prompts"][0]["percentile"]["jeon"] is None  # no reference
+
+
+def test_another_config_or_model_is_another_run(model, out):
+    for prompts, config, match in (
+        (PROMPTS, AuditConfig(**{**CONFIG.__dict__, "guidance": 2.0}), r"config\.guidance: there 3\.0, now 2\.0"),
+        (PROMPTS[:3], CONFIG, "plan.num_prompts: there 4, now 3"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            run_audit(model, prompts, config, out, neutral=NEUTRAL)
+    other = Run.read(out)
+    other.manifest = other.manifest | {"experiment": "mnist"}
+    with pytest.raises(ValueError, match="expected the run of an audit, got 'mnist'"):
+        read_audit(other)
+
+
+def test_a_damaged_array_is_named(out, tmp_path):
+    shutil.copytree(out, tmp_path / "run")
+    path = tmp_path / "run/arrays/jeon-00000.npy"
+    np.save(path, np.zeros(3))
+    with pytest.raises(ValueError, match=r"shape \(5,\) in arrays/jeon-00000\.npy, got \(3,\); the run is damaged"):
+        read_audit(Run.read(tmp_path / "run"))
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(ValueError, match=r"jeon-00000\.npy: expected a whole \.npy file"):
+        read_audit(Run.read(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        (dict(timesteps=(800,)), r"the sampling steps visit \(5 from 801 down to 1\), got 800; the nearest is 801"),
+        (dict(timesteps=(1,), steps_run=2), r"\(2 from 801 down to 601\), got 1; the nearest is 601"),
+        (dict(method="lanczos", num_steps=65), r"num_steps: expected 1 to 64"),
+        (dict(method="none", directions=None), "timesteps: expected none with method 'none'"),
+        (dict(count_budget=26), "count_budget: expected at least 27 products per point, or 65"),
+        (dict(steps_run=6), "steps_run: expected 1 to 5, got 6"),
+        (dict(noises=0), "noises: expected at least 1, got 0"),
+        (dict(batch=0), "batch: expected at least 1, got 0"),
+        (dict(directions=17), "directions: expected 0 to 16"),
+        (dict(timesteps=(801, 801)), "timesteps: expected each once"),
+        (dict(timesteps=(1000,)), "timesteps: expected 0 to 999"),
+    ],
+)
+def test_bad_settings_leave_nothing(model, tmp_path, changes, match):
+    with pytest.raises(ValueError, match=match):
+        run_audit(model, PROMPTS, AuditConfig(**{**CONFIG.__dict__, **changes}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_prompts_and_weights_leave_nothing(model, tmp_path, monkeypatch):
+    other = CONFIG.__dict__
+    bad = AuditConfig()
+    object.__setattr__(bad, "method", "dense")  # the tests' type checks would not let it through
+    with pytest.raises(ValueError, match="method: expected 'auto', 'eigh', 'lanczos' or 'none', got 'dense'"):
+        bad.__post_init__()
+    with pytest.raises(ValueError, match="prompts: expected at least one, got none"):
+        run_audit(model, [], CONFIG, tmp_path / "run")
+    with pytest.raises(ValueError, match="prompts: expected each prompt once, got reference prompt 5 equal to audited"):
+        run_audit(model, PROMPTS, CONFIG, tmp_path / "run", neutral=[Prompt(PROMPTS[0].text, True, "VM")])
+    networks = [nnx.merge(*model.components[part].load()) for part in ("unet", "text_encoder", "vae")]
+    weight = networks[0].conv_out.weight
+    weight.set_value(weight[...].at[0].set(jnp.nan))
+    spoilt = StableDiffusion.from_modules(*networks, model.tokenizer, model.scheduler)
+    with pytest.raises(ValueError, match=r"finite parameters, got NaN or infinity in unet: conv_out\.weight \(\d"):
+        run_audit(spoilt, PROMPTS, CONFIG, tmp_path / "run")
+    with monkeypatch.context() as patched:
+        patched.setattr(memory, "available_bytes", lambda: 1_000_000)
+        with pytest.raises(ValueError, match="the parameters of the model: needs about"):
+            run_audit(model, PROMPTS, CONFIG, tmp_path / "run")
+        patched.setattr(memory, "available_bytes", lambda: 5_000_000)
+        with pytest.raises(ValueError, match=r"products of 5 point\(s\) together: needs about .* smaller --batch"):
+            run_audit(model, PROMPTS, CONFIG, tmp_path / "run")
+    large = {**other, "method": "eigh"}
+    monkeypatch.setattr(StableDiffusion, "latent_shape", (64, 64, 4))
+    with pytest.raises(ValueError, match="expected 'lanczos' for latents of 16384 dimensions, got 'eigh'"):
+        run_audit(model, PROMPTS, AuditConfig(**large), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_that_overflow_name_the_prompt(model, tmp_path):
+    networks = [nnx.merge(*model.components[part].load()) for part in ("unet", "text_encoder", "vae")]
+    weight = networks[0].conv_out.weight
+    weight.set_value(jnp.full_like(weight[...], 3e38))
+    spoilt = StableDiffusion.from_modules(*networks, model.tokenizer, model.scheduler)
+    with pytest.raises(ValueError, match=r"NaN or infinity in the score at t = 801 for prompt 'the cat', noise 0"):
+        run_audit(spoilt, PROMPTS, CONFIG, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_says_and_writes_nothing(model, tmp_path, capsys, folder):
+    (tmp_path / "p.txt").write_text("a cat\na dog\n")
+    arguments = ["audit", str(folder), "--prompts", str(tmp_path / "p.txt"), "--dry-run", "--ddim-steps", "5"]
+    assert cli.main([*arguments, "--noises", "1", "--batch", "5", "--out", str(tmp_path / "run")]) == 0
+    text = capsys.readouterr().out
+    assert "2 prompts × 1 noise = 2 points" in text
+    assert "products with its Jacobian (counted)" in text
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "match"),
+    [
+        (None, [], "p.txt: expected a file of prompts, got no such file"),
+        (b"", [], "p.txt: expected at least one prompt"),
+        (b"\xff", [], "line 1: expected text in UTF-8"),
+        (b"a\na\n", [], "expected each prompt once, got line 2 equal to line 1"),
+        (b"a\n", ["--limit", "0"], "limit: expected at least 1"),
+        (b"a\n", ["--device", "tpu"], "--device: expected"),
+    ],
+)
+def test_errors_of_the_command_line(folder, tmp_path, capsys, content, arguments, match):
+    path = tmp_path / "p.txt"
+    if content is not None:
+        path.write_bytes(content)
+    command = ["audit", str(folder), "--prompts", str(path), "--out", str(tmp_path / "run"), *arguments]
+    assert cli.main(command) == 2
+    text = capsys.readouterr().err
+    assert match in text
+    assert text.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_models_that_are_none(folder, tmp_path, capsys):
+    (tmp_path / "p.txt").write_text("a\n")
+    shutil.copytree(folder, tmp_path / "model")
+    shutil.rmtree(tmp_path / "model/unet")
+    common = ["--prompts", str(tmp_path / "p.txt"), "--out", str(tmp_path / "run")]
+    assert cli.main(["audit", str(tmp_path / "model"), *common]) == 2
+    assert "unet/config.json" in capsys.readouterr().err
+    assert cli.main(["audit", str(folder), "--out", str(tmp_path / "run")]) == 2
+    assert "--prompts: expected a file of prompts, got none" in capsys.readouterr().err
+    assert cli.main(["audit", str(folder), *common[:2]]) == 2
+    assert "--out: expected a folder for the run" in capsys.readouterr().err
+    with pytest.raises(
+        ValueError, match=r"MODEL: expected a folder or a hub id, or the shipped model in .*, got neither"
+    ):
+        verbatim_model(tmp_path)
+    assert not (tmp_path / "run").exists()
+
+
+def command(folder, prompts, out):
+    return [
+        *(sys.executable, "-m", "jaxmem", "audit", str(folder), "--memorized", str(prompts), "--out", str(out)),
+        *("--noises", "2", "--ddim-steps", "12", "--batch", "2", "--timesteps", "913", "83", "--directions", "1"),
+        *("--count-budget", "40"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def killing(folder, tmp_path_factory):
+    """A command line, its environment, and its run from start to end, which fills the cache of compiled programs."""
+    place = tmp_path_factory.mktemp("killing")
+    (place / "p.csv").write_text("caption;type\na cat;VM\na dog;TM\na /house;VM\n")
+    environment = command_environment(tmp_path_factory.mktemp("cache"))
+    done = subprocess.run(
+        command(folder, place / "p.csv", place / "whole"), env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "The most memorized prompts" in done.stdout
+    assert "time: about" in done.stderr
+    return place, environment
+
+
+def kill_when(arguments, environment, out, count):
+    """Start, and kill with -9 once so many units are recorded; whether it was in time."""
+    process = subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    rows, deadline = out / "results-0.jsonl", time.monotonic() + 240
+    while process.poll() is None and time.monotonic() < deadline:
+        if rows.exists() and rows.read_bytes().count(b"\n") >= count:
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.001)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode in (0, -signal.SIGKILL), errors
+    return process.returncode == -signal.SIGKILL
+
+
+def test_a_killed_run_continues_to_the_same_bits(folder, killing, tmp_path):
+    place, environment = killing
+    out = tmp_path / "run"
+    arguments = command(folder, place / "p.csv", out)
+    assert kill_when(arguments, environment, out, 4)
+    subprocess.run(arguments, env=environment, capture_output=True, check=True)
+    same(place / "whole", out)
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments(folder, killing, tmp_path):
+    """Each at a number of further units and a fraction of a second later; started again until twenty have hit."""
+    place, environment = killing
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    rng, hits, number = random.Random(seed), 0, 0
+    while hits < 20:
+        number += 1
+        out = tmp_path / f"run-{number}"
+        arguments = command(folder, place / "p.csv", out)
+        total = len(Run.read(place / "whole").rows())
+        done = 0
+        while True:
+            done += rng.randint(0, total // 3)
+            process = subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            rows = out / "results-0.jsonl"
+            while process.poll() is None and not (rows.exists() and rows.read_bytes().count(b"\n") >= done):
+                time.sleep(0.001)
+            time.sleep(rng.random() / 20)
+            process.kill()
+            _, errors = process.communicate(timeout=60)
+            assert process.returncode in (0, -signal.SIGKILL), errors
+            hits += process.returncode != 0
+            if process.returncode == 0:
+                break
+        same(place / "whole", out)
