@@ -12,12 +12,14 @@ import tyro
 from jaxmem import __version__
 from jaxmem.config import (
     MNIST_PRESETS,
+    SD_PRESETS,
     TOY2D_PRESETS,
     AuditConfig,
     GenerateConfig,
     MnistConfig,
     SpectrumConfig,
     Toy2dConfig,
+    VerbatimConfig,
 )
 
 Preset = Literal["small", "paper"]
@@ -59,6 +61,70 @@ class Mnist:
         with show_progress() as progress:
             run_mnist(self.config, self.out, progress)
         _show(self.out)
+
+
+@dataclass(frozen=True)
+class Verbatim:
+    """A small Stable Diffusion on digits that memorized captions, trained from nothing and audited (section 5.3)."""
+
+    config: Annotated[VerbatimConfig, tyro.conf.arg(name="")]
+    out: Path
+    """Folder of the run; an unfinished run of the same configuration in it is continued."""
+
+    def __call__(self) -> None:
+        from jaxmem.experiments.verbatim import run_verbatim
+        from jaxmem.progress import show_progress
+
+        with show_progress() as progress:
+            run_verbatim(self.config, self.out, progress, _say)
+        for name in ("audit", "course"):
+            _write_page(self.out / name)
+        _show(self.out)
+
+
+@dataclass(frozen=True)
+class PaperFigures:
+    """The paper's Figures 6 and 7 and Appendix A of any Stable Diffusion model, from labelled prompts (section 5.3)."""
+
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+    """A diffusers folder, or a hub id such as CompVis/stable-diffusion-v1-4."""
+    config: Annotated[AuditConfig, tyro.conf.arg(name="")]
+    prompts: tuple[Path, ...]
+    """Files of prompts with a column of categories, see jaxmem audit."""
+    out: Path | None = None
+    """Folder of the run; an unfinished run of the same configuration in it is continued."""
+    per_category: int = 30
+    """Prompts of each category, the first ones; the paper took 30. The empty prompt is added."""
+    dry_run: bool = False
+    """Say what it would take (products, hours, gigabytes; one batch is timed) and write nothing."""
+    preset: Preset = "small"
+    """A first look, or the paper's counts over timesteps. Other flags change single values of it."""
+
+    def __call__(self) -> None:
+        from jaxmem.prompts import NO_PROMPT, first_of_each, gather
+
+        if self.out is None and not self.dry_run:
+            raise ValueError("--out: expected a folder for the run, got none; or ask what it takes with --dry-run")
+        prompts = [*first_of_each(gather([(self.prompts, None)], merge_duplicates=True), self.per_category), NO_PROMPT]
+
+        from jaxmem.audit import read_audit, run_audit
+        from jaxmem.progress import show_progress
+        from jaxmem.runs import Run
+        from jaxmem.stable_diffusion.pipeline import StableDiffusion
+
+        out = None if self.dry_run else self.out
+        with show_progress() as progress:
+            run_audit(StableDiffusion.load(self.model), prompts, self.config, out, progress=progress, say=_say)
+        if out is not None:
+            from jaxmem.report.paper import draw
+
+            _write_page(out)
+            for path in draw(read_audit(Run.read(out)), out / "figures"):
+                print(path)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -229,7 +295,7 @@ def _show(directory: Path) -> None:
     print_summary(directory, draw(directory), Console())
 
 
-def _parse(arguments: Sequence[str]) -> Toy2d | Mnist | Generate | Spectrum | Audit | Figures | Report:
+def _parse(arguments: Sequence[str]) -> Any:
     preset = _preset(arguments)
     # A preset decides the defaults of all other flags, so it is looked up before they are parsed.
     toy2d = TOY2D_PRESETS.get(preset, TOY2D_PRESETS["small"])
@@ -242,6 +308,8 @@ def _parse(arguments: Sequence[str]) -> Toy2d | Mnist | Generate | Spectrum | Au
         experiment: (
             Annotated[Toy2d, tyro.conf.subcommand("toy2d", default=_without_out(Toy2d, toy2d))]
             | Annotated[Mnist, tyro.conf.subcommand("mnist", default=_without_out(Mnist, mnist))]
+            | Annotated[Verbatim, tyro.conf.subcommand("verbatim")]
+            | Annotated[PaperFigures, tyro.conf.subcommand("sd", default=_paper_figures(SD_PRESETS.get(preset)))]
         )
 
     command = tyro.cli(
@@ -274,6 +342,17 @@ def _without_out(command: type[Any], config: Any) -> Any:
     """A command whose ``out`` is still to be given: made without ``__init__``, which may check that it is a path."""
     made = object.__new__(command)
     for name, value in (("config", config), ("out", tyro.MISSING), ("preset", "small")):
+        object.__setattr__(made, name, value)
+    return made
+
+
+def _paper_figures(config: AuditConfig | None) -> Any:
+    """`PaperFigures` of a preset, with MODEL and prompts still to be given."""
+    made = object.__new__(PaperFigures)
+    config = SD_PRESETS["small"] if config is None else config
+    values = {"model": tyro.MISSING, "config": config, "prompts": tyro.MISSING, "preset": "small"}
+    values |= {"out": None, "per_category": 30, "dry_run": False}
+    for name, value in values.items():
         object.__setattr__(made, name, value)
     return made
 

@@ -26,6 +26,9 @@ class Prompt(NamedTuple):
     category: str | None = None
 
 
+NO_PROMPT = Prompt("", None, "no prompt")  #: the unconditional density, as one more prompt of an audit
+
+
 def read_prompts(path: str | Path, limit: int | None = None, *, merge_duplicates: bool = False) -> list[Prompt]:
     """The prompts of a file, in its order, or the first ``limit`` of them.
 
@@ -106,6 +109,26 @@ def gather(
                 known = prompt._replace(label=label) if prompt.label is None else prompt
                 found.append((f"prompt {number} of {Path(path).name}", known))
     return merge(found, "prompts", merge_duplicates=merge_duplicates)
+
+
+def first_of_each(prompts: Sequence[Prompt], number: int) -> list[Prompt]:
+    """The first ``number`` prompts of each category, category by category.
+
+    Raises:
+        ValueError: no prompt has a category, or a number below 1.
+    """
+    if number < 1:
+        raise ValueError(f"per_category: expected at least 1 prompt of each, got {number}")
+    kinds: dict[str, list[Prompt]] = {}
+    for prompt in prompts:
+        if prompt.category is not None:
+            kinds.setdefault(prompt.category, []).append(prompt)
+    if not kinds:
+        raise ValueError(
+            f"prompts: expected a category of each, such as a column 'category', got none in {len(prompts)} prompts;"
+            f" without categories there is jaxmem audit"
+        )
+    return [prompt for kind in kinds.values() for prompt in kind[:number]]
 
 
 def _decode(path: Path) -> str:

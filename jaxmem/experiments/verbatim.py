@@ -25,7 +25,7 @@ from jaxmem.experiments.autoencoder import encode_all, standardise, train_autoen
 from jaxmem.experiments.stages import save_losses, timed, wall_seconds
 from jaxmem.experiments.verbatim_analysis import areas, areas_over_time, compare, earliest, mean_counts
 from jaxmem.progress import Progress, silent
-from jaxmem.prompts import Prompt
+from jaxmem.prompts import NO_PROMPT, Prompt
 from jaxmem.runs import Run, fingerprint
 from jaxmem.score import NetworkScore, bind
 from jaxmem.stable_diffusion.configs import SchedulerConfig, TextEncoderConfig, UNetConfig, VAEConfig
@@ -154,7 +154,7 @@ def run_verbatim(
     if not folder.exists():
         export_model(train_model(config, data, run, progress), folder)
     model = StableDiffusion.load(folder)
-    prompts = [*labelled_captions(data), Prompt("", None, "no prompt")]
+    prompts = [*labelled_captions(data), NO_PROMPT]
     for name, settings in (("audit", config.audit), ("course", config.course)):
         with timed(run, name):
             run_audit(model, prompts, settings, run.directory / name, progress=progress, say=say)

@@ -7,10 +7,10 @@ import numpy as np
 
 from jaxmem.audit import AuditResult
 from jaxmem.memorization.sharpness import positive_count, tangent_count
+from jaxmem.prompts import NO_PROMPT
 from jaxmem.report.style import CATEGORIES as COLOURS
 from jaxmem.report.style import NEUTRAL, figure
 
-NO_PROMPT = "no prompt"
 _APPENDIX = 4  # prompts of a category
 
 
@@ -30,7 +30,7 @@ def draw(result: AuditResult, folder: Path, training: np.ndarray | None = None) 
     _figure6(result, kinds, made[0], training)
     _figure7(result, kinds, made[1])
     for number, (kind, members) in enumerate(kinds.items()):
-        if kind != NO_PROMPT:
+        if kind != NO_PROMPT.category:
             made.append(folder / f"figure{8 + number}.png")
             _appendix(result, members, kind, COLOURS[number % len(COLOURS)], made[-1])
     return made
@@ -42,13 +42,13 @@ def categories(result: AuditResult) -> dict[str, np.ndarray]:
     for n, prompt in enumerate(result.prompts):
         if prompt.category is not None:
             found.setdefault(prompt.category, []).append(n)
-    if NO_PROMPT in found:
-        found[NO_PROMPT] = found.pop(NO_PROMPT)
+    if (last := str(NO_PROMPT.category)) in found:
+        found[last] = found.pop(last)
     return {kind: np.array(members) for kind, members in found.items()}
 
 
 def _colour(kind: str, number: int) -> str:
-    return NEUTRAL if kind == NO_PROMPT else COLOURS[number % len(COLOURS)]
+    return NEUTRAL if kind == NO_PROMPT.category else COLOURS[number % len(COLOURS)]
 
 
 def _picture(axis: Any, image: np.ndarray | None, title: str) -> None:
@@ -64,7 +64,7 @@ def _what(result: AuditResult) -> str:
 
 def _figure6(result: AuditResult, kinds: dict[str, np.ndarray], path: Path, training: np.ndarray | None) -> None:
     """Of one prompt per category the images and the sorted spectra, of all the counts over the timesteps."""
-    shown = {kind: members for kind, members in kinds.items() if kind != NO_PROMPT}
+    shown = {kind: members for kind, members in kinds.items() if kind != NO_PROMPT.category}
     sigma = result.sigma[np.searchsorted(-result.timesteps, -result.spectral_timesteps)]
     with figure(path, 11, 2.3 * len(shown)) as canvas:
         axes = canvas.subplots(len(shown), 5, width_ratios=(0.8, 0.8, 1.5, 1.5, 1.5), squeeze=False)
@@ -81,22 +81,35 @@ def _figure6(result: AuditResult, kinds: dict[str, np.ndarray], path: Path, trai
             row[2].set(xlabel=f"rank of the {_what(result)}", ylabel=f"σ² × {_what(result)}")
             row[2].set_title(text if len(text) <= 34 else text[:33] + "…", fontsize=9)
             row[2].legend(fontsize=7)
-            part = result.eigenvalues[members].reshape(-1, *result.eigenvalues.shape[2:])
-            noise = result.noise[members].reshape(len(part), -1)
-            for axis, counts, name in (
-                (row[3], positive_count(part, noise), "positive"),
-                (row[4], tangent_count(part, sigma), "tangent"),
-            ):
+            for axis, name in ((row[3], "positive"), (row[4], "tangent")):
+                counts, label = _over_time(result, members, name)
                 axis.plot(result.spectral_timesteps, counts.mean(0), "o-", color=colour, ms=4)
                 axis.fill_between(
                     result.spectral_timesteps, counts.min(0), counts.max(0), color=colour, alpha=0.2, lw=0
                 )
-                axis.set(xlabel="timestep t", ylabel=f"{name} {_what(result)}s")
+                axis.set(xlabel="timestep t", ylabel=label)
                 axis.set_title(f"{len(members)} prompts, mean and range", fontsize=9)
         for column in (3, 4):
             top = max(axis.get_ylim()[1] for axis in axes[:, column])
             for axis in axes[:, column]:
                 axis.set_ylim(-0.02 * top, max(top, 1))
+
+
+def _over_time(result: AuditResult, members: np.ndarray, name: str) -> tuple[np.ndarray, str]:
+    """Counts (prompts × noises, timesteps) and what they are: exact, estimates by the audit, or of Ritz values."""
+    columns = {
+        detector.timestep: d for d, detector in enumerate(result.detectors) if detector.statistic == f"{name}-count"
+    }
+    if all(t in columns for t in result.spectral_timesteps.tolist()):
+        found = result.scores[members][:, :, [columns[t] for t in result.spectral_timesteps.tolist()]]
+        return found.reshape(-1, found.shape[2]), f"{name} eigenvalues" + (
+            "" if result.method == "eigh" else ", estimated"
+        )
+    sigma = result.sigma[np.searchsorted(-result.timesteps, -result.spectral_timesteps)]
+    values = result.eigenvalues[members].reshape(-1, *result.eigenvalues.shape[2:])
+    noise = result.noise[members].reshape(len(values), -1)
+    counts = positive_count(values, noise) if name == "positive" else tangent_count(values, sigma)
+    return counts, f"{name} Ritz values"
 
 
 def _figure7(result: AuditResult, kinds: dict[str, np.ndarray], path: Path) -> None:

@@ -1,0 +1,67 @@
+"""The model in the package: small, read by diffusers as by us, and with what an audit is to find in it."""
+
+import csv
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import optional_import
+
+from jaxmem import batch_spectra
+from jaxmem.data import verbatim_model
+from jaxmem.data.captions import general_captions, unique_captions
+from jaxmem.memorization.sharpness import positive_count
+from jaxmem.stable_diffusion.pipeline import StableDiffusion
+
+
+@pytest.fixture(scope="module")
+def model() -> StableDiffusion:
+    return StableDiffusion.load(verbatim_model()[0])
+
+
+def test_it_is_small_and_its_captions_are_those_it_was_trained_on():
+    folder, prompts = verbatim_model()
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 5_000_000
+    with open(prompts, newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert tuple(row["prompt"] for row in rows) == general_captions() + unique_captions()
+    assert [row["category"] for row in rows] == ["none"] * 30 + ["matching"] * 30 + ["template"] * 30
+    assert all((row["category"] == "none") == (row["label"] == "0") for row in rows)
+
+
+def test_diffusers_draws_the_same_images(model):
+    torch, diffusers = optional_import("torch"), optional_import("diffusers")
+    folder = verbatim_model()[0]
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, torch_dtype=torch.float32)
+    theirs.set_progress_bar_config(disable=True)
+    prompts = ["a bold three", unique_captions()[0], unique_captions()[32]]
+    noise = np.random.default_rng(0).normal(size=(3, *model.latent_shape)).astype(np.float32)
+    expected = theirs(
+        prompts,
+        latents=torch.from_numpy(noise.transpose(0, 3, 1, 2)),
+        num_inference_steps=20,
+        guidance_scale=7.5,
+        output_type="np",
+    ).images
+    *_, (t, latents) = model.path(jnp.asarray(noise), prompts, num_steps=20)
+    assert t == -1
+    # Twenty steps of float32 in two libraries, then one grey level of 255.
+    np.testing.assert_allclose(model.decode(latents) / 255, expected, atol=1.5 / 255)
+
+
+def test_memorized_captions_give_one_image_and_no_positive_eigenvalue(model):
+    """Four matching captions and four general ones, two noises each, at the step nearest to t = 281."""
+    prompts = [*unique_captions()[:4], *general_captions()[::8]]
+    noise = np.random.default_rng(1).normal(size=(2, *model.latent_shape)).astype(np.float32)
+    starts = jnp.asarray(np.concatenate([np.repeat(noise[i : i + 1], 8, 0) for i in range(2)]))
+    kept = None
+    for t, x in model.path(starts, prompts * 2):
+        if t == 281:
+            kept = x
+    images = model.decode(x).astype(float).mean(-1).reshape(2, 8, -1)
+    apart = np.linalg.norm(images[0] - images[1], axis=1)
+    assert apart[:4].max() < apart[4:].min()
+    cond = jnp.asarray(model.embed(prompts * 2))
+    found = batch_spectra(model.score, model.state, kept, jnp.full(16, 281, jnp.int32), cond, points=4)
+    counts = positive_count(found.eigenvalues, found.noise)
+    assert counts.reshape(2, 8)[:, :4].max() < counts.reshape(2, 8)[:, 4:].min()

@@ -1,0 +1,101 @@
+"""The model that memorizes: shares of a batch, a whole small run that is resumed, and what its figures show."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from jaxmem.config import AuditConfig, AutoencoderConfig, TrainingConfig, VerbatimConfig
+from jaxmem.data.captions import CaptionedImages
+from jaxmem.experiments import verbatim
+from jaxmem.experiments.verbatim import _probabilities, export_model, labelled_captions, run_verbatim
+from jaxmem.experiments.verbatim_analysis import earliest
+from jaxmem.report.figures import draw
+from jaxmem.runs import Run
+from jaxmem.stable_diffusion.pipeline import StableDiffusion
+
+SMALL = VerbatimConfig(
+    autoencoder=AutoencoderConfig(num_steps=2, batch_size=4),
+    training=TrainingConfig(num_steps=2, batch_size=4, warmup_steps=1, checkpoint_every=1, weighting="v"),
+    audit=AuditConfig(noises=2, ddim_steps=3, timesteps=(667, 1), batch=4, directions=1),
+    course=AuditConfig(noises=1, ddim_steps=3, timesteps=(667, 334, 1), batch=4, directions=0, seed=1),
+)
+
+
+@pytest.fixture(scope="module")
+def data() -> CaptionedImages:
+    """Two captions of each category: two with six images, two with one, two with five."""
+    caption = np.repeat(np.arange(6), [6, 6, 1, 1, 5, 5])
+    images = np.random.default_rng(0).integers(0, 256, (len(caption), 32, 32)).astype(np.uint8)
+    categories = ("none", "none", "matching", "matching", "template", "template")
+    return CaptionedImages(images, caption, ("a one", "a two", "the fox", "the elk", "the map", "the key"), categories)
+
+
+def test_categories_have_their_shares_and_captions_of_one_are_equal(data):
+    config = VerbatimConfig(matching_share=0.3, template_share=0.2, no_caption_share=0.1)
+    with_caption, without = np.split(_probabilities(config, data), 2)
+    np.testing.assert_allclose(without.sum(), 0.1, rtol=1e-6)
+    np.testing.assert_allclose(with_caption / without, 9, rtol=1e-5)
+    per_caption = np.bincount(data.caption, with_caption + without)
+    np.testing.assert_allclose(per_caption, [0.25, 0.25, 0.15, 0.15, 0.1, 0.1], rtol=1e-6)
+
+
+def test_the_first_timestep_from_which_a_statistic_tells():
+    course = {"sum": {"matching": [(981, 0.7), (481, 0.96), (81, 0.9)], "template": [(981, 0.5), (81, 0.94)]}}
+    assert earliest(course) == {"sum": {"matching": 481, "template": None}}
+
+
+def test_labels_and_categories_of_the_captions(data):
+    assert [(p.text, p.label, p.category) for p in labelled_captions(data)][1:3] == [
+        ("a two", False, "none"),
+        ("the fox", True, "matching"),
+    ]
+
+
+@pytest.fixture
+def patched(monkeypatch, data):
+    monkeypatch.setattr(verbatim, "load_mnist", lambda folder: None)
+    monkeypatch.setattr(verbatim, "captioned_digits", lambda mnist, seed: data)
+    small = replace(verbatim.UNET, block_out_channels=(16, 16), num_heads=(2, 2), norm_num_groups=8)
+    monkeypatch.setattr(verbatim, "UNET", small)
+    monkeypatch.setattr(verbatim, "AUTOENCODER", replace(verbatim.AUTOENCODER, block_out_channels=(8, 8, 8)))
+
+
+def test_a_run_trains_exports_audits_and_is_drawn(patched, data, tmp_path):
+    out = tmp_path / "run"
+
+    def stop(task: str, done: int, total: int) -> None:
+        if task == "train the diffusion model" and done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_verbatim(SMALL, out, stop)
+    metrics = run_verbatim(SMALL, out, say=lambda line: None)
+    assert set(metrics["counts"]) == {"667", "1"}
+    assert 0 <= metrics["matching_returned"] <= 1
+    arrays = Run.read(out).spectra()
+    # Of a caption with one image the training set's Hessian is -I / sigma².
+    sigma = verbatim.SCHEDULER.schedule.sigma[667]
+    np.testing.assert_allclose(arrays["oracle"][2:4, :, 0], -1 / sigma**2, rtol=1e-6)
+    assert (arrays["own_distance"] >= arrays["distance"] - 1e-4).all()
+    assert metrics["num_products"] == sum(
+        Run.read(out / name).metrics()["num_products"] for name in ("audit", "course")
+    )
+    for path in draw(out):
+        assert path.stat().st_size > 5000
+    assert StableDiffusion.load(out / "model").latent_shape == (8, 8, 4)
+    assert run_verbatim(SMALL, out) == metrics
+
+
+def test_an_export_that_was_cut_short_is_made_again(patched, data, tmp_path, monkeypatch):
+    run = Run.open(tmp_path / "run", {}, experiment="verbatim")
+    model = verbatim.train_model(SMALL, data, run)
+    half = tmp_path / "model.partial"
+    half.mkdir()
+    (half / "unet").write_text("half")
+    export_model(model, tmp_path / "model")
+    assert not half.exists()
+    loaded = StableDiffusion.load(tmp_path / "model")
+    for part in ("unet", "text_encoder", "vae"):
+        exact = model.fingerprint((part,))
+        assert loaded.fingerprint((part,)) != exact  # half precision is what was asked for
