@@ -13,7 +13,16 @@ from jaxmem.config import MNIST_PRESETS, TOY2D_PRESETS
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = command_environment()
-COMMANDS = ([], ["reproduce"], ["reproduce", "toy2d"], ["reproduce", "mnist"], ["generate"], ["spectrum"], ["figures"])
+COMMANDS = (
+    [],
+    ["reproduce"],
+    ["reproduce", "toy2d"],
+    ["reproduce", "mnist"],
+    ["generate"],
+    ["spectrum"],
+    ["audit"],
+    ["figures"],
+)
 TINY = [
     *("--num-general-images", "60", "--num-copies", "5", "--features", "8", "16", "--num-blocks", "1", "1"),
     *("--embedding", "16", "--num-ddim-steps", "10", "--timesteps", "0", "200", "--num-general-samples", "2"),
