@@ -20,6 +20,9 @@ COMMANDS = (
     ["reproduce", "mnist"],
     ["generate"],
     ["spectrum"],
+    ["reproduce", "verbatim"],
+    ["reproduce", "sd"],
+    ["audit"],
     ["figures"],
     ["report"],
 )
