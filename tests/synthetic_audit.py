@@ -1,12 +1,17 @@
 """An audit's results made up from a known answer, in the shapes of a small model."""
 
+from dataclasses import asdict
+
 import numpy as np
 
-from jaxmem.audit import AuditResult, Directions
+from jaxmem.audit import AuditResult, Directions, read_audit
+from jaxmem.audit.plan import Plan
+from jaxmem.audit.summary import summarise
 from jaxmem.memorization.evaluation import evaluate_categories
 from jaxmem.memorization.registry import FAMILIES, detectors
 from jaxmem.memorization.table import score_table
 from jaxmem.prompts import Prompt
+from jaxmem.runs import Run
 
 CATEGORIES = {"none": (False, 9), "template verbatim": (True, 2), "matching verbatim": (True, 0)}
 HOSTILE = "<script>alert(1)</script> & \"quotes\" 'single' $x^2$ {{ 7 * 7 }}"
@@ -109,6 +114,33 @@ def audit(
         prompts, chosen, scores[:n], timesteps, sigma, difference[:n], spectral, values[:n], noise[:n], method,
         pictures[:n] if images else None, sampled[:n], directions, costs, metrics, manifest, neutral, scores[n:],
     )  # fmt: skip
+
+
+def write_run(folder, seed=0):
+    """The run of an audit of four prompts × two noises in two batches, without spectra, with made-up numbers."""
+    rng = np.random.default_rng(seed)
+    steps = dict(ddim_steps=2, timesteps=(501, 1), sigma=(0.85, 0.041), spectral_timesteps=(), anisotropy_timestep=None)
+    plan = Plan(
+        num_prompts=4, num_reference=0, noises=2, batch=4, **steps, method="none", num_steps=20, count_budget=None,
+        directions=0, latent_shape=(8, 8, 4),
+    )  # fmt: skip
+    texts = [("the cat", True), (HOSTILE, False), ("the dog", False), ("a bird", None)]
+    prompts = [{"prompt": text, "label": label, "category": None} for text, label in texts]
+    run = Run.open(
+        folder, {"prompts": prompts, "seed": 7}, experiment="audit", model={"sha256": "5f" * 32}, plan=asdict(plan)
+    )
+    for number in plan.batches():
+        units = {
+            "path-{:05d}-000": ("eps-{:05d}-000", rng.random((4, 2))),
+            "jeon-{:05d}": ("jeon-{:05d}", rng.random(4)),
+            "image-{:05d}": ("image-{:05d}", rng.integers(0, 256, (4, 16, 16, 3), np.uint8)),
+        }
+        for key, (name, array) in units.items():
+            run.save(name.format(number), array)
+            run.append({"key": key.format(number)})
+    metrics = summarise(read_audit(run), [False, False, True, False])
+    run.finalise(metrics | {"num_products": 8, "wall_seconds": {"total": 3.0}}, {})
+    return folder
 
 
 def partial(result, done):

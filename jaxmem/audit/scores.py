@@ -50,7 +50,7 @@ def detector_scores(plan: Plan, raw: Raw) -> tuple[tuple[Detector, ...], np.ndar
     )
 
     def nested(array: np.ndarray) -> np.ndarray:
-        return array.reshape(-1, plan.noises, *array.shape[1:])
+        return array.reshape(len(array) // plan.noises, plan.noises, *array.shape[1:])
 
     columns = {"jeon": raw.jeon, "score-evolution": raw.evolution, "anisotropy": raw.anisotropy}
     for k, t in enumerate(plan.spectral_timesteps if counted else ()):
