@@ -6,7 +6,7 @@ OUT ?= runs
 # An index to take torch from before everything else, for the CPU build.
 TORCH_INDEX ?=
 
-.PHONY: venv venv-test demo test test-slow lint bench bench-long notebooks clean
+.PHONY: venv venv-test demo demo-mnist test test-slow lint bench bench-long notebooks clean
 
 venv: $(VENV)/ready
 venv-test: $(VENV)/ready-test
@@ -22,7 +22,11 @@ $(VENV)/ready-test: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --editable '.[test,notebook]'
 	touch $@
 
+# The shipped model, all of its captions; the last line is the page to open.
 demo: venv
+	$(BIN)/jaxmem audit --noises 1 --timesteps 981 281 --out $(OUT)/demo
+
+demo-mnist: venv
 	$(BIN)/jaxmem reproduce mnist --preset small --out $(OUT)/mnist
 
 lint: venv-test

@@ -199,6 +199,8 @@ class Audit:
     """More files, of prompts that are known not to be memorized where they have no label."""
     reference: Path | None = None
     """A file of neutral prompts: every prompt gets its percentile among them. They are measured as well."""
+    neutral: int = 0
+    """Take so many of the 60 neutral captions that ship as reference, in place of a file."""
     limit: int | None = None
     """Take the first so many prompts of each file."""
     merge_duplicates: bool = False
@@ -212,7 +214,7 @@ class Audit:
     config: Annotated[AuditConfig, tyro.conf.arg(name="")] = field(default_factory=AuditConfig)
 
     def __call__(self) -> None:
-        from jaxmem.prompts import gather, read_prompts
+        from jaxmem.prompts import gather
 
         if self.out is None and not self.dry_run:
             raise ValueError("--out: expected a folder for the run, got none; or ask what it takes with --dry-run")
@@ -227,7 +229,7 @@ class Audit:
             raise ValueError("--prompts: expected a file of prompts, got none; one prompt per line will do")
         options: dict[str, Any] = dict(limit=self.limit, merge_duplicates=self.merge_duplicates)
         found = gather([(prompts, None), (self.memorized, True), (self.not_memorized, False)], **options)
-        neutral = [] if self.reference is None else read_prompts(self.reference, **options)
+        neutral = self._reference(options)
         _compute_on(self.device)
 
         from jaxmem.audit import run_audit
@@ -247,6 +249,19 @@ class Audit:
 
             print_audit(out, Console())
             _write_page(out)
+
+    def _reference(self, options: dict[str, Any]) -> Any:
+        from jaxmem.data import NEUTRAL_CAPTIONS
+        from jaxmem.prompts import read_prompts
+
+        if not self.neutral:
+            return [] if self.reference is None else read_prompts(self.reference, **options)
+        if self.reference is not None:
+            raise ValueError("--reference and --neutral: expected one of them, got both; a file has its own prompts")
+        captions = read_prompts(NEUTRAL_CAPTIONS)
+        if not 1 <= self.neutral <= len(captions):
+            raise ValueError(f"--neutral: expected 0 to {len(captions)} captions, got {self.neutral}")
+        return captions[: self.neutral]
 
 
 def _compute_on(device: str | None) -> None:

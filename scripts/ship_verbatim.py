@@ -4,16 +4,22 @@ python scripts/ship_verbatim.py runs/verbatim
 """
 
 import csv
+import json
+import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from jaxmem.config import VerbatimConfig
 from jaxmem.data.captions import CATEGORIES, NUM_UNIQUE, general_captions, unique_captions
 from jaxmem.runs import Run
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
 
-TARGET = Path(__file__).parent.parent / "jaxmem" / "data" / "verbatim"
+ROOT = Path(__file__).parent.parent
+TARGET = ROOT / "jaxmem" / "data" / "verbatim"
+RESULTS = ROOT / "benchmarks" / "results" / "verbatim.json"
+FIGURES = ("figure6", "figure7", "counts", "course", "returned")
 LIMIT = 5_000_000  # bytes
 
 
@@ -38,6 +44,74 @@ def main(directory: str) -> None:
         for text, kind in zip(general_captions() + unique_captions(), kinds, strict=True):
             writer.writerow([text, int(kind != "none"), kind])
     print(f"{TARGET}: {size:,} bytes")
+    metrics = run.metrics()
+    RESULTS.write_text(json.dumps(metrics, indent=1) + "\n")
+    for name in FIGURES:
+        shutil.copy(run.directory / "figures" / f"{name}.png", ROOT / "docs" / f"verbatim_{name}.png")
+    readme = (ROOT / "README.md").read_text()
+    begin, end = "<!-- verbatim -->\n", "<!-- /verbatim -->"
+    section = begin + readme_section(metrics) + end
+    (ROOT / "README.md").write_text(re.sub(f"{begin}.*{end}", lambda _: section, readme, flags=re.DOTALL))
+
+
+def readme_section(metrics: dict[str, Any]) -> str:
+    """What the README says of these metrics."""
+    counts, audit = metrics["counts"], metrics["auc"]["audit"]
+
+    def mean(found: Any) -> str:
+        value, (low, high) = found
+        return f"{value:.1f} ({low:.1f} to {high:.1f})"
+
+    def area(name: str, kind: str) -> str:
+        found = audit[name][kind]
+        low, high = found["auc_interval"]
+        rate = "not estimable" if found["tpr_at_1"] is None else f"{found['tpr_at_1']:.2f}"
+        return f"{found['auc']:.3f} ({low:.3f} to {high:.3f}) | {rate}"
+
+    lines = [
+        "Positive eigenvalues of 256, mean over 30 captions and four noises with its 95 % interval, beside the exact",
+        "number for the caption's own training set at the same points (in italics):",
+        "",
+        "| t | general captions | templates | single images | AUC, single images |",
+        "|--:|--:|--:|--:|--:|",
+    ]
+    for t, row in counts.items():
+        cells = [
+            f"{mean(row[kind]['positive'])}, *{row[kind]['positive_of_training_set'][0]:.1f}*"
+            for kind in ("none", "template", "matching")
+        ]
+        lines.append(f"| {t} | {' | '.join(cells)} | {audit[f'positive-count@t{t}']['matching']['auc']:.3f} |")
+    first = max(map(int, counts))
+    names = {
+        "wen-1": "‖ε_c − ε_u‖ at the first step (Wen et al. 2024)",
+        "jeon": "‖H_c s_Δ − H_u s_Δ‖ at the first step (Jeon et al. 2025)",
+        "score-evolution": "change of s_Δ over the first steps",
+        "anisotropy": "anisotropy (2026)",
+        f"largest-sum@t{first}": f"sum of the five largest eigenvalues at the first step, t = {first}",
+        f"tangent-count@t{first}": f"tangent count, t = {first}",
+        "tangent-count@t281": "tangent count, t = 281",
+        "positive-count@t281": "positive count, t = 281",
+        "tiled-l2": "tiled ℓ2 between four images",
+    }
+    negatives = audit["wen-1"]["matching"]["num_negative"]
+    lines += [
+        "",
+        f"Against the general captions, {negatives} negatives (30 captions, four noises); 95 % intervals resample"
+        " captions:",
+        "",
+        "| detector | single images: AUC | TPR at FPR ≤ 1 % | templates: AUC | TPR at FPR ≤ 1 % |",
+        "|---|--:|--:|--:|--:|",
+        *(
+            f"| {title} | {area(name, 'matching')} | {area(name, 'template')} |"
+            for name, title in names.items()
+            if name in audit
+        ),
+        "",
+        f"{metrics['matching_returned']:.0%} of the images of single-image captions are that image (nearest of all"
+        f" {metrics['num_images']:,} training images).",
+        "",
+    ]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+NEUTRAL_CAPTIONS = Path(__file__).parent / "neutral_captions.txt"  #: plain scenes, written for this package
+
 
 def verbatim_model(folder: Path = Path(__file__).parent / "verbatim") -> tuple[Path, Path]:
     """The shipped text-to-image model, a diffusers folder, and the prompts it was trained on, with their labels.

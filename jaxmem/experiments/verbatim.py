@@ -165,6 +165,7 @@ def run_verbatim(
     metrics = {
         "counts": mean_counts(found, arrays, data.categories),
         "matching_returned": arrays["returned"].mean(),
+        "num_images": len(data.images),
         "num_parameters": sum(component.float32_bytes // 4 for component in model.components.values()),
         "num_products": audit.metrics()["num_products"] + course.metrics()["num_products"],
         "auc": {name: areas(folder) for name, folder in (("audit", audit), ("course", course))},
