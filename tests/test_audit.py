@@ -496,7 +496,7 @@ def test_models_that_are_none(folder, tmp_path, capsys):
 def command(folder, prompts, out):
     return [
         *(sys.executable, "-m", "jaxmem", "audit", str(folder), "--memorized", str(prompts), "--out", str(out)),
-        *("--noises", "2", "--ddim-steps", "12", "--batch", "2", "--timesteps", "913", "83", "--directions", "1"),
+        *("--noises", "2", "--ddim-steps", "12", "--batch", "2", "--timesteps", "914", "84", "--directions", "1"),
         *("--count-budget", "40"),
     ]
 

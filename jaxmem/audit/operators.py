@@ -136,7 +136,7 @@ def factorise(
 ) -> tuple[list[Factorization], Measured]:
     """Lanczos of one batch, each point from the start vector of its noise and timestep."""
     plan = work.plan
-    starts = jnp.stack([jax.random.normal(start_key(work, point, t), (plan.size,)) for point in points])
+    starts = jnp.stack([jax.random.normal(start_key(work, point, t), (plan.size,)) for point in points.tolist()])
     measured = measure(programs, operators, starts)
 
     def on_step(f: Factorization) -> None:
@@ -150,7 +150,7 @@ def factorise(
 
 def start_key(work: Work, point: int, t: int) -> Any:
     """Of Krylov starts: the same for all prompts, another one for each noise and timestep."""
-    key = jax.random.fold_in(jax.random.key(work.seed), _KRYLOV_KEY + int(point) % work.plan.noises)
+    key = jax.random.fold_in(jax.random.key(work.seed), _KRYLOV_KEY + point % work.plan.noises)
     return jax.random.fold_in(key, t)
 
 
