@@ -1,0 +1,135 @@
+"""``jaxmem audit``, and the page and figures of a run that is there."""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from jaxmem.commands.output import show_run, write_page
+from jaxmem.config import AuditConfig
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Which prompts has a model memorized? Runs every detector over prompts × starting noises.
+
+    Exit codes: 0 done, 2 bad input or a folder that cannot be written, 130 interrupted. The run's folder gets
+    results.csv (one row per prompt, for pandas.read_csv) and report.html; jaxmem report makes the page again.
+    """
+
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")] = ""
+    """A diffusers folder, or a hub id such as CompVis/stable-diffusion-v1-4; by default the small model shipped."""
+    prompts: tuple[Path, ...] = ()
+    """Files of prompts (.txt, .csv with any separator, .jsonl), with labels and categories or without."""
+    memorized: tuple[Path, ...] = ()
+    """More files, of prompts that are known to be memorized where they have no label."""
+    not_memorized: tuple[Path, ...] = ()
+    """More files, of prompts that are known not to be memorized where they have no label."""
+    reference: Path | None = None
+    """A file of neutral prompts: every prompt gets its percentile among them. They are measured as well."""
+    neutral: int = 0
+    """Take so many of the 60 neutral captions that ship as reference, in place of a file."""
+    limit: int | None = None
+    """Take the first so many prompts of each file."""
+    merge_duplicates: bool = False
+    """Take a prompt that comes several times once, instead of refusing it."""
+    out: Path | None = None
+    """Folder of the run; an unfinished run of the same configuration in it is continued."""
+    dry_run: bool = False
+    """Say what it would take (products, hours, gigabytes; one batch is timed) and write nothing."""
+    device: Literal["cpu", "gpu", "tpu"] | None = None
+    """What to compute on; by default JAX's choice."""
+    config: Annotated[AuditConfig, tyro.conf.arg(name="")] = field(default_factory=AuditConfig)
+
+    def __call__(self) -> None:
+        from jaxmem.prompts import gather
+
+        if self.out is None and not self.dry_run:
+            raise ValueError("--out: expected a folder for the run, got none; or ask what it takes with --dry-run")
+        model, files = self.model, [*self.prompts, *self.memorized, *self.not_memorized]
+        prompts = self.prompts
+        if not model:
+            from jaxmem.data import verbatim_model
+
+            shipped, shipped_prompts = verbatim_model()
+            model, prompts = str(shipped), prompts if files else (shipped_prompts,)
+        elif not files:
+            raise ValueError("--prompts: expected a file of prompts, got none; one prompt per line will do")
+        options: dict[str, Any] = dict(limit=self.limit, merge_duplicates=self.merge_duplicates)
+        found = gather([(prompts, None), (self.memorized, True), (self.not_memorized, False)], **options)
+        neutral = self._reference(options)
+        _compute_on(self.device)
+
+        from jaxmem.audit import run_audit
+        from jaxmem.progress import show_progress
+        from jaxmem.stable_diffusion.pipeline import StableDiffusion
+
+        def say(line: str) -> None:
+            print(line, file=sys.stdout if self.dry_run else sys.stderr, flush=True)
+
+        opened, out = StableDiffusion.load(model), None if self.dry_run else self.out
+        with show_progress() as progress:
+            run_audit(opened, found, self.config, out, neutral=neutral, progress=progress, say=say)
+        if out is not None:
+            from rich.console import Console
+
+            from jaxmem.report.tables import print_audit
+
+            print_audit(out, Console())
+            write_page(out)
+
+    def _reference(self, options: dict[str, Any]) -> Any:
+        from jaxmem.data import NEUTRAL_CAPTIONS
+        from jaxmem.prompts import read_prompts
+
+        if not self.neutral:
+            return [] if self.reference is None else read_prompts(self.reference, **options)
+        if self.reference is not None:
+            raise ValueError("--reference and --neutral: expected one of them, got both; a file has its own prompts")
+        captions = read_prompts(NEUTRAL_CAPTIONS)
+        if not 1 <= self.neutral <= len(captions):
+            raise ValueError(f"--neutral: expected 0 to {len(captions)} captions, got {self.neutral}")
+        return captions[: self.neutral]
+
+
+def _compute_on(device: str | None) -> None:
+    """Choose JAX's platform, before anything is computed."""
+    if device is None:
+        return
+    import jax
+
+    jax.config.update("jax_platforms", device)
+    try:
+        there = jax.devices()[0].platform
+    except RuntimeError as error:
+        raise ValueError(
+            f"--device: expected a {device} that JAX can use, got none ({error}); see jax.devices()"
+        ) from None
+    if there != device:
+        raise ValueError(f"--device: expected {device}, got {there}, which JAX has begun to use in this process")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write the page of an audit, finished or not: one HTML file that needs no network."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    out: Path | None = None
+    """The file to write; report.html in the folder of the run by default."""
+
+    def __call__(self) -> None:
+        write_page(self.run, self.out)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Draw the figures of a finished run again, and print its table."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+
+    def __call__(self) -> None:
+        show_run(self.run)

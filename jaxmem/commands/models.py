@@ -1,0 +1,53 @@
+"""``jaxmem generate`` and ``jaxmem spectrum``: one Stable Diffusion model, a few prompts."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jaxmem.commands.output import show_run
+from jaxmem.config import GenerateConfig, SpectrumConfig
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Draw images with a Stable Diffusion model, by guided DDIM sampling."""
+
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+    """A diffusers folder, or a hub id such as CompVis/stable-diffusion-v1-4."""
+    config: Annotated[GenerateConfig, tyro.conf.arg(name="")]
+    out: Path
+    """Folder of the run; an unfinished run of the same configuration in it is continued."""
+
+    def __call__(self) -> None:
+        from jaxmem.experiments.stable_diffusion import run_generate
+        from jaxmem.progress import show_progress
+        from jaxmem.stable_diffusion.pipeline import StableDiffusion
+
+        with show_progress() as progress:
+            run_generate(StableDiffusion.load(self.model), self.config, self.out, progress)
+        show_run(self.out)
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Extreme eigenvalues of the Hessian of log p_t of a Stable Diffusion model, by Arnoldi or Lanczos."""
+
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+    """A diffusers folder, or a hub id such as CompVis/stable-diffusion-v1-4."""
+    config: Annotated[SpectrumConfig, tyro.conf.arg(name="")]
+    out: Path
+    """Folder of the run; an unfinished run of the same configuration in it is continued."""
+
+    def __call__(self) -> None:
+        from jaxmem.experiments.stable_diffusion import run_spectrum
+        from jaxmem.progress import show_progress
+        from jaxmem.stable_diffusion.pipeline import StableDiffusion
+
+        def say(line: str) -> None:
+            print(line, file=sys.stderr, flush=True)
+
+        with show_progress() as progress:
+            run_spectrum(StableDiffusion.load(self.model), self.config, self.out, progress, say)
+        show_run(self.out)

@@ -1,0 +1,27 @@
+"""What a command shows when its work is done, and while it is going on."""
+
+import sys
+from pathlib import Path
+
+
+def say(line: str) -> None:
+    """One line for whoever waits, beside the results."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def write_page(run: Path, out: Path | None = None) -> None:
+    """Write the page of an audit, and say where it is."""
+    from jaxmem.report.html import write_report
+
+    path = write_report(run, out)
+    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+def show_run(directory: Path) -> None:
+    """Draw the figures of a finished run, print its table."""
+    from rich.console import Console
+
+    from jaxmem.report.figures import draw
+    from jaxmem.report.tables import print_summary
+
+    print_summary(directory, draw(directory), Console())

@@ -1,0 +1,110 @@
+"""``jaxmem reproduce``: the paper's experiments."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from jaxmem.commands.output import say, show_run, write_page
+from jaxmem.config import AuditConfig, MnistConfig, Toy2dConfig, VerbatimConfig
+
+Preset = Literal["small", "paper"]
+
+
+@dataclass(frozen=True)
+class Toy2d:
+    """A Gaussian and one distant point, repeated: learned Hessians against the closed form (section 5.1)."""
+
+    config: Annotated[Toy2dConfig, tyro.conf.arg(name="")]
+    out: Path
+    """Folder of the run; an unfinished run of the same configuration in it is continued."""
+    preset: Preset = "small"
+    """Sizes for two CPU cores, or the paper's. Other flags change single values of it."""
+
+    def __call__(self) -> None:
+        from jaxmem.experiments.toy2d import run_toy2d
+        from jaxmem.progress import show_progress
+
+        with show_progress() as progress:
+            run_toy2d(self.config, self.out, progress)
+        show_run(self.out)
+
+
+@dataclass(frozen=True)
+class Mnist:
+    """One handwritten nine memorized, threes not: spectra of ∂s/∂x along the sampling path (section 5.2)."""
+
+    config: Annotated[MnistConfig, tyro.conf.arg(name="")]
+    out: Path
+    """Folder of the run; an unfinished run of the same configuration in it is continued."""
+    preset: Preset = "small"
+    """Sizes for two CPU cores, or the paper's. Other flags change single values of it."""
+
+    def __call__(self) -> None:
+        from jaxmem.experiments.mnist import run_mnist
+        from jaxmem.progress import show_progress
+
+        with show_progress() as progress:
+            run_mnist(self.config, self.out, progress)
+        show_run(self.out)
+
+
+@dataclass(frozen=True)
+class Verbatim:
+    """A small Stable Diffusion on digits that memorized captions, trained from nothing and audited (section 5.3)."""
+
+    config: Annotated[VerbatimConfig, tyro.conf.arg(name="")]
+    out: Path
+    """Folder of the run; an unfinished run of the same configuration in it is continued."""
+
+    def __call__(self) -> None:
+        from jaxmem.experiments.verbatim import run_verbatim
+        from jaxmem.progress import show_progress
+
+        with show_progress() as progress:
+            run_verbatim(self.config, self.out, progress, say)
+        for name in ("audit", "course"):
+            write_page(self.out / name)
+        show_run(self.out)
+
+
+@dataclass(frozen=True)
+class PaperFigures:
+    """The paper's Figures 6 and 7 and Appendix A of any Stable Diffusion model, from labelled prompts (section 5.3)."""
+
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+    """A diffusers folder, or a hub id such as CompVis/stable-diffusion-v1-4."""
+    config: Annotated[AuditConfig, tyro.conf.arg(name="")]
+    prompts: tuple[Path, ...]
+    """Files of prompts with a column of categories, see jaxmem audit."""
+    out: Path | None = None
+    """Folder of the run; an unfinished run of the same configuration in it is continued."""
+    per_category: int = 30
+    """Prompts of each category, the first ones; the paper took 30. The empty prompt is added."""
+    dry_run: bool = False
+    """Say what it would take (products, hours, gigabytes; one batch is timed) and write nothing."""
+    preset: Preset = "small"
+    """A first look, or the paper's counts over timesteps. Other flags change single values of it."""
+
+    def __call__(self) -> None:
+        from jaxmem.prompts import NO_PROMPT, first_of_each, gather
+
+        if self.out is None and not self.dry_run:
+            raise ValueError("--out: expected a folder for the run, got none; or ask what it takes with --dry-run")
+        prompts = [*first_of_each(gather([(self.prompts, None)], merge_duplicates=True), self.per_category), NO_PROMPT]
+
+        from jaxmem.audit import read_audit, run_audit
+        from jaxmem.progress import show_progress
+        from jaxmem.runs import Run
+        from jaxmem.stable_diffusion.pipeline import StableDiffusion
+
+        out = None if self.dry_run else self.out
+        with show_progress() as progress:
+            run_audit(StableDiffusion.load(self.model), prompts, self.config, out, progress=progress, say=say)
+        if out is not None:
+            from jaxmem.report.paper import draw
+
+            write_page(out)
+            for path in draw(read_audit(Run.read(out)), out / "figures"):
+                print(path)
