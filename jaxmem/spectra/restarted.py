@@ -204,10 +204,11 @@ def crossings(state: KrylovState, first: int) -> np.ndarray:
 def product_noise(state: KrylovState, crossed: np.ndarray) -> float:
     """Error of a product with a unit vector, from `crossings` of a symmetric operator; no product is spent.
 
-    Errors of norm η in any direction have ``q_jᵀ e_k - q_kᵀ e_j`` of variance 2 η² / d. Directions that the space
-    knows and the basis's loss of orthogonality make that more: against errors in float64 it was 0.5 to 20 times η
-    (medians 1 to 10), where one product more, ``A (3 q) / 3``, told 0.03 to 5 times. No factor on top: `rounding_noise`
-    lets all errors add up in one direction. At least one rounding of the products, which may be exact by chance.
+    Errors of norm η in any direction have ``q_jᵀ e_k - q_kᵀ e_j`` of variance 2 η² / d; the space's own directions and
+    the basis's loss of orthogonality, √d-fold, make that more. For 51 matrices, d = 200 to 4,096, in bfloat16, float32
+    and float64, from six steps on, it told 0.12 to 83 times the errors found in float64 (median 1.9, one in a hundred
+    below 0.49); a product more, ``A (3 q) / 3``, told 0.01 to 34 times (0.73, 0.04). No factor on top: `rounding_noise`
+    lets all errors add up in one direction. At least one rounding of a product, which may be exact by chance.
     """
     squares, count = crossed
     steps = max(int(state.num_steps), 1)
