@@ -83,7 +83,7 @@ def extreme_pairs(
 
     Rounding of an operator that is declared symmetric is read off the projected matrix, where it alone makes entries
     that are zero otherwise (`product_noise`): so does an operator that is not as symmetric as was declared. It costs no
-    product, one where a run ends before block + 5 steps. Any other operator is measured, with its asymmetry, by two.
+    product, one where a run ends before block + 7 steps. Any other operator is measured, with its asymmetry, by two.
 
     Raises:
         ValueError: on options out of range, an operator that is no pytree or is traced, a product that is NaN or
@@ -102,9 +102,9 @@ def extreme_pairs(
     declared, per_step = operator.is_symmetric, applied.products_per_mv
 
     def measuring(steps: int) -> int:
-        """Products that measure rounding. Ten `crossings` tell it for none: those of block + 5 steps, or more."""
+        """Products that measure rounding; none where there are 21 `crossings` or more: from block + 7 steps on."""
         if declared:
-            return operator.products_per_mv if min(steps, size) < block + 5 else 0
+            return operator.products_per_mv if min(steps, size) < block + 7 else 0
         return 2 * operator.products_per_mv
 
     budget = (max_products - measuring(max_products // per_step // block * block)) // per_step // block * block
