@@ -170,8 +170,7 @@ def extreme_pairs(
     progress("extreme pairs", max_products, max_products)
     loss = orthogonality_loss(state.basis, len(pairs.values))
     if declared and measuring(course.steps):
-        measured = probe()
-        error = float(measured.noise)
+        error = max(error, float(probe().noise))
     noise = float(rounding_noise(error, len(pairs.values), state.scale, loss))
     noise = max(noise, float(state.dropped))
     residuals = np.maximum(pairs.residuals[wanted], noise)
