@@ -3,16 +3,15 @@
 from functools import partial
 from operator import index
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from jaxmem import memory
 from jaxmem.jacobian import require_finite
-from jaxmem.krylov import Status, scaled_norm
+from jaxmem.krylov import Status
 from jaxmem.operators import Operator
 from jaxmem.progress import Progress, silent
 from jaxmem.spectra import resume
@@ -22,27 +21,19 @@ from jaxmem.spectra.restarted import (
     advance_block,
     begin_block,
     block_ritz,
+    crossings,
     multiply,
     orthogonality_loss,
+    probe_first,
+    product_noise,
     restart,
     ritz_vectors,
 )
 from jaxmem.spectra.result import Spectrum, rounding_noise
-from jaxmem.spectra.single import Probe, check_operator, rounding
+from jaxmem.spectra.single import check_operator
+from jaxmem.spectra.stopping import Course, judge, next_length
 
 Which = Literal["largest", "smallest", "both"]
-
-
-class Course(NamedTuple):
-    """What the host remembers between segments."""
-
-    steps: int  #: products with the operator applied, those before restarts included
-    checks: np.ndarray  #: (n, 2): steps, and the worst wanted residual relative to what it should be
-    last: np.ndarray  #: the wanted values at the last check
-    before: np.ndarray  #: the wanted values when the space closed last; empty before
-    closed_at: int  #: steps at that time
-
-
 _KEPT = (*KrylovState._fields, *Course._fields)  # in a folder
 
 
@@ -79,7 +70,7 @@ def extreme_pairs(
             space brings others in; a block sees up to ``block`` copies.
         folder: where the state is kept after every segment (as large as the basis in use). The same call goes on from
             there, bit for bit; with more ``max_products`` it goes on where they had ended. The products by which it
-            recognises the operator are not counted again.
+            recognises the operator, the first once more and those that measure its rounding, are not counted.
         progress: called with the products spent after every segment.
 
     Products run in compiled segments, between which the residuals are looked at on the host: one step to an eighth of
@@ -89,6 +80,10 @@ def extreme_pairs(
     residuals came down to the measured noise, which is above the tolerance. A residual says that an eigenvalue is that
     near, not that none lies further out: a start vector without a component of an eigenvector never sees it, and the
     values that rest between two checks are all that speaks against it.
+
+    Rounding of an operator that is declared symmetric is read off the projected matrix, where it alone makes entries
+    that are zero otherwise (`product_noise`): so does an operator that is not as symmetric as was declared. It costs no
+    product, one where a run ends before block + 7 steps. Any other operator is measured, with its asymmetry, by two.
 
     Raises:
         ValueError: on options out of range, an operator that is no pytree or is traced, a product that is NaN or
@@ -104,33 +99,41 @@ def extreme_pairs(
     size, symmetric = operator.size, method == "lanczos"
     room = _check(size, num_pairs, which, rtol, method, subspace, block)
     applied = operator.symmetric if symmetric else operator
-    measuring = (1 if operator.is_symmetric else 2) * operator.products_per_mv
-    per_step = applied.products_per_mv
-    budget = (max_products - measuring) // per_step // block * block
+    declared, per_step = operator.is_symmetric, applied.products_per_mv
+
+    def measuring(steps: int) -> int:
+        """Products that measure rounding; none where there are 21 `crossings` or more: from block + 7 steps on."""
+        if declared:
+            return operator.products_per_mv if min(steps, size) < block + 7 else 0
+        return 2 * operator.products_per_mv
+
+    budget = (max_products - measuring(max_products // per_step // block * block)) // per_step // block * block
     if budget < num_pairs:
-        least = measuring + -(-num_pairs // block) * block * per_step
+        fewest = -(-num_pairs // block) * block
         raise ValueError(
-            f"max_products: expected at least {least} ({measuring} to measure rounding, {per_step} per step), got"
-            f" {max_products}"
+            f"max_products: expected at least {measuring(fewest) + fewest * per_step} ({measuring(fewest)} to measure"
+            f" rounding, {per_step} per step), got {max_products}"
         )
     itemsize = jnp.dtype(operator.dtype).itemsize
     memory.require(2 * (room + block) * size * itemsize, f"a basis of {room} vectors", "take a smaller subspace")
 
     seed = np.asarray(jax.random.key_data(key))
     state = begin_block(key, size, room, block, jnp.dtype(operator.dtype))
-    measured, products = _measure(operator, state.basis[:block], symmetric)
+    products = multiply(applied, state.basis[:block])
     product = np.asarray(products[0])
     options = dict(num_pairs=num_pairs, which=which, rtol=rtol, method=method, subspace=room, block=block)
     options |= dict(size=size, dtype=str(jnp.dtype(operator.dtype)), seed=seed.tolist())
     path = None if folder is None else Path(folder) / "extreme-pairs.npz"
+    probe = partial(probe_first, operator, state.basis[0], products[0], symmetric)
+    measured = None if declared else probe()
     if path is not None and path.exists():
-        state, course = _restore(resume.load(path, _KEPT, product, 8 * float(measured.noise), options), room + block)
+        tolerance = 8 * float((measured or probe()).noise)
+        state, course = _restore(resume.load(path, _KEPT, product, tolerance, options), room + block)
     else:
-        state = absorb_block(state, products, key, block)
-        course = Course(block, np.zeros((0, 2)), np.zeros(0), np.zeros(0), 0)
+        state, course = absorb_block(state, products, key, block), Course(block)
 
     while True:
-        steps, spent = int(state.num_steps), measuring + course.steps * per_step
+        steps, spent = int(state.num_steps), course.steps * per_step + (0 if declared else measuring(0))
         if not state.finite:
             raise ValueError(
                 f"operator: a product after {spent} others was NaN or infinite; check the parameters, the point and the"
@@ -144,18 +147,21 @@ def extreme_pairs(
         pairs = block_ritz(state, block, symmetric=symmetric)
         wanted = _wanted(len(pairs.values), num_pairs, which)
         norm = np.abs(pairs.values).max()
-        target = max(rtol * norm, float(rounding_noise(measured.noise, steps, norm)))
+        crossed = course.crossed + crossings(state, course.kept)
+        error = float(measured.noise) if measured else product_noise(state, crossed)
+        target = max(rtol * norm, float(rounding_noise(error, steps, norm)))
         # A small residual in a small space may belong to an eigenvalue further inside: the values must rest, too.
         values = pairs.values[wanted]
         moved = np.abs(values - course.last).max() if len(values) == len(course.last) else np.inf
         worst = max(pairs.residuals[wanted].max(), moved) / (target or 1)  # of a zero operator all are zero
-        status, course = _judge(state, course, values, worst, num_pairs, block, budget)
+        status, course = judge(state, course, values, worst, num_pairs, block, budget)
         if status is not None:
             break
         state = state._replace(num_fresh=jnp.zeros_like(state.num_fresh))
         if room - steps < block:
             state = restart(state, *_ends(which, (num_pairs + steps) // 2), block, symmetric=symmetric)
-        length = max(_next_length(course.checks, steps), num_pairs - steps)
+            course = course._replace(crossed=crossed, kept=int(state.num_steps))
+        length = max(next_length(course.checks, steps), num_pairs - steps)
         first = int(state.num_steps)
         length = min(-(-length // block), (room - first) // block, (budget - course.steps) // block) * block
         state = advance_block(applied, state, first + length, key, block)
@@ -163,7 +169,9 @@ def extreme_pairs(
 
     progress("extreme pairs", max_products, max_products)
     loss = orthogonality_loss(state.basis, len(pairs.values))
-    noise = float(rounding_noise(measured.noise, len(pairs.values), state.scale, loss))
+    if declared and measuring(course.steps):
+        error = max(error, float(probe().noise))
+    noise = float(rounding_noise(error, len(pairs.values), state.scale, loss))
     noise = max(noise, float(state.dropped))
     residuals = np.maximum(pairs.residuals[wanted], noise)
     if status == Status.CONVERGED and residuals.max() > rtol * norm:
@@ -172,9 +180,9 @@ def extreme_pairs(
         eigenvalues=pairs.values[wanted],
         residuals=residuals,
         vectors=ritz_vectors(state.basis, pairs.coordinates[wanted]),
-        num_products=np.asarray(measuring + course.steps * per_step),
+        num_products=np.asarray(measuring(course.steps) + course.steps * per_step),
         status=np.asarray(int(status)),
-        asymmetry=np.asarray(measured.asymmetry),
+        asymmetry=np.asarray(measured.asymmetry if measured else 0.0),
         noise=np.asarray(noise),
         dtype=operator.dtype,
         method=method,
@@ -186,8 +194,8 @@ def _restore(arrays: dict[str, np.ndarray], rows: int) -> tuple[KrylovState, Cou
     basis = np.zeros((rows, arrays["basis"].shape[1]), arrays["basis"].dtype)
     basis[: len(arrays["basis"])] = arrays["basis"]
     state = KrylovState(*(jnp.asarray((arrays | {"basis": basis})[name]) for name in KrylovState._fields))
-    checks, last, before = (arrays[name] for name in ("checks", "last", "before"))
-    return state, Course(int(arrays["steps"]), checks, last, before, int(arrays["closed_at"]))
+    course = {name: int(arrays[name]) if arrays[name].ndim == 0 else arrays[name] for name in Course._fields}
+    return state, Course(**course)  # type: ignore[arg-type]  # whole numbers and arrays, as they were
 
 
 def _check(size: int, num_pairs: int, which: str, rtol: float, method: str, subspace: int | None, block: int) -> int:
@@ -214,23 +222,6 @@ def _check(size: int, num_pairs: int, which: str, rtol: float, method: str, subs
     return whole if subspace >= size else subspace
 
 
-@partial(jax.jit, static_argnames="symmetric")
-def _measure(operator: Operator, rows: Float[Array, "b d"], symmetric: bool) -> tuple[Probe, Array]:
-    """The products of the first step, and what one or two more with its first vector tell (as `probe` does)."""
-    products = multiply(operator.symmetric if symmetric else operator, rows)
-    vector, product = rows[0], products[0]
-    if operator.is_symmetric:
-        forward, gap = product, jnp.zeros((), product.dtype)
-    elif symmetric:
-        forward = operator.mv(vector)
-        gap = 2 * scaled_norm(forward - product)  # the product is half of A v + Aᵀ v
-    else:
-        forward, gap = product, scaled_norm(product - operator.rmv(vector))
-    norm = scaled_norm(forward)
-    again = operator.mv(3 * vector) / 3
-    return Probe(rounding(forward, again), gap / jnp.where(norm > 0, norm, 1), norm), products
-
-
 def _ends(which: str, count: int) -> tuple[int, int]:
     """How many of ``count`` eigenvalues come from the top, and how many from the bottom."""
     bottom = {"largest": 0, "smallest": count, "both": count // 2}[which]
@@ -242,35 +233,3 @@ def _wanted(count: int, num_pairs: int, which: str) -> np.ndarray:
     top, bottom = _ends(which, num_pairs)
     index = np.arange(count)
     return index[(index < top) | (index >= count - bottom)]
-
-
-def _judge(
-    state: KrylovState, course: Course, values: np.ndarray, worst: float, num_pairs: int, block: int, budget: int
-) -> tuple[Status | None, Course]:
-    """Whether to end with these wanted values, ``worst`` residual relative to its target; and what to remember."""
-    course = course._replace(checks=np.vstack([course.checks, [course.steps, worst]]), last=values)
-    enough = len(values) == num_pairs
-    if state.num_steps >= state.basis.shape[1]:
-        return Status.INVARIANT, course
-    if state.num_fresh >= block:
-        if enough and len(course.before) == num_pairs:
-            shift = np.abs(values - course.before).max()
-            if shift <= 20 * float(jnp.finfo(state.basis.dtype).eps * state.scale):
-                return Status.INVARIANT, course  # another random direction, followed to its end, brought no copy
-        course = course._replace(before=values, closed_at=course.steps)
-    elif enough and worst <= 1 and course.steps >= 2 * course.closed_at:
-        # Where rounding keeps a later direction from closing, it was followed as long as all before it.
-        return Status.CONVERGED, course
-    return (Status.BUDGET if course.steps >= budget else None), course
-
-
-def _next_length(checks: np.ndarray, steps: int) -> int:
-    """Steps to the next check: few beside what is done, and a third of what the fastest of the last decays lets expect.
-
-    Every check costs an eigenproblem on the host; every step past the end costs a product. Residuals may rise for a
-    while, so that the last decay alone would say nothing.
-    """
-    longest = min(32, max(1, steps // 8))
-    logarithms = np.log(np.clip(checks[-8:, 1], 1, 1e30))
-    fastest = np.max(-np.diff(logarithms) / np.diff(checks[-8:, 0]), initial=0)
-    return int(np.clip(logarithms[-1] / fastest / 3, 1, longest)) if fastest > 0 else longest

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxmem.krylov import orthogonalise, scaled_norm
 from jaxmem.operators import Operator
 from jaxmem.spectra.result import order_descending
+from jaxmem.spectra.single import Probe, rounding
 
 
 class KrylovState(NamedTuple):
@@ -60,6 +61,7 @@ def _step(operator: Operator, key: Array, block: int, state: KrylovState) -> Kry
     return absorb_block(state, multiply(operator, rows), key, block)
 
 
+@jax.jit
 def multiply(operator: Operator, rows: Float[Array, "b d"]) -> Float[Array, "b d"]:
     """Products with the rows, together."""
     return operator.mv(rows[0])[None] if len(rows) == 1 else jax.vmap(operator.mv)(rows)
@@ -170,3 +172,46 @@ def orthogonality_loss(basis: Float[Array, "n d"], count: int) -> float:
     rows = basis[:count]
     gram = np.asarray(jnp.matmul(rows, rows.T, precision="highest"), np.float64)
     return float(np.abs(np.linalg.eigvalsh(gram - np.eye(count))).max())
+
+
+@partial(jax.jit, static_argnames="symmetric")
+def probe_first(operator: Operator, vector: Float[Array, " d"], product: Float[Array, " d"], symmetric: bool) -> Probe:
+    """What one or two more products with the first vector tell, as `jaxmem.spectra.single.probe`."""
+    if operator.is_symmetric:
+        forward, gap = product, jnp.zeros((), product.dtype)
+    elif symmetric:
+        forward = operator.mv(vector)
+        gap = 2 * scaled_norm(forward - product)  # the product is half of A v + Aᵀ v
+    else:
+        forward, gap = product, scaled_norm(product - operator.rmv(vector))
+    norm = scaled_norm(forward)
+    again = operator.mv(3 * vector) / 3
+    return Probe(rounding(forward, again), gap / jnp.where(norm > 0, norm, 1), norm)
+
+
+def crossings(state: KrylovState, first: int) -> np.ndarray:
+    """Sum of squares and number of the entries of T above the diagonal that only rounding keeps from zero.
+
+    For a symmetric A, with e_k the error of product k, ``T_jk - T_kj = q_jᵀ e_k - q_kᵀ e_j``. Taken are the products
+    from ``first`` on (what is before is a restart's), where T_kj is zero: any other has a rounding of its own.
+    """
+    steps = min(int(state.num_steps), state.basis.shape[1])  # steps past d were with zeros
+    square = np.asarray(state.projected, np.float64)[:steps, :steps]
+    found = square[:, first:][np.triu(square.T == 0, 1)[:, first:]]
+    return np.array([np.sum(found**2), len(found)])
+
+
+def product_noise(state: KrylovState, crossed: np.ndarray) -> float:
+    """Error of a product with a unit vector, from `crossings` of a symmetric operator; no product is spent.
+
+    Errors of norm η in any direction have ``q_jᵀ e_k - q_kᵀ e_j`` of variance 2 η² / d; the space's own directions and
+    the basis's loss of orthogonality, √d-fold, make that more. For 51 matrices, d = 200 to 4,096, in bfloat16, float32
+    and float64, from eight steps on, it told 0.14 to 83 times the errors found in float64 (median 1.9, one in a hundred
+    below 0.50); a product more, ``A (3 q) / 3``, told 0.01 to 34 times (0.76, 0.04). No factor on top: `rounding_noise`
+    lets all errors add up in one direction. At least one rounding of a product, which may be exact by chance.
+    """
+    squares, count = crossed
+    steps = max(int(state.num_steps), 1)
+    lengths = np.linalg.norm(np.asarray(state.projected, np.float64)) / np.sqrt(steps)
+    least = float(jnp.finfo(state.basis.dtype).eps) * lengths
+    return float(max(np.sqrt(state.basis.shape[1] * squares / (2 * max(count, 1))), least))
