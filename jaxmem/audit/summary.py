@@ -9,9 +9,10 @@ import numpy as np
 
 from jaxmem.audit.result import AuditResult
 from jaxmem.durable import write_atomically
-from jaxmem.memorization.evaluation import evaluate_categories
+from jaxmem.memorization.evaluation import FPR_LIMITS, evaluate_categories
 from jaxmem.memorization.registry import Detector
 from jaxmem.memorization.standing import percentile, rank
+from jaxmem.memorization.thresholds import threshold_split
 
 
 def summarise(result: AuditResult, truncated: list[bool]) -> dict[str, Any]:
@@ -39,7 +40,12 @@ def summarise(result: AuditResult, truncated: list[bool]) -> dict[str, Any]:
         }
         for n, prompt in enumerate(result.prompts)
     ]
-    return {"detectors": names, "prompts": rows, "evaluation": _evaluation(result)}
+    return {
+        "detectors": names,
+        "prompts": rows,
+        "evaluation": _evaluation(result),
+        "held_out": _held_out(result),
+    }
 
 
 def _evaluation(result: AuditResult) -> dict[str, Any]:
@@ -57,6 +63,26 @@ def _evaluation(result: AuditResult) -> dict[str, Any]:
         }
         for i, detector in enumerate(result.detectors)
     }
+
+
+def _held_out(result: AuditResult) -> dict[str, Any]:
+    """By detector and limit on the FPR: a threshold fixed on half of the labelled prompts, its rates on the rest."""
+    known = [n for n, prompt in enumerate(result.prompts) if prompt.label is not None]
+    labels = np.array([bool(result.prompts[n].label) for n in known], bool)
+    if labels.all() or not labels.any():
+        return {}
+    categories = [result.prompts[n].category for n in known]
+    found: dict[str, Any] = {}
+    for i, detector in enumerate(result.detectors):
+        scores = result.scores[known][..., i]
+        splits = {
+            f"{limit:g}": threshold_split(
+                scores, labels, memorized_is=detector.memorized_is, categories=categories, limit=limit
+            )
+            for limit in FPR_LIMITS
+        }
+        found[detector.name] = {limit: None if split is None else split._asdict() for limit, split in splits.items()}
+    return found
 
 
 def write_table(directory: Path, metrics: dict[str, Any], detectors: tuple[Detector, ...]) -> Path:

@@ -60,6 +60,7 @@ def render(result: Any, title: str = "Memorization audit", written: str = "") ->
         title=title, written=written, version=__version__, size=SIZE,
         code={name: Markup(text) for name, text in files.items()}, hashes={n: _hash(t) for n, t in files.items()},
         view=view, result=result, rows=rows, summary=summarise(view, rows, evaluation), evaluation=evaluation,
+        held_out=(result.metrics or {}).get("held_out", {}),
         titles={detector.name: detector.title for detector in view.detectors},
         costs={row["detector"]: row for row in result.costs}, figures=_figures(view), facts=_facts(result.manifest),
         highlights=highlights(result), directions=_directions(result),
