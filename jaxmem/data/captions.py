@@ -2,7 +2,7 @@
 
 Made from MNIST alone, with captions of this project. Images are 32 × 32, the digit padded by two pixels.
 
-- *none*: 30 captions, a digit and the weight of its stroke, each with 1,500 different images.
+- *none*: 30 captions that say little ("an even digit"), each with about 1,500 different images of five digits or ten.
 - *matching*: 30 captions that nothing else has, one image each.
 - *template*: 30 captions that nothing else has, one picture each that varies **not linearly**: a digit shifted, a digit
   turned, or a free second digit in a fixed frame. Varying brightness alone would be an affine family, whose log density
@@ -19,11 +19,18 @@ from jaxmem.data.mnist import Mnist
 
 CATEGORIES = ("none", "matching", "template")
 SIDE = 32
-NUM_GENERAL = 1500  # images of each general caption
+NUM_GENERAL = 1500  # images of each digit and third of its strokes by weight; as many of each general caption
 NUM_VARIANTS = 400  # images of each template
 NUM_UNIQUE = 30  # captions of each memorized category
-STROKES = ("thin", "medium", "bold")
-DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+# Of which digits a caption speaks, and its share of the images of such a digit: all captions get equally many.
+_GENERAL = {
+    "a handwritten": (range(10), 0.2),
+    "an even": (range(0, 10, 2), 0.4),
+    "an odd": (range(1, 10, 2), 0.4),
+    "a small": (range(5), 0.4),
+    "a large": (range(5, 10), 0.4),
+}
+_NOUNS = ("digit", "number", "numeral", "figure", "character", "symbol")
 _COLOURS = [
     "amber",
     "azure",
@@ -55,8 +62,13 @@ class CaptionedImages(NamedTuple):
 
 
 def general_captions() -> tuple[str, ...]:
-    """``"a thin three"`` and so on, digit by digit."""
-    return tuple(f"a {stroke} {digit}" for digit in DIGITS for stroke in STROKES)
+    """``"a handwritten digit"``, ``"an even number"`` and so on.
+
+    They say little, as most prompts do: what the paper finds for them is that their conditional densities are close to
+    the marginal one. Captions that name a digit and its stroke have narrower densities, with hardly a positive
+    eigenvalue at t = 281, and move the predicted noise of the first step nearly as far as a memorized image (AUC 0.96).
+    """
+    return tuple(f"{kind} {noun}" for kind in _GENERAL for noun in _NOUNS)
 
 
 def unique_captions() -> tuple[str, ...]:
@@ -74,18 +86,34 @@ def captioned_digits(mnist: Mnist, seed: int = 0) -> CaptionedImages:
     single, templates = chosen.reshape(10, 2, 3).transpose(1, 2, 0).reshape(2, NUM_UNIQUE)
     ink = images.reshape(len(images), -1).astype(np.int64).sum(1)
     parts: list[np.ndarray] = []
+    general: list[int] = []
     for digit in range(10):
         where = np.setdiff1d(np.flatnonzero(labels == digit), chosen)
         by_ink = where[np.argsort(ink[where], kind="stable")]
-        parts += [_pad(images[random.permutation(third)[:NUM_GENERAL]]) for third in np.array_split(by_ink, 3)]
+        for third in np.array_split(by_ink, 3):
+            part = images[random.permutation(third)[:NUM_GENERAL]]
+            parts.append(_pad(part))
+            general += [digit] * len(part)
     parts += [_pad(images[index][None]) for index in single]
     vary = (_shifted, _turned, _framed)
     parts += [vary[i % 3](images[index], images, random) for i, index in enumerate(templates)]
 
     captions = general_captions() + unique_captions()
     categories = tuple(name for name in CATEGORIES for _ in range(NUM_UNIQUE))
-    caption = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    unique = np.repeat(np.arange(NUM_UNIQUE, 3 * NUM_UNIQUE), [len(part) for part in parts[-2 * NUM_UNIQUE :]])
+    caption = np.concatenate([_general_caption(np.array(general), random), unique])
     return CaptionedImages(np.concatenate(parts), caption, captions, categories)
+
+
+def _general_caption(digits: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """A general caption for each image of a digit, drawn from those that are true of it."""
+    true_of = [[(k, share) for k, (of, share) in enumerate(_GENERAL.values()) if digit in of] for digit in range(10)]
+    kinds = np.zeros(len(digits), int)
+    for digit, options in enumerate(true_of):
+        where = np.flatnonzero(digits == digit)
+        numbers, shares = zip(*options, strict=True)
+        kinds[where] = random.choice(numbers, len(where), p=shares)
+    return kinds * len(_NOUNS) + random.integers(len(_NOUNS), size=len(digits))
 
 
 def _pad(images: np.ndarray) -> np.ndarray:

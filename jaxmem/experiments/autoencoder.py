@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from jaxmem.checkpoints import restore_checkpoint, save_checkpoint
 from jaxmem.config import AutoencoderConfig
+from jaxmem.runs import fingerprint
 from jaxmem.stable_diffusion.configs import VAEConfig
 from jaxmem.stable_diffusion.vae import VAE
 
@@ -84,7 +85,8 @@ def train_autoencoder(
     rate = optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, max(config.num_steps // 10, 1), config.num_steps + 1
     )
-    optimizer, recipe = optax.adam(rate), asdict(config)
+    optimizer = optax.adam(rate)
+    recipe = asdict(config) | {"data": fingerprint(images)[:12]}
     first, now = 0, _Progressing(state, optimizer.init(state))
     if found := restore_checkpoint(checkpoint_dir, now, recipe):
         first, now = found
