@@ -76,11 +76,14 @@ class AuditView:
 
     @cached_property
     def leads(self) -> list[int]:
-        """One detector of each statistic, at the smallest timestep where there are several, most telling first."""
+        """One detector of each statistic, most telling first; of several timesteps counts take the smallest.
+
+        Sums of eigenvalues take the largest: there every sigma is about 1 and the network has resolved its curvature.
+        """
         chosen: dict[str, int] = {}
         for d, detector in enumerate(self.detectors):
             best = self.detectors[chosen.setdefault(detector.statistic, d)]
-            if detector.timestep is not None and detector.timestep < best.timestep:
+            if detector.timestep is not None and (detector.timestep < best.timestep) == detector.is_count:
                 chosen[detector.statistic] = d
         order = sorted(chosen, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
         return [chosen[name] for name in order[:MOST_LEADS]]

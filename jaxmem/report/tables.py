@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from jaxmem.audit import read_audit
+from jaxmem.report.audit_view import AuditView
 from jaxmem.runs import Run
 
 
@@ -14,7 +16,7 @@ def print_summary(directory: Path, figures: list[Path], console: Console) -> Non
     """Print the table of a finished run, what it means in plain words, and where its figures are."""
     run = Run.read(directory)
     metrics, config = run.metrics(), run.manifest["config"]
-    printers = {"mnist": _mnist, "toy2d": _toy2d, "generate": _generate, "spectrum": _spectrum}
+    printers = {"mnist": _mnist, "toy2d": _toy2d, "generate": _generate, "spectrum": _spectrum, "verbatim": _verbatim}
     printers[run.manifest["experiment"]](metrics, config, console)
     minutes = metrics["wall_seconds"]["total"] / 60
     products = f"{metrics['num_products']:,} Jacobian products; " if metrics["num_products"] else ""
@@ -25,26 +27,28 @@ def print_summary(directory: Path, figures: list[Path], console: Console) -> Non
 
 def print_audit(directory: Path, console: Console) -> None:
     """Print the most memorized prompts of a finished audit, how well labels agree, and where the results are."""
-    metrics = Run.read(directory).metrics()
-    shown = [name for name in ("wen-1", "jeon") if name in metrics["detectors"]]
-    shown += [name for name in metrics["detectors"] if name.startswith(("positive-count", "largest-sum"))][:2]
-    lead = "jeon"
-    table = Table(title=f"The most memorized prompts, by {lead}: score (rank of {len(metrics['prompts'])})")
+    run = Run.read(directory)
+    view, metrics = AuditView(read_audit(run)), run.metrics()
+    shown = [view.detectors[d].name for d in view.leads][:5]
+    table = Table(title="The most memorized prompts, in the order of the page: score (rank)")
     table.add_column("prompt", overflow="ellipsis", max_width=60, no_wrap=True)
     for name in shown:
         table.add_column(name, justify="right")
-    for row in sorted(metrics["prompts"], key=lambda row: row["rank"][lead] or len(metrics["prompts"]) + 1)[:10]:
+    for n in view.order[:10].tolist():
+        row = metrics["prompts"][n]
         cells = [
             "" if row["scores"][name] is None else f"{row['scores'][name]:.4g} ({row['rank'][name]})" for name in shown
         ]
         table.add_row(Text(row["prompt"]), *cells)
     console.print(table)
     for name in shown if metrics["evaluation"] else ():
-        found = metrics["evaluation"][name]["all"]
-        if found["auc"] is not None:
-            interval = found["auc_interval"]
-            span = f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
-            console.print(f"{name}: AUC {found['auc']:.3f}{span} against the labels")
+        areas = []
+        for kind, found in metrics["evaluation"][name].items():
+            if found["auc"] is not None:
+                ends = found["auc_interval"]
+                areas.append(f"{kind} {found['auc']:.3f}" + (f" ({ends[0]:.3f} to {ends[1]:.3f})" if ends else ""))
+        if areas:
+            console.print(f"{name}: AUC against the labels: {'; '.join(areas)}", highlight=False)
     console.print(
         f"{metrics['num_evaluations']:,} evaluations, {metrics['num_products']:,} products,"
         f" {metrics['wall_seconds']['total'] / 60:.1f} minutes. One row per prompt:"
@@ -165,3 +169,20 @@ def _spectrum(metrics: dict[str, Any], config: dict[str, Any], console: Console)
         " one may. 'Above 0' leaves out what rounding could have made; asymmetry is that of"
         f" {metrics['asymmetry_of']}."
     )
+
+
+def _verbatim(metrics: dict[str, Any], config: dict[str, Any], console: Console) -> None:  # noqa: ARG001
+    kinds = ("none", "template", "matching")
+    table = Table(title="Positive eigenvalues of 256: the model, and exactly the caption's training set")
+    table.add_column("t", justify="right")
+    for kind in kinds:
+        table.add_column(kind, justify="right")
+    table.add_column("AUC, matching", justify="right")
+    for t, row in metrics["counts"].items():
+        cells = [f"{row[kind]['positive'][0]:.1f}, {row[kind]['positive_of_training_set'][0]:.1f}" for kind in kinds]
+        table.add_row(t, *cells, f"{metrics['auc']['audit'][f'positive-count@t{t}']['matching']['auc']:.3f}")
+    console.print(table)
+    for name, found in metrics["earliest"].items():
+        times = ", ".join(f"{kind} {'never' if t is None else f't = {t}'}" for kind, t in found.items())
+        console.print(f"{name}: AUC 0.95 from {times}", highlight=False)
+    console.print(f"{metrics['matching_returned']:.0%} of the images of matching captions are their training image.")
