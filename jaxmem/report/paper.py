@@ -66,7 +66,7 @@ def _figure6(result: AuditResult, kinds: dict[str, np.ndarray], path: Path, trai
     """Of one prompt per category the images and the sorted spectra, of all the counts over the timesteps."""
     shown = {kind: members for kind, members in kinds.items() if kind != NO_PROMPT.category}
     sigma = result.sigma[np.searchsorted(-result.timesteps, -result.spectral_timesteps)]
-    with figure(path, 11, 2.3 * len(shown)) as canvas:
+    with figure(path, 11.0, 2.3 * len(shown)) as canvas:
         axes = canvas.subplots(len(shown), 5, width_ratios=(0.8, 0.8, 1.5, 1.5, 1.5), squeeze=False)
         for row, (kind, members) in zip(axes, shown.items(), strict=True):
             example, colour = members[0], _colour(kind, list(kinds).index(kind))

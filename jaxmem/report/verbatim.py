@@ -63,7 +63,7 @@ def _counts(table: dict[str, Any], path: Path) -> None:
 
 def _course(course: dict[str, Any], path: Path) -> None:
     """AUC of each statistic over the sampling steps, matching and template against none."""
-    with figure(path, 9, 3.5) as canvas:
+    with figure(path, 9.0, 3.5) as canvas:
         axes = canvas.subplots(1, 2, sharey=True)
         for axis, kind in zip(axes, _KINDS[1:], strict=True):
             for number, (name, label) in enumerate(_COURSE.items()):

@@ -1,0 +1,60 @@
+"""The end of an audit: thresholds on halves, and the paper's figures from any audit with categories."""
+
+import numpy as np
+import pytest
+import synthetic_audit
+
+from jaxmem.audit.summary import summarise
+from jaxmem.prompts import NO_PROMPT, Prompt, first_of_each
+from jaxmem.report import paper
+
+
+def test_a_threshold_is_fixed_on_half_of_the_prompts_and_judged_on_the_other():
+    result = synthetic_audit.audit(per_category=40)  # 120 negatives, of which a half has 60
+    metrics = summarise(result, [False] * len(result.prompts))
+    assert set(metrics["held_out"]) == set(metrics["detectors"])
+    labels = np.array([prompt.label for prompt in result.prompts])
+    for i, detector in enumerate(result.detectors):
+        found = metrics["held_out"][detector.name]
+        assert found["0.01"] is None  # one false alarm of 60 would be more than 1 %
+        split = found["0.03"]
+        scores = result.scores[..., i]
+        strict = np.inf if split["threshold"] is None else split["threshold"]  # ties can leave nothing to accept
+        sign = 1 if detector.memorized_is == "high" else -1
+        accepted = sign * scores >= (strict if split["threshold"] is None else sign * strict)
+        # Both halves together: the rates of the two weigh them by their sizes.
+        for rate, flag, number in (("fpr", False, "num_negative"), ("tpr", True, "num_positive")):
+            sizes = split[number]
+            both = (sizes[0] * split[f"fitted_{rate}"] + sizes[1] * split[rate]) / sum(sizes)
+            np.testing.assert_allclose(both, accepted[labels == flag].mean(), atol=1e-12)
+
+
+def test_without_both_labels_there_is_no_threshold():
+    result = synthetic_audit.audit(labels=False)
+    assert summarise(result, [False] * len(result.prompts))["held_out"] == {}
+
+
+@pytest.mark.parametrize("method", ["eigh", "lanczos"])
+@pytest.mark.parametrize("images", [True, False])
+def test_the_papers_figures_are_drawn_from_an_audit(tmp_path, method, images):
+    result = synthetic_audit.audit(method=method, images=images)
+    result = result._replace(prompts=[*result.prompts[:-1], NO_PROMPT])
+    made = paper.draw(result, tmp_path)
+    assert [path.name for path in made] == ["figure6.png", "figure7.png", "figure8.png", "figure9.png", "figure10.png"]
+    assert all(path.stat().st_size > 10_000 for path in made)
+    assert list(paper.categories(result))[-1] == "no prompt"
+
+
+def test_without_categories_or_spectra_there_is_no_figure(tmp_path):
+    for result in (synthetic_audit.audit(labels=False), synthetic_audit.audit(method="none")):
+        with pytest.raises(ValueError, match=r"audit: expected prompts with categories and spectra"):
+            paper.draw(result, tmp_path)
+
+
+def test_the_first_prompts_of_each_category():
+    prompts = [Prompt(f"{kind} {i}", None, kind) for i in range(3) for kind in ("b", "a")]
+    assert [p.text for p in first_of_each([*prompts, Prompt("alone")], 2)] == ["b 0", "b 1", "a 0", "a 1"]
+    with pytest.raises(ValueError, match=r"expected a category of each"):
+        first_of_each([Prompt("alone")], 2)
+    with pytest.raises(ValueError, match=r"per_category: expected at least 1 prompt of each, got 0"):
+        first_of_each(prompts, 0)
