@@ -44,10 +44,10 @@ def run_anisotropy(work: Work, memory: int) -> None:
             points, filled = plan.points(number), plan.filled(number)
             keep, noise = len(points), points % plan.noises
             with work.unit(key, "anisotropy", evaluations=keep, memory=memory):
-                given = work.scores(work.first(filled), t, work.cond(filled))[:keep]
+                given = np.asarray(work.scores(work.first(filled), t, work.cond(filled)))[:keep]  # of all devices
                 uncond = jnp.asarray(first[noise])
                 early = ScorePair(uncond + run.load(f"difference-{number:05d}"), uncond)
-                pairs = early, ScorePair(given, jnp.asarray(late[noise]))
+                pairs = early, ScorePair(jnp.asarray(given), jnp.asarray(late[noise]))
                 found = np.asarray(_anisotropy(*pairs, jnp.float32(plan.sigma[0]), weights))
                 work.check(found, points, t)
                 run.save(key, found)
