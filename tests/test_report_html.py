@@ -90,14 +90,16 @@ def test_the_summary_has_the_numbers_of_the_result(result, page):
     assert "beyond all 40 reference captions" in words
     # one of 41 places is beyond all of 40: 18/41
     assert "about 0.44 of these prompts stand out by chance" in words
-    assert "no free direction ; beyond all 40 reference captions by all 6 measures" in words
+    assert (
+        "no free direction ; beyond all 40 reference captions by 5 of 6 measures" in words
+    )  # made up: nothing at t = 981
     assert "not finished" not in words
 
 
 def test_the_ranking_is_by_the_leads(result):
     view = AuditView(result)
     names = [result.detectors[d].name for d in view.leads]
-    assert names == ["positive-count@t41", "wen-1", "jeon", "largest-sum@t41", "anisotropy", "tiled-l2"]
+    assert names == ["positive-count@t41", "wen-1", "jeon", "largest-sum@t981", "anisotropy", "tiled-l2"]
     kinds = [result.prompts[i].category for i in view.order]
     assert kinds == ["matching verbatim"] * 6 + ["template verbatim"] * 6 + ["none"] * 6
     assert [group.name for group in view.groups] == ["none", "template verbatim", "matching verbatim"]
