@@ -48,6 +48,12 @@ def test_the_benchmarks_page_has_the_committed_measurements(name, monkeypatch):
     assert importlib.import_module(name).readme_section(result) in (folder / "README.md").read_text()
 
 
+def test_what_the_readme_says_of_the_shipped_model_was_measured(monkeypatch):
+    monkeypatch.syspath_prepend(README.parent / "scripts")
+    metrics = json.loads((README.parent / "benchmarks" / "results" / "verbatim.json").read_text())
+    assert importlib.import_module("ship_verbatim").readme_section(metrics) in README.read_text()
+
+
 def test_figures_of_the_benchmarks_page_exist():
     folder = README.parent / "benchmarks"
     for path in re.findall(r"\]\(([\w/.]+)\)", (folder / "README.md").read_text()):
