@@ -72,9 +72,10 @@ def merge(found: Sequence[tuple[str, Prompt]], where: str, *, merge_duplicates: 
     first: dict[str, tuple[str, Prompt]] = {}
     twice = []
     for line, prompt in found:
-        before, known = first.setdefault(prompt.text, (line, prompt))
-        if before == line:
+        if prompt.text not in first:
+            first[prompt.text] = (line, prompt)
             continue
+        before, known = first[prompt.text]
         if known[1:] != prompt[1:]:
             raise ValueError(
                 f"{where}: expected one label and category per prompt, got {known[1:]} in {before} and"
@@ -107,7 +108,7 @@ def gather(
         for path in paths:
             for number, prompt in enumerate(read_prompts(path, limit, merge_duplicates=merge_duplicates), 1):
                 known = prompt._replace(label=label) if prompt.label is None else prompt
-                found.append((f"prompt {number} of {Path(path).name}", known))
+                found.append((f"prompt {number} of {path}", known))
     return merge(found, "prompts", merge_duplicates=merge_duplicates)
 
 

@@ -408,7 +408,7 @@ def test_bad_prompts_and_weights_leave_nothing(model, tmp_path, monkeypatch):
         bad.__post_init__()
     with pytest.raises(ValueError, match="prompts: expected at least one, got none"):
         run_audit(model, [], CONFIG, tmp_path / "run")
-    with pytest.raises(ValueError, match="prompts: expected each prompt once, got reference prompt 5 equal to audited"):
+    with pytest.raises(ValueError, match="reference: expected prompts that are not audited, got 1 that are"):
         run_audit(model, PROMPTS, CONFIG, tmp_path / "run", neutral=[Prompt(PROMPTS[0].text, True, "VM")])
     networks = [nnx.merge(*model.components[part].load()) for part in ("unet", "text_encoder", "vae")]
     weight = networks[0].conv_out.weight

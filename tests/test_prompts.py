@@ -128,6 +128,12 @@ def test_files_together(tmp_path):
         gather([([text, written(tmp_path, "c.txt", "d\n")], None)])
 
 
+def test_one_file_under_both_labels_is_refused(tmp_path):
+    path = written(tmp_path, "p.txt", "a\nb\n")
+    with pytest.raises(ValueError, match=r"expected one label and category per prompt, got \(True, None\)"):
+        gather([([path], True), ([path], False)])
+
+
 @pytest.mark.skipif(
     not REAL.is_dir(), reason="the real prompt lists are not there (JAXMEM_PROMPT_LISTS); they are not ours to ship"
 )

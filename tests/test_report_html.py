@@ -83,7 +83,7 @@ def test_prompts_are_text(page):
 def test_the_summary_has_the_numbers_of_the_result(result, page):
     words = text_of(page)
     assert "was given 18 prompts, each from 3 random starting points" in words
-    assert "6 of 18 prompts leave the model no freedom : at timestep 41" in words
+    assert "6 of 18 prompts leave the model no freedom : at timestep 281" in words
     # six of nine directions on average: none (9) and template (2), in equal numbers
     assert "the others keep 5.50 free directions on average" in words
     assert "12 of 18 prompts stand out by at least half of the 6 measures" in words
@@ -99,7 +99,7 @@ def test_the_summary_has_the_numbers_of_the_result(result, page):
 def test_the_ranking_is_by_the_leads(result):
     view = AuditView(result)
     names = [result.detectors[d].name for d in view.leads]
-    assert names == ["positive-count@t41", "wen-1", "jeon", "largest-sum@t981", "anisotropy", "tiled-l2"]
+    assert names == ["positive-count@t281", "wen-1", "jeon", "largest-sum@t981", "anisotropy", "tiled-l2"]
     kinds = [result.prompts[i].category for i in view.order]
     assert kinds == ["matching verbatim"] * 6 + ["template verbatim"] * 6 + ["none"] * 6
     assert [group.name for group in view.groups] == ["none", "template verbatim", "matching verbatim"]

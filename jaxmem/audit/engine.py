@@ -62,6 +62,12 @@ def run_audit(
         OSError: the folder cannot be written; the same call continues.
     """
     every = [*prompts, *neutral]
+    both = {prompt.text for prompt in prompts} & {prompt.text for prompt in neutral}
+    if both:
+        raise ValueError(
+            f"reference: expected prompts that are not audited, got {len(both)} that are ({min(both)!r:.60}); take them"
+            f" out of one of the two lists"
+        )
     merge(
         [(f"{'audited' if n < len(prompts) else 'reference'} prompt {n + 1}", p) for n, p in enumerate(every)],
         "prompts",

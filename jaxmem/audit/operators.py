@@ -13,7 +13,7 @@ from jaxmem.audit.trajectory import run_start
 from jaxmem.audit.work import Work
 from jaxmem.jacobian import ScoreJacobian, score_jacobian
 from jaxmem.krylov import Factorization, Status, begin
-from jaxmem.memorization.detectors import ANISOTROPY_WEIGHTS, anisotropy
+from jaxmem.memorization.detectors import anisotropy
 from jaxmem.score import ScorePair
 from jaxmem.spectra import batch_spectra, count_positive
 from jaxmem.spectra.result import rounding_noise
@@ -21,7 +21,6 @@ from jaxmem.spectra.ritz import ritz_pairs
 from jaxmem.spectra.stepwise import Measured, Programs, advance, measure
 
 CHUNK = 64  #: columns of an exact Jacobian taken together
-_V_WEIGHTS = (1.0, 0.1)  # the released code's for Stable Diffusion 2
 _KRYLOV_KEY = 1_000_000  # folded into the seed's key: no starting noise has this number
 
 
@@ -36,7 +35,6 @@ def run_anisotropy(work: Work, memory: int) -> None:
     if t is None:
         return
     late, first = run_start(work, t), run_start(work, plan.timesteps[0])
-    weights = _V_WEIGHTS if work.score.prediction == "v" else ANISOTROPY_WEIGHTS
     for number in plan.batches():
         key = f"anisotropy-{number:05d}"
         work.progress("anisotropy", number, plan.num_batches)
@@ -48,7 +46,7 @@ def run_anisotropy(work: Work, memory: int) -> None:
                 uncond = jnp.asarray(first[noise])
                 early = ScorePair(uncond + run.load(f"difference-{number:05d}"), uncond)
                 pairs = early, ScorePair(jnp.asarray(given), jnp.asarray(late[noise]))
-                found = np.asarray(_anisotropy(*pairs, jnp.float32(plan.sigma[0]), weights))
+                found = np.asarray(_anisotropy(*pairs, jnp.float32(plan.sigma[0]), plan.anisotropy_weights))
                 work.check(found, points, t)
                 run.save(key, found)
     work.progress("anisotropy", plan.num_batches, plan.num_batches)

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 
 from jaxmem.config import AuditConfig
+from jaxmem.memorization.detectors import ANISOTROPY_WEIGHTS
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
 
 LARGEST_EXACT = 2048  #: dimensions up to which the whole spectrum is computed by default
+_V_WEIGHTS = (1.0, 0.1)  # of the anisotropy, the released code's for Stable Diffusion 2
 SEGMENT = 10  # sampling steps that are recorded together, which is what a kill can lose
 _DEFAULT_TIMESTEPS = (481, 281, 41)  # after the first
 
@@ -36,6 +38,7 @@ class Plan:
     count_budget: int | None
     directions: int
     latent_shape: tuple[int, int, int]
+    anisotropy_weights: tuple[float, float] = ANISOTROPY_WEIGHTS  #: of its norm and its cosine
 
     @classmethod
     def of(
@@ -88,6 +91,7 @@ class Plan:
             if method != "none"
             else 0,
             latent_shape=model.latent_shape,
+            anisotropy_weights=_V_WEIGHTS if model.scheduler.prediction == "v" else ANISOTROPY_WEIGHTS,
         )
 
     @classmethod

@@ -47,6 +47,7 @@ def detector_scores(plan: Plan, raw: Raw) -> tuple[tuple[Detector, ...], np.ndar
         k=min(5, plan.num_eigenvalues or 5),
         num_noises=plan.noises,
         counted=counted,
+        anisotropy_weights=plan.anisotropy_weights,
     )
 
     def nested(array: np.ndarray) -> np.ndarray:

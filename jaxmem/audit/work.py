@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -71,7 +71,7 @@ class Work:
             return arrays
         return jax.device_put(arrays, jax.NamedSharding(self.mesh, jax.P(self.mesh.axis_names)))
 
-    @property
+    @cached_property
     def spread_state(self) -> Any:
         """The parameters, on every device."""
         if self.mesh is None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from jaxmem.commands.output import show_run
+from jaxmem.commands.output import say, show_run
 from jaxmem.config import GenerateConfig, SpectrumConfig
 
 
@@ -44,9 +44,6 @@ class Spectrum:
         from jaxmem.experiments.stable_diffusion import run_spectrum
         from jaxmem.progress import show_progress
         from jaxmem.stable_diffusion.pipeline import StableDiffusion
-
-        def say(line: str) -> None:
-            print(line, file=sys.stderr, flush=True)
 
         with show_progress() as progress:
             run_spectrum(StableDiffusion.load(self.model), self.config, self.out, progress, say)

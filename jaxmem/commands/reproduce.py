@@ -92,6 +92,8 @@ class PaperFigures:
 
         if self.out is None and not self.dry_run:
             raise ValueError("--out: expected a folder for the run, got none; or ask what it takes with --dry-run")
+        if self.config.method == "none":
+            raise ValueError("--method: expected spectra to draw (auto, eigh or lanczos), got none; see jaxmem audit")
         prompts = [*first_of_each(gather([(self.prompts, None)], merge_duplicates=True), self.per_category), NO_PROMPT]
 
         from jaxmem.audit import read_audit, run_audit

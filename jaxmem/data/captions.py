@@ -90,7 +90,7 @@ def captioned_digits(mnist: Mnist, seed: int = 0) -> CaptionedImages:
     for digit in range(10):
         where = np.setdiff1d(np.flatnonzero(labels == digit), chosen)
         by_ink = where[np.argsort(ink[where], kind="stable")]
-        for third in np.array_split(by_ink, 3):
+        for third in np.array_split(by_ink, 3):  # thin, medium and bold in equal numbers
             part = images[random.permutation(third)[:NUM_GENERAL]]
             parts.append(_pad(part))
             general += [digit] * len(part)

@@ -14,7 +14,7 @@ def summarise(view: AuditView, rows: list[dict[str, Any]], evaluation: dict[str,
     """The numbers of the summary; None where a run cannot say."""
     fixed, others, num_spectra = None, None, 0
     if view.exact:
-        last = view.counts["tangent"][:, :, -1]  # (N, M)
+        last = view.counts["tangent"][:, :, view.judged]  # (N, M)
         complete = ~np.isnan(last).any(1)  # a noise that was not looked at may have free directions
         none_free = complete & (np.nan_to_num(last) == 0).all(1)
         fixed, num_spectra = np.flatnonzero(none_free), int(complete.sum())

@@ -12,6 +12,9 @@ from jaxmem.memorization.standing import percentile, rank
 from jaxmem.report.style import CATEGORIES, GENERAL, MEMORIZED
 
 STRONG, ENOUGH = 99.0, 100  # percentile from which a prompt stands out; in a shorter list it is beyond all of it
+# Late enough to see what the picture is, early enough for a network to have resolved how sharp its density is: at
+# smaller sigma a learned peak is blunter than the exact one, and copies seem to have freedom.
+JUDGED = 281
 MOST_LEADS, MOST_GROUPS = 6, len(CATEGORIES)
 # Statistics that lead, where they ran: one of each kind of evidence before a second of the same kind.
 _FIRST = ("positive-count", "wen", "jeon", "largest-sum", "anisotropy", "tiled-l2", "score-evolution", "tangent-count")
@@ -76,14 +79,18 @@ class AuditView:
 
     @cached_property
     def leads(self) -> list[int]:
-        """One detector of each statistic, most telling first; of several timesteps counts take the smallest.
+        """One detector of each statistic, most telling first; of several timesteps counts take the nearest to `JUDGED`.
 
         Sums of eigenvalues take the largest: there every sigma is about 1 and the network has resolved its curvature.
         """
         chosen: dict[str, int] = {}
+
+        def behind(d: int) -> float:
+            t = self.detectors[d].timestep or 0
+            return abs(t - JUDGED) if self.detectors[d].is_count else -t
+
         for d, detector in enumerate(self.detectors):
-            best = self.detectors[chosen.setdefault(detector.statistic, d)]
-            if detector.timestep is not None and (detector.timestep < best.timestep) == detector.is_count:
+            if behind(d) < behind(chosen.setdefault(detector.statistic, d)):
                 chosen[detector.statistic] = d
         order = sorted(chosen, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
         return [chosen[name] for name in order[:MOST_LEADS]]
@@ -189,8 +196,13 @@ class AuditView:
 
     @cached_property
     def free(self) -> np.ndarray:
-        """(N,) mean tangent count at the last timestep with a spectrum: of Ritz values, no more than a lower bound."""
-        return mean(self.counts["tangent"][:, :, -1], 1)
+        """(N,) mean tangent count at the `judged` timestep: of Ritz values, no more than a lower bound."""
+        return mean(self.counts["tangent"][:, :, self.judged], 1)
+
+    @property
+    def judged(self) -> int:
+        """Which timestep with a spectrum says whether a prompt leaves freedom: the nearest to `JUDGED`."""
+        return int(np.abs(np.asarray(self.result.spectral_timesteps) - JUDGED).argmin())
 
     @property
     def exact(self) -> bool:

@@ -141,11 +141,11 @@ def duration(seconds: Any) -> str:
 
 
 def _sparkline(view: AuditView) -> Sparkline:
-    return Sparkline(mean(view.scaled[:, :, -1], 1))
+    return Sparkline(mean(view.scaled[:, :, view.judged], 1))
 
 
 def _rows(view: AuditView) -> list[dict[str, Any]]:
-    """The prompts in order, with their pictures and the spectrum at the smallest timestep."""
+    """The prompts in order, with their pictures and the spectrum at the judged timestep."""
     images, sampled = view.result.images, view.result.sampled
     each = 0 if images is None else min(4, max(1, MOST_PICTURES // max(len(view.prompts), 1)))
     spark = _sparkline(view) if view.has_spectra else None
@@ -159,7 +159,7 @@ def _rows(view: AuditView) -> list[dict[str, Any]]:
                 "prompt": view.prompts[i],
                 "truncated": view.truncated[i],
                 "pictures": [(j, thumbnail(images[i, j])) for j in shown],
-                "spark": spark.points(mean(view.scaled[i, :, -1], 0)) if spark else "",
+                "spark": spark.points(mean(view.scaled[i, :, view.judged], 0)) if spark else "",
                 "free": float(view.free[i]) if spark else math.nan,
                 "flags": int(view.num_flags[i]),
             }

@@ -113,8 +113,9 @@ def _over_time(result: AuditResult, members: np.ndarray, name: str) -> tuple[np.
 
 
 def _figure7(result: AuditResult, kinds: dict[str, np.ndarray], path: Path) -> None:
-    """Spectra at the first step: of all prompts from one noise, and of one prompt per category from three noises."""
-    sigma, length = result.sigma[0], result.eigenvalues.shape[3]
+    """The first spectra: of all prompts from one noise, and of one prompt per category from three noises."""
+    length = result.eigenvalues.shape[3]
+    sigma = result.sigma[result.timesteps == result.spectral_timesteps[0]]
     zoom = min(length, max(20, length // 8))
     rank = np.arange(1, length + 1)
     with figure(path, 9.5, 6.4) as canvas:
