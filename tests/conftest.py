@@ -34,6 +34,13 @@ def interruptible(arguments: list[str]) -> list[str]:
     return [sys.executable, "-c", script, *arguments]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _forget_compiled_programs():
+    """A process that keeps the programs of a thousand tests runs out of memory maps, and XLA then crashes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def getkey():
     """Fresh keys in a fixed order, so that no test names a seed."""
