@@ -85,7 +85,7 @@ class AuditView:
         """
         chosen: dict[str, int] = {}
 
-        def behind(d: int) -> float:
+        def behind(d: int) -> int:
             t = self.detectors[d].timestep or 0
             return abs(t - JUDGED) if self.detectors[d].is_count else -t
 
