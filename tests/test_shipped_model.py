@@ -1,6 +1,7 @@
 """The model in the package: small, read by diffusers as by us, and with what an audit is to find in it."""
 
 import csv
+import warnings
 
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +33,9 @@ def test_it_is_small_and_its_captions_are_those_it_was_trained_on():
 def test_diffusers_draws_the_same_images(model):
     torch, diffusers = optional_import("torch"), optional_import("diffusers")
     folder = verbatim_model()[0]
-    theirs = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, torch_dtype=torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # diffusers' own
+        theirs = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None).to(torch.float32)
     theirs.set_progress_bar_config(disable=True)
     prompts = ["a bold three", unique_captions()[0], unique_captions()[32]]
     noise = np.random.default_rng(0).normal(size=(3, *model.latent_shape)).astype(np.float32)
