@@ -3,6 +3,7 @@ import html
 import json
 import re
 import shutil
+import time
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
@@ -357,7 +358,11 @@ def test_prompts_are_found_by_their_words(opened):
     script = """const input = document.querySelector('input[type=search]'); input.value = 'TEMPLATE';
         input.dispatchEvent(new Event('input'));
         return [...document.querySelectorAll('#ranking-table tbody tr')].filter(row => !row.hidden).length"""
-    assert opened.execute_script(script) == 6
+    found = []
+    while found[-1:] != [6] and len(found) < 20:  # once it was too early on a busy machine
+        found.append(opened.execute_script(script))
+        time.sleep(0.05)
+    assert found[-1] == 6
 
 
 WIDER = """const wide = document.documentElement.clientWidth;
