@@ -15,6 +15,13 @@ def silent(task: str, completed: int, total: int) -> None:
     """The default of every function that takes a progress callable: shows nothing."""
 
 
+Say = Callable[[str], None]  #: shows one line to whoever waits, such as what a command will take
+
+
+def quiet(line: str) -> None:
+    """The default of every function that takes a `Say`: shows nothing."""
+
+
 class PlainLines:
     """Progress as ordinary lines for logs: the start, the end and at most one line every ``every`` seconds per task."""
 

@@ -238,7 +238,7 @@ def test_metrics_and_table(out, result):
 
 
 def test_pandas_reads_the_table_in_one_call(out, result):
-    pandas = pytest.importorskip("pandas", reason="pandas is not installed: pip install pandas")
+    pandas = optional_import("pandas")
     table = pandas.read_csv(out / "results.csv")
     assert table["jeon"].tolist() == pytest.approx(column(result, "jeon").mean(1).tolist())
     assert table["prompt"].tolist() == [prompt.text for prompt in PROMPTS]

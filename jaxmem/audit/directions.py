@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmem.audit.operators import factorise, linearise
+from jaxmem.audit.plan import JUDGED
 from jaxmem.audit.work import Work
 from jaxmem.jacobian import ScoreJacobian
 from jaxmem.memorization.sharpness import sum_of_largest
 from jaxmem.spectra.ritz import ritz_pairs, ritz_vectors
 from jaxmem.spectra.stepwise import Programs
 
-_TIMESTEP = 281  # the nearest to it among those of spectra: late enough to see what the image is, early enough to move
 _LARGEST = 5  # the sum of so many eigenvalues chooses the two points
 _DEVIATIONS = 4  # of the noise in one direction, sigma each
 
@@ -27,11 +27,11 @@ def run_directions(work: Work, programs: Programs) -> None:
     if not plan.directions or run.done("directions"):
         return
     work.progress("directions", 0, 2)
-    t = min(plan.spectral_timesteps, key=lambda t: abs(t - _TIMESTEP))
+    t = min(plan.spectral_timesteps, key=lambda t: abs(t - JUDGED))
     tables = [run.load(f"spectrum-{number:05d}-{t:04d}") for number in plan.batches()]
-    values = np.nan_to_num(np.concatenate(tables)[: plan.num_prompts * plan.noises, :-1], nan=0.0)
+    values = np.concatenate(tables)[: plan.num_prompts * plan.noises, :-1]
     sums = sum_of_largest(values, min(_LARGEST, values.shape[1]))
-    chosen = [int(sums.argmin()), int(sums.argmax())]
+    chosen = [int(np.nanargmin(sums)), int(np.nanargmax(sums))]
     amplitude = _DEVIATIONS * float(work.model.scheduler.schedule.sigma[t])
     products = 2 * plan.products_per_direction
     evaluations = 2 * (2 + 2 * plan.directions)

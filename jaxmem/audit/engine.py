@@ -1,7 +1,7 @@
 """Run an audit: settle it, say what it takes, do its stages, finish the run."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,10 @@ from jaxmem.audit.trajectory import run_images, run_trajectory
 from jaxmem.audit.work import Work, embed, starting_noise
 from jaxmem.config import AuditConfig
 from jaxmem.experiments.stages import wall_seconds
-from jaxmem.progress import Progress, silent
+from jaxmem.progress import Progress, Say, quiet, silent
 from jaxmem.prompts import Prompt, merge
 from jaxmem.runs import Run
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
-
-
-def _quiet(line: str) -> None:
-    """Show nothing."""
 
 
 def run_audit(
@@ -39,7 +35,7 @@ def run_audit(
     *,
     neutral: Sequence[Prompt] = (),
     progress: Progress = silent,
-    say: Callable[[str], None] = _quiet,
+    say: Say = quiet,
 ) -> dict[str, Any]:
     """Run all detectors over prompts × noises, as a run that continues where it was left, and return the metrics.
 

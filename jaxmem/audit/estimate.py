@@ -45,14 +45,8 @@ class Estimate(NamedTuple):
 
     programs: Programs  #: linearisation and products of one batch
     evaluation_bytes: int  #: of one batch, beside the parameters; also for the next two
-    product_bytes: int
     spectrum_bytes: int
-    seconds: dict[str, float]  #: of each stage
     lines: list[str]  #: for whoever waits
-
-    @property
-    def peak_bytes(self) -> int:
-        return max(self.evaluation_bytes, self.product_bytes, self.spectrum_bytes)
 
 
 def estimate(work: Work) -> Estimate:
@@ -94,9 +88,7 @@ def estimate(work: Work) -> Estimate:
     return Estimate(
         programs,
         evaluation_bytes,
-        programs.peak_bytes,
         spectrum_bytes,
-        seconds,
         _lines(
             plan, seconds, (evaluation, product), max(evaluation_bytes, programs.peak_bytes, spectrum_bytes), programs
         ),

@@ -12,6 +12,9 @@ from jaxmem.stable_diffusion.pipeline import StableDiffusion
 
 LARGEST_EXACT = 2048  #: dimensions up to which the whole spectrum is computed by default
 _V_WEIGHTS = (1.0, 0.1)  # of the anisotropy, the released code's for Stable Diffusion 2
+# Late enough to see what the picture is, early enough for a network to have resolved how sharp its density is: at
+# smaller sigma a learned peak is blunter than the exact one, and copies seem to have freedom.
+JUDGED = 281  #: the nearest timestep with a spectrum tells freedom, and gives the directions
 SEGMENT = 10  # sampling steps that are recorded together, which is what a kill can lose
 _DEFAULT_TIMESTEPS = (481, 281, 41)  # after the first
 

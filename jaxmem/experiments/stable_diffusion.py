@@ -1,7 +1,6 @@
 """Images of a Stable Diffusion model, and spectra of its score, as runs: resumable step by step."""
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -16,19 +15,13 @@ from jaxmem.config import GenerateConfig, SpectrumConfig
 from jaxmem.diffusion import ddim_path
 from jaxmem.experiments.stages import timed, wall_seconds
 from jaxmem.krylov import Factorization, Status, begin
-from jaxmem.progress import Progress, silent
+from jaxmem.progress import Progress, Say, quiet, silent
 from jaxmem.runs import Run
 from jaxmem.score import GuidedScore
 from jaxmem.spectra.result import rounding_noise
 from jaxmem.spectra.ritz import ritz_pairs
 from jaxmem.spectra.stepwise import Programs, advance, compile_programs, measure
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
-
-Say = Callable[[str], None]  # shows one line to whoever waits
-
-
-def _quiet(line: str) -> None:
-    """Show nothing."""
 
 
 def run_generate(
@@ -110,7 +103,7 @@ def run_spectrum(
     config: SpectrumConfig,
     out: str | Path,
     progress: Progress = silent,
-    say: Say = _quiet,
+    say: Say = quiet,
 ) -> dict[str, Any]:
     """Ritz values of the score's Jacobian at each prompt's x_t, and the metrics; see `SpectrumConfig`.
 

@@ -6,7 +6,6 @@ captions, beside which stands the exact spectrum that each caption's own trainin
 """
 
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from jaxmem.diffusion import NoiseSchedule
 from jaxmem.experiments.autoencoder import encode_all, standardise, train_autoencoder
 from jaxmem.experiments.stages import save_losses, timed, wall_seconds
 from jaxmem.experiments.verbatim_analysis import areas, areas_over_time, compare, earliest, mean_counts
-from jaxmem.progress import Progress, silent
+from jaxmem.progress import Progress, Say, quiet, silent
 from jaxmem.prompts import NO_PROMPT, Prompt
 from jaxmem.runs import Run, fingerprint
 from jaxmem.score import NetworkScore, bind
@@ -133,9 +132,7 @@ def _probabilities(config: VerbatimConfig, data: CaptionedImages) -> np.ndarray:
     return np.concatenate([(1 - config.no_caption_share) * each, config.no_caption_share * each]).astype(np.float32)
 
 
-def run_verbatim(
-    config: VerbatimConfig, out: Path, progress: Progress = silent, say: Callable[[str], None] = print
-) -> dict[str, Any]:
+def run_verbatim(config: VerbatimConfig, out: Path, progress: Progress = silent, say: Say = quiet) -> dict[str, Any]:
     """Train the model, export it, audit all its captions and the empty one; return the metrics.
 
     The run's folder gets ``model/`` (diffusers' layout, half precision: what is audited is what was exported), and

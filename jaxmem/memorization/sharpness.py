@@ -29,11 +29,13 @@ def tangent_count(eigenvalues: Any, sigma: Any) -> Any:
 
 
 def sum_of_largest(eigenvalues: Any, k: int) -> Any:
-    """Sum of the k largest eigenvalues."""
-    values = np.sort(np.asarray(eigenvalues).real, axis=-1)
+    """Sum of the k largest eigenvalues; NaN where fewer than k are there (not NaN)."""
+    values = np.asarray(eigenvalues).real
     if not 1 <= k <= values.shape[-1]:
         raise ValueError(f"k: expected 1 to {values.shape[-1]} (the number of eigenvalues), got {k}")
-    return values[..., -k:].sum(-1)
+    there = ~np.isnan(values)
+    largest = np.sort(np.where(there, values, -np.inf), axis=-1)[..., -k:]
+    return np.where(there.sum(-1) >= k, largest.sum(-1), np.nan)
 
 
 def below_bound(eigenvalues: Any, sigma: Any, noise: Any = 0.0) -> Any:

@@ -94,13 +94,6 @@ def _complete(compute: Callable[[np.ndarray], np.ndarray], values: np.ndarray) -
     return np.where(there, compute(np.where(there[..., None], values, 0.0)), np.nan)
 
 
-def _largest(values: np.ndarray, k: int) -> np.ndarray:
-    """NaN where fewer than k values are there."""
-    there = (~np.isnan(values)).sum(-1) >= k
-    values = np.where(np.isnan(values), -np.inf, values)
-    return np.where(there, sum_of_largest(np.where(there[..., None], values, 0.0), k), np.nan)
-
-
 def _smallest(values: np.ndarray) -> np.ndarray:
     smallest = np.where(np.isnan(values), np.inf, values).min(-1)
     return np.where(np.isfinite(smallest), smallest, np.nan)
@@ -113,8 +106,8 @@ _OF_SPECTRA: dict[str, Callable[[_Spectra, int], np.ndarray]] = {
     "tangent-count": lambda s, _: _complete(
         lambda values: tangent_count(values, np.full(values.shape[:-1], s.sigma)), s.eigenvalues
     ),
-    "largest-sum": lambda s, k: _largest(s.eigenvalues, k),
-    "largest": lambda s, _: _largest(s.eigenvalues, 1),
+    "largest-sum": lambda s, k: sum_of_largest(s.eigenvalues, k),
+    "largest": lambda s, _: sum_of_largest(s.eigenvalues, 1),
     "smallest": lambda s, _: _smallest(s.eigenvalues),
     "trace": lambda s, _: _complete(lambda values: values.sum(-1), s.eigenvalues),
     "cubed-trace": lambda s, _: _complete(negative_trace_of_cube, s.eigenvalues),

@@ -7,14 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from jaxmem.audit.plan import JUDGED
 from jaxmem.memorization.sharpness import positive_count, tangent_count
 from jaxmem.memorization.standing import percentile, rank
 from jaxmem.report.style import CATEGORIES, GENERAL, MEMORIZED
 
 STRONG, ENOUGH = 99.0, 100  # percentile from which a prompt stands out; in a shorter list it is beyond all of it
-# Late enough to see what the picture is, early enough for a network to have resolved how sharp its density is: at
-# smaller sigma a learned peak is blunter than the exact one, and copies seem to have freedom.
-JUDGED = 281
 MOST_LEADS, MOST_GROUPS = 6, len(CATEGORIES)
 # Statistics that lead, where they ran: one of each kind of evidence before a second of the same kind.
 _FIRST = ("positive-count", "wen", "jeon", "largest-sum", "anisotropy", "tiled-l2", "score-evolution", "tangent-count")
