@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from jaxmem.data.captions import CATEGORIES, NUM_VARIANTS, captioned_digits, general_captions, unique_captions
+from jaxmem.data.captions import (
+    CATEGORIES,
+    NUM_VARIANTS,
+    _measures,
+    captioned_digits,
+    general_captions,
+    unique_captions,
+)
 from jaxmem.data.mnist import Mnist
 
 
@@ -42,15 +49,48 @@ def test_matching_captions_have_one_image_that_no_other_caption_has(data):
 def test_general_captions_hold_different_images_of_which_they_are_true(data, mnist):
     inside = data.images[:, 2:-2, 2:-2].reshape(len(data.images), -1)
     index = {image.tobytes(): i for i, image in enumerate(mnist.train_images.reshape(600, -1))}
+    of = {
+        "an even digit": {0, 2, 4, 6, 8},
+        "a prime digit": {2, 3, 5, 7},
+        "a digit that is not a square": {2, 3, 5, 6, 7, 8},
+        "no power of two": {0, 3, 5, 6, 7, 9},
+        "less than three or more than seven": {0, 1, 2, 8, 9},
+        "spelled without an i": {0, 1, 2, 3, 4, 7},
+    }
     seen: list[int] = []
     for caption, text in enumerate(general_captions()):
         found = [index[row.tobytes()] for row in inside[data.of(caption)]]
-        digits = mnist.train_labels[found]
-        allowed = {"even": {0, 2, 4, 6, 8}, "odd": {1, 3, 5, 7, 9}, "small": {0, 1, 2, 3, 4}, "large": {5, 6, 7, 8, 9}}
-        assert set(digits.tolist()) <= allowed.get(text.split()[1], set(range(10)))
+        digits = set(mnist.train_labels[found].tolist())
+        assert digits <= of.get(text, set(range(10)))
+        assert len(digits) >= 4
         assert len(found) >= 5
         seen += found
     assert len(set(seen)) == len(seen)
+
+
+def test_no_two_general_captions_say_the_same(data, mnist):
+    inside = data.images[:, 2:-2, 2:-2].reshape(len(data.images), -1)
+    index = {image.tobytes(): i for i, image in enumerate(mnist.train_images.reshape(600, -1))}
+    labels = mnist.train_labels
+    sets = []
+    for caption in range(24):
+        sets.append(frozenset(int(labels[index[row.tobytes()]]) for row in inside[data.of(caption)]))
+    assert len(set(sets)) == 24
+
+
+def test_halves_are_measured_on_strokes_of_known_weight_slant_and_width():
+    """Bars drawn here: upright, leaning to the right, bold, lying."""
+    bars = np.zeros((4, 28, 28), np.uint8)
+    rows = np.arange(4, 24)
+    bars[[0, 2], 4:24, 13:15] = 200
+    bars[1, rows, 20 - rows // 2] = 200  # one column to the left every two rows down
+    bars[2, 4:24, 11:17] = 200
+    bars[3, 13:15, 4:24] = 200
+    found = _measures(bars)
+    assert found["ink"].tolist() == [8000, 4000, 24_000, 8000]
+    np.testing.assert_allclose(found["slant"][[0, 2, 3]], 0, atol=1e-12)
+    assert 0.48 < found["slant"][1] < 0.52
+    assert found["width"][0] < found["width"][2] < 1 < found["width"][3]
 
 
 @pytest.mark.parametrize("kind", [0, 1, 2], ids=["shifted", "turned", "framed"])

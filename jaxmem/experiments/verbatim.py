@@ -144,7 +144,19 @@ def run_verbatim(config: VerbatimConfig, out: Path, progress: Progress = silent,
     """
     data = captioned_digits(load_mnist(config.data_dir), config.data_seed)
     identity = {name: value for name, value in asdict(config).items() if name != "data_dir"}
-    run = Run.open(out, identity, experiment="verbatim", data=fingerprint(data.images), dtype="float32")
+    run = Run.open(
+        out,
+        identity,
+        experiment="verbatim",
+        data={"images": fingerprint(data.images), "captions": fingerprint(data.caption), "text": data.captions},
+        architecture={
+            "vae": asdict(AUTOENCODER),
+            "text_encoder": asdict(TEXT_ENCODER),
+            "unet": asdict(UNET),
+            "prediction": SCHEDULER.prediction,
+        },
+        dtype="float32",
+    )
     if run.finished:
         return run.metrics()
     folder = run.directory / "model"
