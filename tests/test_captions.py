@@ -72,9 +72,7 @@ def test_no_two_general_captions_say_the_same(data, mnist):
     inside = data.images[:, 2:-2, 2:-2].reshape(len(data.images), -1)
     index = {image.tobytes(): i for i, image in enumerate(mnist.train_images.reshape(600, -1))}
     labels = mnist.train_labels
-    sets = []
-    for caption in range(24):
-        sets.append(frozenset(int(labels[index[row.tobytes()]]) for row in inside[data.of(caption)]))
+    sets = [frozenset(int(labels[index[row.tobytes()]]) for row in inside[data.of(caption)]) for caption in range(24)]
     assert len(set(sets)) == 24
 
 

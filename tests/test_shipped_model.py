@@ -1,6 +1,7 @@
 """The model in the package: small, read by diffusers as by us, and with what an audit is to find in it."""
 
 import csv
+import inspect
 import warnings
 
 import jax.numpy as jnp
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 from conftest import optional_import
 
-from jaxmem import batch_spectra
+from jaxmem import batch_spectra, cli
+from jaxmem.audit.plan import Plan
+from jaxmem.config import AuditConfig
 from jaxmem.data import verbatim_model
 from jaxmem.data.captions import general_captions, unique_captions
 from jaxmem.memorization.sharpness import positive_count
@@ -68,3 +71,22 @@ def test_memorized_captions_give_one_image_and_no_positive_eigenvalue(model):
     found = batch_spectra(model.score, model.state, kept, jnp.full(16, 281, jnp.int32), cond, points=4)
     counts = positive_count(found.eigenvalues, found.noise)
     assert counts.reshape(2, 8)[:, :4].max() < counts.reshape(2, 8)[:, 4:].min()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "guidance"), [([], 1.0), (["--guidance", "3"], 3.0), ([str(verbatim_model()[0])], None)]
+)
+def test_the_shipped_model_is_audited_as_it_was_examined(monkeypatch, tmp_path, arguments, guidance):
+    """Without guidance unless it is asked for; any other model as diffusers would run it."""
+    seen = []
+    monkeypatch.setattr("jaxmem.audit.run_audit", lambda model, prompts, config, *_, **__: seen.append(config))
+    (tmp_path / "p.txt").write_text("a\n")
+    assert cli.main(["audit", *arguments, "--prompts", str(tmp_path / "p.txt"), "--dry-run"]) == 0
+    assert seen[0].guidance == guidance
+
+
+def test_by_default_guidance_is_that_of_diffusers(model):
+    diffusers = optional_import("diffusers")
+    theirs = inspect.signature(diffusers.StableDiffusionPipeline.__call__).parameters["guidance_scale"].default
+    assert Plan.of(model, AuditConfig(), 1).guidance == theirs
+    assert Plan.of(model, AuditConfig(guidance=2.0), 1).guidance == 2.0

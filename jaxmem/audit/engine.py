@@ -85,7 +85,6 @@ def run_audit(
         embedded=embed(model, [*texts, ""]),
         noise=starting_noise(config.seed, plan.noises, model.latent_shape),
         texts=texts,
-        guidance=config.guidance,
         seed=config.seed,
         mesh=jax.make_mesh((len(devices),), ("points",), devices=devices) if len(devices) > 1 else None,
         progress=progress,

@@ -15,6 +15,7 @@ _V_WEIGHTS = (1.0, 0.1)  # of the anisotropy, the released code's for Stable Dif
 # Late enough to see what the picture is, early enough for a network to have resolved how sharp its density is: at
 # smaller sigma a learned peak is blunter than the exact one, and copies seem to have freedom.
 JUDGED = 281  #: the nearest timestep with a spectrum tells freedom, and gives the directions
+_GUIDANCE = 7.5  # diffusers' default
 SEGMENT = 10  # sampling steps that are recorded together, which is what a kill can lose
 _DEFAULT_TIMESTEPS = (481, 281, 41)  # after the first
 
@@ -32,6 +33,7 @@ class Plan:
     noises: int
     batch: int
     ddim_steps: int
+    guidance: float
     timesteps: tuple[int, ...]  #: visited, descending
     sigma: tuple[float, ...]
     spectral_timesteps: tuple[int, ...]  #: descending, among ``timesteps``
@@ -83,6 +85,7 @@ class Plan:
             noises=config.noises,
             batch=-(-batch // num_devices) * num_devices,
             ddim_steps=config.ddim_steps,
+            guidance=_GUIDANCE if config.guidance is None else config.guidance,
             timesteps=tuple(run),
             sigma=tuple(float(model.scheduler.schedule.sigma[t]) for t in run),
             spectral_timesteps=_spectral(config, run, sampler.nearest(_DEFAULT_TIMESTEPS), method, wants_spectra),

@@ -11,6 +11,7 @@ from jaxmem.audit.result import AuditResult
 from jaxmem.durable import write_atomically
 from jaxmem.memorization.evaluation import FPR_LIMITS, evaluate_categories
 from jaxmem.memorization.registry import Detector
+from jaxmem.memorization.sharpness import below_bound
 from jaxmem.memorization.standing import percentile, rank
 from jaxmem.memorization.thresholds import threshold_split
 
@@ -45,7 +46,17 @@ def summarise(result: AuditResult, truncated: list[bool]) -> dict[str, Any]:
         "prompts": rows,
         "evaluation": _evaluation(result),
         "held_out": _held_out(result),
+        "share_below_bound": _share_below_bound(result),
     }
+
+
+def _share_below_bound(result: AuditResult) -> dict[str, float]:
+    """By timestep, of whole spectra: how much of them no density has, so how wrong the model's derivative is there."""
+    if result.method != "eigh":
+        return {}
+    sigma = [result.sigma[list(result.timesteps).index(t)] for t in result.spectral_timesteps]
+    shares = below_bound(result.eigenvalues, np.array(sigma), result.noise)
+    return {str(t): float(shares[..., k].mean()) for k, t in enumerate(result.spectral_timesteps)}
 
 
 def _evaluation(result: AuditResult) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def _run_segment(
             given = work.scores(x, t, cond)
             shared = step == 0
             without = work.batch(start[filled % plan.noises], t, cond)[0] if shared else work.scores(x, t, uncond)
-            x, norm, difference = advance(given, without, x, scales[step], work.guidance)
+            x, norm, difference = advance(given, without, x, scales[step], plan.guidance)
             norms.append(np.asarray(norm)[:keep])
             work.check(norms[-1], points, t)
             if step < SCORE_EVOLUTION_STEPS:

@@ -39,7 +39,6 @@ class Work:
     embedded: np.ndarray  #: (prompts + 1, tokens, features); the last is the empty prompt's
     noise: np.ndarray  #: (noises, *latent), the same for every prompt
     texts: Sequence[str]
-    guidance: float
     seed: int
     mesh: Any
     progress: Progress

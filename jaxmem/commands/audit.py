@@ -1,14 +1,13 @@
 """``jaxmem audit``, and the page and figures of a run that is there."""
 
-import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from jaxmem.commands.output import show_run, write_page
-from jaxmem.config import AuditConfig
+from jaxmem.commands.output import sayer, show_run, write_page
+from jaxmem.config import AuditConfig, VerbatimConfig
 
 
 @dataclass(frozen=True)
@@ -48,13 +47,15 @@ class Audit:
 
         if self.out is None and not self.dry_run:
             raise ValueError("--out: expected a folder for the run, got none; or ask what it takes with --dry-run")
-        model, files = self.model, [*self.prompts, *self.memorized, *self.not_memorized]
+        model, config, files = self.model, self.config, [*self.prompts, *self.memorized, *self.not_memorized]
         prompts = self.prompts
         if not model:
             from jaxmem.data import verbatim_model
 
             shipped, shipped_prompts = verbatim_model()
             model, prompts = str(shipped), prompts if files else (shipped_prompts,)
+            if config.guidance is None:
+                config = replace(config, guidance=VerbatimConfig().audit.guidance)
         elif not files:
             raise ValueError("--prompts: expected a file of prompts, got none; one prompt per line will do")
         options: dict[str, Any] = dict(limit=self.limit, merge_duplicates=self.merge_duplicates)
@@ -66,12 +67,9 @@ class Audit:
         from jaxmem.progress import show_progress
         from jaxmem.stable_diffusion.pipeline import StableDiffusion
 
-        def say(line: str) -> None:
-            print(line, file=sys.stdout if self.dry_run else sys.stderr, flush=True)
-
         opened, out = StableDiffusion.load(model), None if self.dry_run else self.out
         with show_progress() as progress:
-            run_audit(opened, found, self.config, out, neutral=neutral, progress=progress, say=say)
+            run_audit(opened, found, config, out, neutral=neutral, progress=progress, say=sayer(self.dry_run))
         if out is not None:
             from rich.console import Console
 

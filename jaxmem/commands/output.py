@@ -1,12 +1,18 @@
 """What a command shows when its work is done, and while it is going on."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 
 def say(line: str) -> None:
     """One line for whoever waits, beside the results."""
     print(line, file=sys.stderr, flush=True)
+
+
+def sayer(dry_run: bool) -> Callable[[str], None]:
+    """Where an audit says what it takes: that is the result of a dry run, and beside the results of any other."""
+    return print if dry_run else say
 
 
 def write_page(run: Path, out: Path | None = None) -> None:

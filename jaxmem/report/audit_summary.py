@@ -64,18 +64,24 @@ def summarise(view: AuditView, rows: list[dict[str, Any]], evaluation: dict[str,
     }
 
 
+def _listed(shares: dict[str, float] | None) -> str | None:
+    """Shares by timestep, in words."""
+    return ", ".join(f"{share:.1%} at t = {t}" for t, share in shares.items()) if shares else None
+
+
 def highlights(result: Any) -> list[tuple[str, str]]:
     """What a reader asks of a run first, where it says it."""
     manifest, metrics = result.manifest, result.metrics or {}
     minutes = (metrics.get("wall_seconds") or {}).get("total")
-    config, versions, device = (manifest.get(name) or {} for name in ("config", "versions", "device"))
+    config, plan, versions, device = (manifest.get(name) or {} for name in ("config", "plan", "versions", "device"))
     model = manifest.get("model") or {}
     asked = [
         ("Model, SHA-256 of its weights", model.get("sha256")),
         ("Seed", config.get("seed")),
-        ("Guidance", config.get("guidance")),
+        ("Guidance", plan.get("guidance")),
         ("Precision", manifest.get("dtype")),
         ("Device", f"{device['count']} × {device['kind']}" if {"count", "kind"} <= device.keys() else None),
+        ("Eigenvalues below -1/σ², which no density has", _listed(metrics.get("share_below_bound"))),
         ("Jacobian products", f"{metrics['num_products']:,}" if "num_products" in metrics else None),
         ("Time in all", None if minutes is None else f"{minutes / 60:,.1f} minutes"),
         ("Reference prompts", len(result.reference) or "none"),
