@@ -119,7 +119,8 @@ def audit(
 def write_run(folder, seed=0):
     """The run of an audit of four prompts × two noises in two batches, without spectra, with made-up numbers."""
     rng = np.random.default_rng(seed)
-    steps = dict(ddim_steps=2, timesteps=(501, 1), sigma=(0.85, 0.041), spectral_timesteps=(), anisotropy_timestep=None)
+    steps = dict(ddim_steps=2, guidance=7.5, timesteps=(501, 1), sigma=(0.85, 0.041))
+    steps |= dict(spectral_timesteps=(), anisotropy_timestep=None)
     plan = Plan(
         num_prompts=4, num_reference=0, noises=2, batch=4, **steps, method="none", num_steps=20, count_budget=None,
         directions=0, latent_shape=(8, 8, 4),

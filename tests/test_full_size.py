@@ -5,6 +5,10 @@ The two sides are not in memory together where it matters: torch computes first,
 
 import gc
 import json
+import os
+import re
+import subprocess
+import sys
 import warnings
 
 import jax
@@ -12,15 +16,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_diffusion as tiny
-from conftest import optional_import
+from conftest import command_environment, optional_import
 from diffusers_parity import channels_last, close, compare_blocks
 from flax import nnx
+from test_prompts import REAL
 
 from jaxmem import NoiseSchedule, score_jacobian
+from jaxmem.runs import Run
 from jaxmem.score import NetworkScore
 from jaxmem.stable_diffusion import weights
-from jaxmem.stable_diffusion.configs import TextEncoderConfig, UNetConfig, VAEConfig
+from jaxmem.stable_diffusion.configs import SchedulerConfig, TextEncoderConfig, UNetConfig, VAEConfig
+from jaxmem.stable_diffusion.pipeline import StableDiffusion
 from jaxmem.stable_diffusion.text_encoder import TextEncoder
+from jaxmem.stable_diffusion.tokenizer import byte_tokenizer
 from jaxmem.stable_diffusion.unet import UNet
 from jaxmem.stable_diffusion.vae import VAE
 
@@ -119,3 +127,29 @@ def test_autoencoder(torch, diffusers, tmp_path):
     # From the same latents: what encoding rounded would count a second time.
     close(ours.decode(scale * channels_last(moments.mean[0])), decoded[0], 1e-4)
     assert np.isfinite(decoded.numpy()).all()
+
+
+def test_an_audit_of_two_prompts_fits(tmp_path):
+    """The command on a folder of Stable Diffusion v1.4's sizes: default detectors, one noise, one step, 24 GiB."""
+    made = (UNet(UNetConfig(), rngs=nnx.Rngs(0)), TextEncoder(TextEncoderConfig(), rngs=nnx.Rngs(1)))
+    scheduler = SchedulerConfig(NoiseSchedule.stable_diffusion(), "eps")
+    model = StableDiffusion.from_modules(*made, VAE(VAEConfig(), rngs=nnx.Rngs(2)), byte_tokenizer(), scheduler)
+    folder = model.export(tmp_path / "model", np.float16)
+    del model, made
+    gc.collect()
+    (tmp_path / "two.txt").write_text("a lighthouse\na book of maps\n")
+    prompts = REAL / "memorized_laion_prompts.csv" if REAL.is_dir() else tmp_path / "two.txt"
+    options = ["--limit", "2", "--noises", "1", "--steps-run", "1", "--out", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "jaxmem", "audit", str(folder), "--prompts", str(prompts), *options]
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(command, env=command_environment(), stdout=log, stderr=log)
+        _, status, usage = os.wait4(process.pid, 0)
+    said = (tmp_path / "log").read_text()
+    assert status == 0, said[-3000:]
+    assert usage.ru_maxrss < 24 * 2**20  # KiB
+    assert re.search(r"time: about .* per prompt, at [\d.]+ s an evaluation and [\d.]+ s a product", said)
+    metrics = Run.read(tmp_path / "run").metrics()
+    assert metrics["detectors"] == ["wen-1", "jeon", "anisotropy", "largest-sum@t981", "largest@t981", "smallest@t981"]
+    assert metrics["num_products"] == 2 * (2 * 20 + 3 + 2)
+    assert all(np.isfinite(list(row["scores"].values())).all() for row in metrics["prompts"])
+    print(said, f"{usage.ru_maxrss / 2**20:.1f} GiB, {usage.ru_utime + usage.ru_stime:.0f} s of CPU")

@@ -223,6 +223,17 @@ def test_thumbnails_are_small_and_exact_where_they_can_be():
     assert len(large) < 20_000  # noise, the worst case
 
 
+def test_long_lists_have_pictures_of_the_first_prompts(result, undrawn, monkeypatch):
+    whole = render(result)
+    monkeypatch.setattr("jaxmem.report.html.MOST_PICTURES", 4)
+    few = render(result)
+    shown = "Pictures are shown of the first 4 prompts"
+    assert shown in text_of(few)
+    ranking = few.split('id="ranking-table"')[1].split("</table>")[0].split("<tr")[2:]
+    assert ["data:image" in row for row in ranking] == [True] * 4 + [False] * 14
+    assert shown not in text_of(whole)
+
+
 def test_sparklines_share_a_scale():
     line = Sparkline(np.array([[0.1, -0.5, -1.0], [0.2, np.nan, np.nan]]))
     assert line.points(np.array([np.nan])) == ""

@@ -29,7 +29,8 @@ SIZE = "@@size-of-this-page@@"
 def write_report(run: str | Path | Run, out: str | Path | None = None) -> Path:
     """Write the page of an audit, finished or not, and return its path: ``report.html`` in the run's folder.
 
-    Takes seconds and some megabytes: at most 1,200 thumbnails of 112 pixels, and figures as SVG.
+    Takes seconds and some megabytes: figures as SVG, and at most 1,200 thumbnails of 112 pixels, of the prompts that
+    stand first.
 
     Raises:
         ValueError: there is no run of an audit in the folder, or its files are damaged.
@@ -63,6 +64,7 @@ def render(result: Any, title: str = "Memorization audit", written: str = "") ->
         held_out=(result.metrics or {}).get("held_out", {}),
         titles={detector.name: detector.title for detector in view.detectors},
         costs={row["detector"]: row for row in result.costs}, figures=_figures(view), facts=_facts(result.manifest),
+        pictured=len(rows) if result.images is None else min(len(rows), MOST_PICTURES),
         highlights=highlights(result), directions=_directions(result),
         rules=_sparkline(view).height(np.array([0.0, -0.5])).tolist() if view.has_spectra else [],
         blocks=audit_figures.balanced(every, BLOCK) if len(every) > len(view.leads) else [], glossary=_glossary(view),
@@ -151,7 +153,7 @@ def _rows(view: AuditView) -> list[dict[str, Any]]:
     spark = _sparkline(view) if view.has_spectra else None
     rows = []
     for place, i in enumerate(view.order.tolist()):
-        shown = [] if images is None else np.flatnonzero(sampled[i])[:each].tolist()
+        shown = [] if images is None or place >= MOST_PICTURES else np.flatnonzero(sampled[i])[:each].tolist()
         rows.append(
             {
                 "index": i,
