@@ -113,7 +113,7 @@ def gather(
 
 
 def first_of_each(prompts: Sequence[Prompt], number: int) -> list[Prompt]:
-    """The first ``number`` prompts of each category, category by category.
+    """The first ``number`` prompts of each category, category by category; those that have none are of ``"none"``.
 
     Raises:
         ValueError: no prompt has a category, or a number below 1.
@@ -122,9 +122,9 @@ def first_of_each(prompts: Sequence[Prompt], number: int) -> list[Prompt]:
         raise ValueError(f"per_category: expected at least 1 prompt of each, got {number}")
     kinds: dict[str, list[Prompt]] = {}
     for prompt in prompts:
-        if prompt.category is not None:
-            kinds.setdefault(prompt.category, []).append(prompt)
-    if not kinds:
+        kind = prompt.category or "none"
+        kinds.setdefault(kind, []).append(prompt._replace(category=kind))
+    if all(prompt.category is None for prompt in prompts):
         raise ValueError(
             f"prompts: expected a category of each, such as a column 'category', got none in {len(prompts)} prompts;"
             f" without categories there is jaxmem audit"
@@ -136,6 +136,8 @@ def _decode(path: Path) -> str:
     if not path.is_file():
         raise ValueError(f"{path}: expected a file of prompts, got no such file")
     content = path.read_bytes()
+    if b"\0" in content:
+        raise ValueError(f"{path}: expected text in UTF-8, got zero bytes, as UTF-16 has them; save the file as UTF-8")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -149,7 +151,7 @@ def _decode(path: Path) -> str:
 
 
 def _lines(_: Path, text: str) -> Iterator[tuple[int, Prompt]]:
-    for number, line in enumerate(io.StringIO(text), 1):
+    for number, line in enumerate(io.StringIO(text, newline=None), 1):
         if line.strip():
             yield number, Prompt(line.strip())
 
@@ -219,6 +221,8 @@ def _prompt(path: Path, line: int, values: dict[str, Any]) -> Prompt:
     if isinstance(label, float) and label.is_integer():
         label = int(label)
     name = str("" if label is None else int(label) if isinstance(label, bool) else label).strip().lower()
+    if name in ("1.0", "0.0"):  # pandas writes a column of whole numbers with gaps so
+        name = name[0]
     if name and name not in _LABELS:
         raise ValueError(
             f"{path}, line {line}: expected a label 1 or 0, true or false, yes or no, memorized or unmemorized, or"

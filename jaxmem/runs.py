@@ -289,10 +289,14 @@ def _list_differences(names: dict[str, Any], old: dict[str, Any], new: dict[str,
 
 
 _absent = object()
+_LONGEST_SHOWN = 100
 
 
 def _shown(value: Any) -> str:
-    return "nothing" if value is _absent else json.dumps(value)
+    if value is _absent:
+        return "nothing"
+    text = json.dumps(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}… ({len(text):,} characters)"
 
 
 def _refuse_differences(directory: Path, wanted: dict[str, Any], manifest: dict[str, Any]) -> None:

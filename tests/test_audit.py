@@ -377,6 +377,16 @@ def test_another_config_or_model_is_another_run(model, out):
         read_audit(other)
 
 
+def test_a_run_of_an_older_version_is_named(out, tmp_path):
+    shutil.copytree(out, tmp_path / "run")
+    path = tmp_path / "run/manifest.json"
+    manifest = json.loads(path.read_text())
+    for plan in ({name: value for name, value in manifest["plan"].items() if name != "guidance"}, None):
+        path.write_text(json.dumps(manifest | {"plan": plan}))
+        with pytest.raises(ValueError, match="expected the plan of an audit of this version of jaxmem"):
+            read_audit(Run.read(tmp_path / "run"))
+
+
 def test_a_damaged_array_is_named(out, tmp_path):
     shutil.copytree(out, tmp_path / "run")
     path = tmp_path / "run/arrays/jeon-00000.npy"
@@ -420,6 +430,8 @@ def test_bad_prompts_and_weights_leave_nothing(model, tmp_path, monkeypatch):
         run_audit(model, [], CONFIG, tmp_path / "run")
     with pytest.raises(ValueError, match="reference: expected prompts that are not audited, got 1 that are"):
         run_audit(model, PROMPTS, CONFIG, tmp_path / "run", neutral=[Prompt(PROMPTS[0].text, True, "VM")])
+    with pytest.raises(ValueError, match="prompts: expected another category than 'all'"):
+        run_audit(model, [*PROMPTS, Prompt("b", True, "all")], CONFIG, tmp_path / "run")
     networks = [nnx.merge(*model.components[part].load()) for part in ("unet", "text_encoder", "vae")]
     weight = networks[0].conv_out.weight
     weight.set_value(weight[...].at[0].set(jnp.nan))

@@ -53,7 +53,10 @@ def test_without_categories_or_spectra_there_is_no_figure(tmp_path):
 
 def test_the_first_prompts_of_each_category():
     prompts = [Prompt(f"{kind} {i}", None, kind) for i in range(3) for kind in ("b", "a")]
-    assert [p.text for p in first_of_each([*prompts, Prompt("alone")], 2)] == ["b 0", "b 1", "a 0", "a 1"]
+    assert [p.text for p in first_of_each(prompts, 2)] == ["b 0", "b 1", "a 0", "a 1"]
+    # The lists that are public give memorized prompts a type, and the others none.
+    found = first_of_each([*prompts, Prompt("alone", False), Prompt("x", None, "none")], 2)
+    assert found[4:] == [Prompt("alone", False, "none"), Prompt("x", None, "none")]
     with pytest.raises(ValueError, match=r"expected a category of each"):
         first_of_each([Prompt("alone")], 2)
     with pytest.raises(ValueError, match=r"per_category: expected at least 1 prompt of each, got 0"):

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from jaxmem.data.captions import (
+    _DIGITS,
+    _HALVES,
     CATEGORIES,
     NUM_VARIANTS,
     _measures,
@@ -62,18 +64,37 @@ def test_general_captions_hold_different_images_of_which_they_are_true(data, mni
         found = [index[row.tobytes()] for row in inside[data.of(caption)]]
         digits = set(mnist.train_labels[found].tolist())
         assert digits <= of.get(text, set(range(10)))
-        assert len(digits) >= 4
         assert len(found) >= 5
         seen += found
     assert len(set(seen)) == len(seen)
 
 
-def test_no_two_general_captions_say_the_same(data, mnist):
+def test_no_two_general_captions_say_the_same():
+    assert len({frozenset(digits) for digits in _DIGITS.values()}) == len(_DIGITS) == 24
+    assert len(set(_HALVES.values())) == len(_HALVES) == 6
+    assert min(len(set(digits)) for digits in _DIGITS.values()) >= 4
+
+
+@pytest.mark.parametrize(("caption", "name", "upper"), [(text, *half) for text, half in _HALVES.items()])
+def test_a_half_is_above_or_below_the_median_of_its_digit(data, mnist, caption, name, upper):
     inside = data.images[:, 2:-2, 2:-2].reshape(len(data.images), -1)
     index = {image.tobytes(): i for i, image in enumerate(mnist.train_images.reshape(600, -1))}
-    labels = mnist.train_labels
-    sets = [frozenset(int(labels[index[row.tobytes()]]) for row in inside[data.of(caption)]) for caption in range(24)]
-    assert len(set(sets)) == 24
+    general = np.flatnonzero(data.caption < 30)
+    digits = mnist.train_labels[[index[row.tobytes()] for row in inside[general]]]
+    values = _measures(data.images[general][:, 2:-2, 2:-2])[name]
+    mine = data.caption[general] == general_captions().index(caption)
+    assert mine.sum() >= 5
+    for digit in range(10):
+        median = np.median(values[digits == digit])
+        found = values[mine & (digits == digit)]
+        assert (found > median if upper else found <= median).all()
+
+
+def test_the_words_mean_these_halves():
+    """Bold has more ink, slanted leans more, wide is wider for its height."""
+    assert _HALVES["a bold digit"] == ("ink", True)
+    assert _HALVES["a slanted digit"] == ("slant", True)
+    assert _HALVES["a wide digit"] == ("width", True)
 
 
 def test_halves_are_measured_on_strokes_of_known_weight_slant_and_width():

@@ -144,6 +144,7 @@ def test_an_audit_of_two_prompts_fits(tmp_path):
     with open(tmp_path / "log", "w") as log:
         process = subprocess.Popen(command, env=command_environment(), stdout=log, stderr=log)
         _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
     said = (tmp_path / "log").read_text()
     assert status == 0, said[-3000:]
     assert usage.ru_maxrss < 24 * 2**20  # KiB

@@ -39,6 +39,12 @@ def test_tables_with_any_separator(tmp_path, separator):
     ]  # fmt: skip
 
 
+def test_labels_as_pandas_writes_them_and_lines_of_old_macs(tmp_path):
+    path = written(tmp_path, "p.csv", "prompt,label\na,1.0\nb,0.0\nc,\n")
+    assert [prompt.label for prompt in read_prompts(path)] == [True, False, None]
+    assert [prompt.text for prompt in read_prompts(written(tmp_path, "p.txt", "a\rb\r\nc\n"))] == ["a", "b", "c"]
+
+
 def test_a_table_of_one_column(tmp_path):
     assert read_prompts(written(tmp_path, "p.CSV", "PROMPT\na cat\na dog")) == [Prompt("a cat"), Prompt("a dog")]
     assert read_prompts(written(tmp_path, "p.tsv", "text\tlabel\na\ttrue\n")) == [Prompt("a", True)]
@@ -72,6 +78,7 @@ def test_a_very_long_prompt_is_legal(tmp_path):
         ("p.md", "a", r"named \.txt, \.csv, \.tsv or \.jsonl, got '\.md'"),
         ("p.txt", b"ok\na\xe9b\n", r"p\.txt, line 2: expected text in UTF-8, got byte 0xe9 at position 4"),
         ("p.txt", b"\xef\xbb\xbfok\n\xff", r"line 2: expected text in UTF-8, got byte 0xff at position 6"),
+        ("p.txt", "a cat\n".encode("utf-16-le"), "expected text in UTF-8, got zero bytes"),
         ("p.csv", "id;url\n1;x\n", r"a column named prompt or caption or text, got the columns 'id', 'url'"),
         ("p.csv", "prompt,label\na,1\nb,maybe\n", r"line 3: expected a label 1 or 0, .* got 'maybe'"),
         ("p.csv", "prompt,label\na,1\n,0\n", r"line 3: expected a prompt, got ''"),

@@ -145,8 +145,8 @@ def test_the_page_of_a_run_that_has_done_nothing(result):
         ),
         (
             {"images": False, "steps": 1},
-            ["timesteps 981 to 981", "took the first steps"],
-            ["Where a picture can go", "Tiled distance"],
+            ["timesteps 981 to 981", "took the first steps", "No spectrum was taken late enough to tell"],
+            ["Where a picture can go", "Tiled distance", "no freedom", "no free direction"],
         ),
         (
             {"method": "lanczos"},

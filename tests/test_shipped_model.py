@@ -61,7 +61,7 @@ def test_memorized_captions_give_one_image_and_no_positive_eigenvalue(model):
     noise = np.random.default_rng(1).normal(size=(2, *model.latent_shape)).astype(np.float32)
     starts = jnp.asarray(np.concatenate([np.repeat(noise[i : i + 1], 8, 0) for i in range(2)]))
     kept = None
-    for t, x in model.path(starts, prompts * 2):
+    for t, x in model.path(starts, prompts * 2, guidance=1.0):
         if t == 281:
             kept = x
     images = model.decode(x).astype(float).mean(-1).reshape(2, 8, -1)

@@ -34,6 +34,7 @@ def run_audit(
     out: str | Path | None,
     *,
     neutral: Sequence[Prompt] = (),
+    name: str = "",
     progress: Progress = silent,
     say: Say = quiet,
 ) -> dict[str, Any]:
@@ -45,6 +46,7 @@ def run_audit(
         config: how.
         out: folder of the run; None says what it would take and returns nothing.
         neutral: prompts that ranks are compared with (percentiles); they are measured in the same run.
+        name: what the model is called, for people; the run knows it by the hash of its weights.
         progress: told of each stage.
         say: gets the estimate of work, time and memory before the run is begun, line by line.
 
@@ -68,6 +70,8 @@ def run_audit(
         [(f"{'audited' if n < len(prompts) else 'reference'} prompt {n + 1}", p) for n, p in enumerate(every)],
         "prompts",
     )
+    if any(prompt.category == "all" for prompt in prompts):
+        raise ValueError("prompts: expected another category than 'all', which is that of the total; rename it")
     devices = jax.local_devices()
     plan = Plan.of(model, config, len(prompts), len(neutral), len(devices))
     parameters = sum(component.float32_bytes for component in model.components.values())
@@ -90,7 +94,8 @@ def run_audit(
         progress=progress,
     )
     config_values = asdict(config) | {
-        "prompts": [{"prompt": p.text, "label": p.label, "category": p.category} for p in every]
+        "guidance": plan.guidance,
+        "prompts": [{"prompt": p.text, "label": p.label, "category": p.category} for p in every],
     }
 
     def open_run(folder: str | Path) -> Run:
@@ -102,6 +107,8 @@ def run_audit(
     if run is not None and run.finished:
         return run.metrics()
     expected = estimate(work)
+    if name:
+        say(f"model: {name}")
     for line in expected.lines:
         say(line)
     if out is None:
@@ -115,16 +122,17 @@ def run_audit(
     run_spectra(work, expected.programs, expected.spectrum_bytes)
     run_counts(work)
     run_directions(work, expected.programs)
-    return _finish(run, plan, truncated)
+    return _finish(run, plan, truncated, name)
 
 
 def _holds_something(path: Path) -> bool:
     return path.exists() and not (path.is_dir() and not any(path.iterdir()))
 
 
-def _finish(run: Run, plan: Plan, truncated: list[bool]) -> dict[str, Any]:
+def _finish(run: Run, plan: Plan, truncated: list[bool], name: str) -> dict[str, Any]:
     result = read_audit(run)
     metrics = summarise(result, truncated)
+    metrics["model"] = name
     metrics["num_products"] = sum(row["products"] for row in run.rows())
     metrics["num_evaluations"] = sum(row["evaluations"] for row in run.rows())
     metrics["costs"] = result.costs

@@ -178,4 +178,5 @@ def run_counts(work: Work) -> None:
                     run.save(key, np.array([*numbers, tangent.lower, tangent.estimate, *tangent.interval], np.float64))
                 shutil.rmtree(folder, ignore_errors=True)
             done += 1
+    shutil.rmtree(run.directory / "counting", ignore_errors=True)
     work.progress("counts", total, total)

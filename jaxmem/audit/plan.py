@@ -15,6 +15,7 @@ _V_WEIGHTS = (1.0, 0.1)  # of the anisotropy, the released code's for Stable Dif
 # Late enough to see what the picture is, early enough for a network to have resolved how sharp its density is: at
 # smaller sigma a learned peak is blunter than the exact one, and copies seem to have freedom.
 JUDGED = 281  #: the nearest timestep with a spectrum tells freedom, and gives the directions
+EARLIEST_JUDGED = 501  #: before it hardly a direction is free, whatever the prompt: no freedom means nothing there
 _GUIDANCE = 7.5  # diffusers' default
 SEGMENT = 10  # sampling steps that are recorded together, which is what a kill can lose
 _DEFAULT_TIMESTEPS = (481, 281, 41)  # after the first
@@ -78,6 +79,7 @@ class Plan:
         batch = config.batch or (16 if size <= LARGEST_EXACT else 1)
         batch = min(batch, (num_prompts + num_reference) * config.noises)
         directions = config.directions if config.directions is not None else 3 if method == "eigh" else 0
+        directions *= num_prompts * config.noises > 1  # of two samples, the most and the least memorized
         wants_spectra = method != "none" or config.count_budget is not None
         return cls(
             num_prompts=num_prompts,
@@ -106,7 +108,13 @@ class Plan:
         plain: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
         }
-        return cls(**plain)
+        try:
+            return cls(**plain)
+        except TypeError as error:
+            raise ValueError(
+                f"manifest.json: expected the plan of an audit of this version of jaxmem, got another one ({error});"
+                f" run the audit again"
+            ) from None
 
     @property
     def num_points(self) -> int:

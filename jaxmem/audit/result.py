@@ -58,7 +58,7 @@ def read_audit(run: Run) -> AuditResult:
             f"{run.directory}: expected the run of an audit, got {run.manifest.get('experiment')!r} as the experiment"
             f" of its manifest"
         )
-    plan = Plan.from_manifest(run.manifest["plan"])
+    plan = Plan.from_manifest(run.manifest.get("plan") or {})
     prompts = [Prompt(row["prompt"], row["label"], row["category"]) for row in run.manifest["config"]["prompts"]]
     raw = _read_raw(run, plan)
     detectors, scores = detector_scores(plan, raw)
@@ -138,7 +138,7 @@ def _read_raw(run: Run, plan: Plan) -> Raw:
 
 def read_points(run: Run) -> np.ndarray:
     r"""The latents x_t at which spectra were taken, (N, M, K, \*latent), NaN where sampling has not come there."""
-    plan = Plan.from_manifest(run.manifest["plan"])
+    plan = Plan.from_manifest(run.manifest.get("plan") or {})
     x = np.full((plan.num_points, len(plan.spectral_timesteps), *plan.latent_shape), np.nan, np.float32)
     for number in plan.batches():
         for k, t in enumerate(plan.spectral_timesteps):

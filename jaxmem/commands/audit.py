@@ -47,12 +47,18 @@ class Audit:
 
         if self.out is None and not self.dry_run:
             raise ValueError("--out: expected a folder for the run, got none; or ask what it takes with --dry-run")
-        model, config, files = self.model, self.config, [*self.prompts, *self.memorized, *self.not_memorized]
+        model, name, config, files = (
+            self.model,
+            Path(self.model).name,
+            self.config,
+            [*self.prompts, *self.memorized, *self.not_memorized],
+        )
         prompts = self.prompts
         if not model:
             from jaxmem.data import verbatim_model
 
             shipped, shipped_prompts = verbatim_model()
+            name = "the small model of digits that ships with jaxmem"
             model, prompts = str(shipped), prompts if files else (shipped_prompts,)
             if config.guidance is None:
                 config = replace(config, guidance=VerbatimConfig().audit.guidance)
@@ -60,7 +66,7 @@ class Audit:
             raise ValueError("--prompts: expected a file of prompts, got none; one prompt per line will do")
         options: dict[str, Any] = dict(limit=self.limit, merge_duplicates=self.merge_duplicates)
         found = gather([(prompts, None), (self.memorized, True), (self.not_memorized, False)], **options)
-        neutral = self._reference(options)
+        neutral = self._reference()
         _compute_on(self.device)
 
         from jaxmem.audit import run_audit
@@ -69,7 +75,9 @@ class Audit:
 
         opened, out = StableDiffusion.load(model), None if self.dry_run else self.out
         with show_progress() as progress:
-            run_audit(opened, found, config, out, neutral=neutral, progress=progress, say=sayer(self.dry_run))
+            run_audit(
+                opened, found, config, out, neutral=neutral, name=name, progress=progress, say=sayer(self.dry_run)
+            )
         if out is not None:
             from rich.console import Console
 
@@ -78,12 +86,14 @@ class Audit:
             print_audit(out, Console())
             write_page(out)
 
-    def _reference(self, options: dict[str, Any]) -> Any:
+    def _reference(self) -> Any:
         from jaxmem.data import NEUTRAL_CAPTIONS
         from jaxmem.prompts import read_prompts
 
         if not self.neutral:
-            return [] if self.reference is None else read_prompts(self.reference, **options)
+            return (
+                [] if self.reference is None else read_prompts(self.reference, merge_duplicates=self.merge_duplicates)
+            )
         if self.reference is not None:
             raise ValueError("--reference and --neutral: expected one of them, got both; a file has its own prompts")
         captions = read_prompts(NEUTRAL_CAPTIONS)

@@ -157,11 +157,14 @@ def _general_caption(
 def _measures(images: UInt8[np.ndarray, "n 28 28"]) -> dict[str, Float[np.ndarray, " n"]]:
     """Of each image its ink; the slant to the right of its main stroke; the variance of its width over its height's."""
     ink = images.sum((1, 2), dtype=np.float64)
-    weight = images / ink[:, None, None]
     row, column = np.mgrid[: images.shape[1], : images.shape[2]]
-    row = row - (weight * row).sum((1, 2))[:, None, None]
-    column = column - (weight * column).sum((1, 2))[:, None, None]
-    high, wide, both = ((weight * moment).sum((1, 2)) for moment in (row * row, column * column, row * column))
+
+    def mean(moment: np.ndarray) -> np.ndarray:
+        return np.tensordot(images, moment.astype(np.float64), 2) / ink
+
+    high = mean(row * row) - mean(row) ** 2
+    wide = mean(column * column) - mean(column) ** 2
+    both = mean(row * column) - mean(row) * mean(column)
     return {"ink": ink, "slant": -both / high, "width": wide / high}
 
 

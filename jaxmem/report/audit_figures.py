@@ -94,7 +94,8 @@ def _strips(axis: Any, view: AuditView, those: list[int]) -> None:
     axis.set_xlim(-0.55, len(those) - 0.45)
     several = len(those) > 1
     if first.timestep is not None:
-        axis.set_xticks(range(len(those)), [str(view.detectors[d].timestep) for d in those])
+        named = _chosen(len(those), 8).tolist()
+        axis.set_xticks(named, [str(view.detectors[those[place]].timestep) for place in named])
         axis.set_xlabel("timestep t", fontsize=9)
     elif several:
         axis.set_xticks(range(len(those)), [str(view.detectors[d].number) for d in those])

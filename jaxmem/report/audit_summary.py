@@ -7,13 +7,14 @@ import numpy as np
 from jaxmem.report.audit_view import ENOUGH, STRONG, AuditView
 
 SHOWN = 3  # examples from each end of the ranking
+_MOST_LISTED = 6  # timesteps in a line
 MOST_EVIDENCE = 12  # prompts whose evidence is spelled out
 
 
 def summarise(view: AuditView, rows: list[dict[str, Any]], evaluation: dict[str, Any]) -> dict[str, Any]:
     """The numbers of the summary; None where a run cannot say."""
     fixed, others, num_spectra = None, None, 0
-    if view.exact:
+    if view.judges:
         last = view.counts["tangent"][:, :, view.judged]  # (N, M)
         complete = ~np.isnan(last).any(1)  # a noise that was not looked at may have free directions
         none_free = complete & (np.nan_to_num(last) == 0).all(1)
@@ -66,7 +67,11 @@ def summarise(view: AuditView, rows: list[dict[str, Any]], evaluation: dict[str,
 
 def _listed(shares: dict[str, float] | None) -> str | None:
     """Shares by timestep, in words."""
-    return ", ".join(f"{share:.1%} at t = {t}" for t, share in shares.items()) if shares else None
+    if not shares:
+        return None
+    if len(shares) > _MOST_LISTED:
+        return f"{min(shares.values()):.1%} to {max(shares.values()):.1%} at {len(shares)} timesteps"
+    return ", ".join(f"{share:.1%} at t = {t}" for t, share in shares.items())
 
 
 def highlights(result: Any) -> list[tuple[str, str]]:
@@ -76,6 +81,7 @@ def highlights(result: Any) -> list[tuple[str, str]]:
     config, plan, versions, device = (manifest.get(name) or {} for name in ("config", "plan", "versions", "device"))
     model = manifest.get("model") or {}
     asked = [
+        ("Model", metrics.get("model") or None),
         ("Model, SHA-256 of its weights", model.get("sha256")),
         ("Seed", config.get("seed")),
         ("Guidance", plan.get("guidance")),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmem.audit.plan import JUDGED
+from jaxmem.audit.plan import EARLIEST_JUDGED, JUDGED
 from jaxmem.memorization.sharpness import positive_count, tangent_count
 from jaxmem.memorization.standing import percentile, rank
 from jaxmem.report.style import CATEGORIES, GENERAL, MEMORIZED
@@ -201,6 +201,11 @@ class AuditView:
     def judged(self) -> int:
         """Which timestep with a spectrum says whether a prompt leaves freedom: the nearest to `JUDGED`."""
         return int(np.abs(np.asarray(self.result.spectral_timesteps) - JUDGED).argmin())
+
+    @property
+    def judges(self) -> bool:
+        """Whether a spectrum was taken late enough for a lack of freedom to mean something."""
+        return self.exact and int(self.result.spectral_timesteps[self.judged]) <= EARLIEST_JUDGED
 
     @property
     def exact(self) -> bool:

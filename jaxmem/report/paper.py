@@ -132,7 +132,9 @@ def _figure7(result: AuditResult, kinds: dict[str, np.ndarray], path: Path) -> N
                     values = sigma**2 * result.eigenvalues[members[0], j, 0, :most]
                     style = ("-", "--", ":")[j]
                     axis.plot(rank[:most], values, style, color=colour, lw=1.2, label=f"{kind}, noise {j + 1}")
-        for row, words in zip(axes, ("all prompts, one noise", "one prompt per category, three noises"), strict=True):
+        shown = min(3, result.eigenvalues.shape[1])
+        noises = "one noise" if shown == 1 else f"{('two', 'three')[shown - 2]} noises"
+        for row, words in zip(axes, ("all prompts, one noise", f"one prompt per category, {noises}"), strict=True):
             row[0].set_title(f"t = {result.spectral_timesteps[0]}: {words}", fontsize=9)
             row[1].set_title(f"the {zoom} largest", fontsize=9)
             for axis in row:

@@ -48,7 +48,7 @@ def print_audit(directory: Path, console: Console) -> None:
                 ends = found["auc_interval"]
                 areas.append(f"{kind} {found['auc']:.3f}" + (f" ({ends[0]:.3f} to {ends[1]:.3f})" if ends else ""))
         if areas:
-            console.print(f"{name}: AUC against the labels: {'; '.join(areas)}", highlight=False)
+            console.print(f"{name}: AUC against the labels: {'; '.join(areas)}", highlight=False, markup=False)
     console.print(
         f"{metrics['num_evaluations']:,} evaluations, {metrics['num_products']:,} products,"
         f" {metrics['wall_seconds']['total'] / 60:.1f} minutes. One row per prompt:"
