@@ -18,12 +18,14 @@ import pytest
 import tiny_diffusion as tiny
 from conftest import command_environment, optional_import
 from flax import nnx
+from rich.console import Console
 
 from jaxmem import cli, durable, memory
 from jaxmem.audit import engine, read_audit, run_audit
 from jaxmem.config import AuditConfig
 from jaxmem.data import verbatim_model
 from jaxmem.prompts import Prompt
+from jaxmem.report.tables import print_audit
 from jaxmem.runs import Run
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
 
@@ -375,6 +377,14 @@ def test_another_config_or_model_is_another_run(model, out):
     other.manifest = other.manifest | {"experiment": "mnist"}
     with pytest.raises(ValueError, match="expected the run of an audit, got 'mnist'"):
         read_audit(other)
+
+
+def test_the_table_shows_categories_as_they_are(out, tmp_path, capsys):
+    shutil.copytree(out, tmp_path / "run")
+    path = tmp_path / "run/metrics.json"
+    path.write_text(path.read_text().replace('"VM"', '"[/red]"'))
+    print_audit(tmp_path / "run", Console(width=200))
+    assert "[/red] " in capsys.readouterr().out
 
 
 def test_a_run_of_an_older_version_is_named(out, tmp_path):
