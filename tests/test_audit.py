@@ -217,7 +217,7 @@ def test_directions_are_decoded_eigenvectors(model, out, result, recomputed):
     assert min(either) <= 2  # the sign of an eigenvector is free
 
 
-def test_metrics_and_table(folder, out, result):
+def test_metrics_and_table(out, result):
     metrics = result.metrics
     assert [row["prompt"] for row in metrics["prompts"]] == [prompt.text for prompt in PROMPTS]
     assert [row["truncated"] for row in metrics["prompts"]] == [False, False, True, False]
@@ -229,16 +229,6 @@ def test_metrics_and_table(folder, out, result):
     assert set(metrics["evaluation"]["jeon"]) == {"all", "VM", "TM"}
     assert metrics["evaluation"]["jeon"]["all"]["num_negative"] == 4
     assert metrics["evaluation"]["jeon"]["all"]["tpr_at_1"] is None  # not estimable from four
-    sigma = StableDiffusion.load(folder).scheduler.schedule.sigma
-    for k, t in enumerate((801, 201)):
-        below = [
-            value < -1 / sigma[t] ** 2 - result.noise[n, j, k]
-            for n in range(4)
-            for j in range(2)
-            for value in result.eigenvalues[n, j, k].astype(np.float64)
-        ]
-        assert metrics["share_below_bound"][str(t)] == pytest.approx(np.mean(below))
-        assert 0 < np.mean(below) < 1  # random weights are no density's
     with open(out / "results.csv", encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["prompt"] for row in rows] == [prompt.text for prompt in PROMPTS]

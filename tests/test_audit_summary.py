@@ -29,6 +29,18 @@ def test_a_threshold_is_fixed_on_half_of_the_prompts_and_judged_on_the_other():
             np.testing.assert_allclose(both, accepted[labels == flag].mean(), atol=1e-12)
 
 
+def test_eigenvalues_that_no_density_has_are_counted():
+    """Two of 48 below -1/sigma² at the last timestep, one of them by less than rounding."""
+    result = synthetic_audit.audit()
+    values = result.eigenvalues.copy()
+    bound = -1 / result.sigma[list(result.timesteps).index(41)] ** 2
+    values[:, :, 3, -1], values[:, :, 3, -2] = 1.5 * bound, bound - 5e-5  # the noise is 1e-4
+    shares = summarise(result._replace(eigenvalues=values), [False] * len(result.prompts))["share_below_bound"]
+    assert shares == pytest.approx({"981": 0, "481": 0, "281": 0, "41": 1 / 48})
+    ritz = synthetic_audit.audit(method="lanczos")
+    assert summarise(ritz, [False] * len(ritz.prompts))["share_below_bound"] == {}
+
+
 def test_without_both_labels_there_is_no_threshold():
     result = synthetic_audit.audit(labels=False)
     assert summarise(result, [False] * len(result.prompts))["held_out"] == {}
