@@ -182,9 +182,13 @@ def _shifted(image: np.ndarray, images: np.ndarray, random: np.random.Generator)
 
 
 def _turned(image: np.ndarray, images: np.ndarray, random: np.random.Generator) -> np.ndarray:  # noqa: ARG001
-    """The digit turned by any angle: a closed curve."""
+    """The digit turned by up to 45 degrees either way: a bent curve.
+
+    By any angle it would be a ring, about whose centre the noised density is convex in two directions and more: the
+    trained model then has more positive eigenvalues at t = 481 than for a general caption (2.5 against 1.3).
+    """
     padded = _pad(image[None])[0].astype(np.float64)
-    angles = random.uniform(0, 360, NUM_VARIANTS)
+    angles = random.uniform(-45, 45, NUM_VARIANTS)
     return _rounded([scipy.ndimage.rotate(padded, angle, reshape=False, order=1) for angle in angles])
 
 
