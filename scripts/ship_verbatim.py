@@ -73,6 +73,10 @@ def readme_section(metrics: dict[str, Any]) -> str:
         rate = "not estimable" if found["tpr_at_1"] is None else f"{found['tpr_at_1']:.2f}"
         return f"{found['auc']:.3f} ({low:.3f} to {high:.3f}) | {rate}"
 
+    def distance(kind: str) -> str:
+        found = metrics["distance"][kind]
+        return f"{found['median']:.1f} and {found['largest']:.1f}"
+
     lines = [
         "Positive eigenvalues of 256, mean over 30 captions and four noises with its 95 % interval, beside the exact",
         "number for the caption's own training set at the same points (in italics):",
@@ -99,6 +103,7 @@ def readme_section(metrics: dict[str, Any]) -> str:
         "positive-count@t281": "positive count, t = 281",
         "tiled-l2": "tiled ℓ2 between four images",
     }
+    below = ", ".join(f"{share:.0%} at t = {at}" for at, share in metrics["share_below_bound"].items())
     t = min(map(int, counts))
     last = counts[str(t)]
     lines += [
@@ -136,8 +141,13 @@ def readme_section(metrics: dict[str, Any]) -> str:
             if name in audit
         ),
         "",
-        f"{metrics['matching_returned']:.0%} of the images of single-image captions are that image (nearest of all"
-        f" {metrics['num_images']:,} training images).",
+        f"{metrics['captions_returned']:.0%} of the single-image captions return their image, and"
+        f" {metrics['matching_returned']:.0%} of all images drawn for them are it: no other of the"
+        f" {metrics['num_images']:,} training images is nearer. Distance to the nearest training image, median and"
+        f" largest, ‖·‖₂ of grey values in [-1, 1]: single images {distance('matching')}, templates"
+        f" {distance('template')}, general captions {distance('none')}.",
+        "",
+        f"Below −1/σ², where no true eigenvalue is, lie {below} of the learned ones.",
         "",
     ]
     return "\n".join(lines)

@@ -2,7 +2,9 @@
 
 import csv
 import inspect
+import json
 import warnings
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -31,6 +33,31 @@ def test_it_is_small_and_its_captions_are_those_it_was_trained_on():
     assert tuple(row["prompt"] for row in rows) == general_captions() + unique_captions()
     assert [row["category"] for row in rows] == ["none"] * 30 + ["matching"] * 30 + ["template"] * 30
     assert all((row["category"] == "none") == (row["label"] == "0") for row in rows)
+
+
+def test_what_was_measured_of_it_bears_out_the_method():
+    """Detectors of single images nearly perfect, counts in the order of the training sets' exact ones."""
+    results = Path(__file__).parent.parent / "benchmarks" / "results" / "verbatim.json"
+    metrics = json.loads(results.read_text())
+    audit = metrics["auc"]["audit"]
+    counts = [f"{statistic}-count@t{t}" for statistic in ("positive", "tangent") for t in (281, 41)]
+    for name in (*counts, "wen-1", "jeon"):
+        assert audit[name]["matching"]["auc"] >= 0.99, name
+        assert audit[name]["matching"]["num_negative"] >= 100
+    assert audit["largest-sum@t981"]["matching"]["auc"] >= 0.95
+    assert metrics["captions_returned"] == 1
+    compared = 0
+    for t, row in metrics["counts"].items():
+        for statistic in ("positive", "tangent"):
+            for less, more in (("matching", "template"), ("template", "none")):
+                exact, model = (
+                    (row[less][name][1][1], row[more][name][1][0])  # the upper end of one, the lower of the other
+                    for name in (f"{statistic}_of_training_set", statistic)
+                )
+                if exact[0] < exact[1]:
+                    assert model[0] < model[1], (t, statistic, less, more)
+                    compared += 1
+    assert compared >= 6
 
 
 def test_diffusers_draws_the_same_images(model):

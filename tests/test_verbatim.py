@@ -76,6 +76,9 @@ def test_a_run_trains_exports_audits_and_is_drawn(patched, data, tmp_path):
     # Returned: no image of another caption is nearer than the caption's own.
     nearest_is_own = np.isclose(arrays["own_distance"], arrays["distance"], rtol=1e-4)[2:4]  # two float32 distances
     assert metrics["matching_returned"] == nearest_is_own.mean()
+    assert metrics["captions_returned"] == nearest_is_own.any(1).mean()
+    nearest = arrays["distance"][2:4]
+    assert metrics["distance"]["matching"] == {"median": np.median(nearest), "largest": nearest.max()}
     # Of a caption with one image the training set's Hessian is -I / sigma².
     sigma = verbatim.SCHEDULER.schedule.sigma[667]
     np.testing.assert_allclose(arrays["oracle"][2:4, :, 0], -1 / sigma**2, rtol=1e-6)

@@ -22,7 +22,14 @@ from jaxmem.data.mnist import load_mnist
 from jaxmem.diffusion import NoiseSchedule
 from jaxmem.experiments.autoencoder import encode_all, standardise, train_autoencoder
 from jaxmem.experiments.stages import save_losses, timed, wall_seconds
-from jaxmem.experiments.verbatim_analysis import areas, areas_over_time, compare, earliest, mean_counts
+from jaxmem.experiments.verbatim_analysis import (
+    areas,
+    areas_over_time,
+    compare,
+    distances,
+    earliest,
+    mean_counts,
+)
 from jaxmem.progress import Progress, Say, quiet, silent
 from jaxmem.prompts import NO_PROMPT, Prompt
 from jaxmem.runs import Run, fingerprint
@@ -174,6 +181,9 @@ def run_verbatim(config: VerbatimConfig, out: Path, progress: Progress = silent,
     metrics = {
         "counts": mean_counts(found, arrays, data.categories),
         "matching_returned": arrays["returned"].mean(),
+        "captions_returned": arrays["returned"].any(axis=1).mean(),  # from one noise at least
+        "distance": distances(arrays["distance"], data.categories),
+        "share_below_bound": audit.metrics()["share_below_bound"],
         "num_images": len(data.images),
         "num_parameters": sum(component.float32_bytes // 4 for component in model.components.values()),
         "num_products": audit.metrics()["num_products"] + course.metrics()["num_products"],

@@ -83,6 +83,15 @@ def mean_counts(found: AuditResult, arrays: dict[str, np.ndarray], categories: S
     return table
 
 
+def distances(distance: np.ndarray, categories: Sequence[str]) -> dict[str, dict[str, float]]:
+    """By category: the median and the largest distance from a generated image to the nearest training image."""
+    kinds = np.array(categories)
+    return {
+        name: {"median": float(np.median(distance[kinds == name])), "largest": float(distance[kinds == name].max())}
+        for name in CATEGORIES
+    }
+
+
 def areas(audit: Run) -> dict[str, Any]:
     """Of each detector and memorized category against *none*: AUC, its interval and the rates at few false alarms."""
     names = ("auc", "auc_interval", "tpr_at_1", "tpr_at_3", "num_negative")

@@ -185,4 +185,7 @@ def _verbatim(metrics: dict[str, Any], config: dict[str, Any], console: Console)
     for name, found in metrics["earliest"].items():
         times = ", ".join(f"{kind} {'never' if t is None else f't = {t}'}" for kind, t in found.items())
         console.print(f"{name}: AUC 0.95 from {times}", highlight=False)
-    console.print(f"{metrics['matching_returned']:.0%} of the images of matching captions are their training image.")
+    console.print(
+        f"{metrics['captions_returned']:.0%} of the matching captions return their training image,"
+        f" {metrics['matching_returned']:.0%} of the images drawn for them are it."
+    )
