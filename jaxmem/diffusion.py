@@ -217,8 +217,8 @@ def _batched_step(score: Any, state: Any, x: Array, t: Array, cond: Any, scales:
 
 
 def ddim_path(
-    sampler: DDIM, score: Any, state: Any, noise: Shaped[Array, "n *shape"], cond: Any = None, *, first: int = 0
-) -> Iterator[tuple[int, Float[Array, "n *shape"]]]:
+    sampler: DDIM, score: Any, state: Any, noise: Shaped[Array, " n *shape"], cond: Any = None, *, first: int = 0
+) -> Iterator[tuple[int, Float[Array, " n *shape"]]]:
     """Yield ``(t, x_t)`` before each step and ``(-1, x_0)`` at the end, for a batch of starting noises.
 
     ``cond`` is any pytree whose leaves have the batch as leading axis, or None. The loop runs in Python, so the caller
@@ -237,10 +237,10 @@ def sample_ddim(
     sampler: DDIM,
     score: Any,
     state: Any,
-    noise: Shaped[Array, "n *shape"],
+    noise: Shaped[Array, " n *shape"],
     cond: Any = None,
     keep: Sequence[int] = (),
-) -> tuple[Float[Array, "n *shape"], dict[int, Float[Array, "n *shape"]]]:
+) -> tuple[Float[Array, " n *shape"], dict[int, Float[Array, " n *shape"]]]:
     """Sample a batch and return ``(x_0, {t: x_t for t in keep})``.
 
     Raises:

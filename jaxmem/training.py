@@ -173,7 +173,7 @@ def _step(
 def train(
     score: Score,
     state: Any,
-    data: tuple[Float[Array, "n *shape"], Any],
+    data: tuple[Float[Array, " n *shape"], Any],
     schedule: NoiseSchedule,
     config: TrainingConfig,
     *,

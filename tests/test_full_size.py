@@ -64,19 +64,25 @@ def test_unet_block_by_block(torch, diffusers, unet_folder):
     close(ours(channels_last(x[0]), 501, channels_last(cond[0])), expected, 1e-4)
 
 
-def test_unet_jacobian_products(torch, diffusers, unet_folder):
-    generator = torch.Generator().manual_seed(2)
-    x, v, cond = (torch.randn(shape, generator=generator) for shape in ((1, 4, 64, 64), (1, 4, 64, 64), (1, 77, 768)))
-    theirs = diffusers.UNet2DConditionModel.from_pretrained(unet_folder).eval().requires_grad_(False)
+def torch_products(torch, unet, x, v, cond):
+    """The output, J v and Jᵀ v; nothing here outlives the call."""
 
     def f(x):
-        return theirs(x, torch.tensor(501), cond).sample
+        return unet(x, torch.tensor(501), cond).sample
 
     with warnings.catch_warnings(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         warnings.simplefilter("ignore")  # torch's own, at its first forward-mode product
         value, product = torch.func.jvp(f, (x,), (v,))
     at = x.clone().requires_grad_()
     (cotangent,) = torch.autograd.grad(f(at), at, v)
+    return value, product, cotangent
+
+
+def test_unet_jacobian_products(torch, diffusers, unet_folder):
+    generator = torch.Generator().manual_seed(2)
+    x, v, cond = (torch.randn(shape, generator=generator) for shape in ((1, 4, 64, 64), (1, 4, 64, 64), (1, 77, 768)))
+    theirs = diffusers.UNet2DConditionModel.from_pretrained(unet_folder).eval().requires_grad_(False)
+    value, product, cotangent = torch_products(torch, theirs, x, v, cond)
     del theirs
     gc.collect()
 

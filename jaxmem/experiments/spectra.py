@@ -49,7 +49,7 @@ def record_spectra(
     run: Run,
     score: Score,
     state: Any,
-    x: Shaped[Any, "n *shape"],
+    x: Shaped[Any, " n *shape"],
     t: Any,
     cond: Any = None,
     *,

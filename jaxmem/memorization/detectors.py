@@ -127,7 +127,7 @@ def _direction(x: Array, axis: int) -> Array:
     return scaled / jnp.where(norm > 0, norm, 1)
 
 
-def score_evolution(s_delta: Float[Array, "steps *shape"]) -> Float[Array, ""]:
+def score_evolution(s_delta: Float[Array, " steps *shape"]) -> Float[Array, ""]:
     """``Σ_k ‖s_Δ(x_{k+1}) - s_Δ(x_k)‖₂²`` for k = 0, 1: from the first three steps of the sampler. High is memorized.
 
     As released (no paper): over three DDIM steps; the two terms are also reported alone. Squared, in units of x⁻².

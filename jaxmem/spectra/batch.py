@@ -72,7 +72,7 @@ def _krylov_group(
 def batch_spectra(
     score: Score,
     state: Any,
-    x: Float[Array, "n *shape"],
+    x: Float[Array, " n *shape"],
     t: Any,
     cond: Any = None,
     *,
