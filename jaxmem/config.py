@@ -247,7 +247,7 @@ class AuditConfig:
     steps_run: int | None = None
     """How many of these steps are made, from the first; by default all, and only then there is an image."""
     guidance: float | None = None
-    """By default diffusers' 7.5, for the small model shipped 1, which is none: as it was examined when it was made."""
+    """By default diffusers' 7.5; 1 is none, and the default without a MODEL: the shipped one was examined so."""
     seed: int = 0
     timesteps: tuple[int, ...] = ()
     """Timesteps of spectra, that the steps visit. By default the first; for exact ones also near 481, 281 and 41."""

@@ -113,22 +113,27 @@ def gather(
 
 
 def first_of_each(prompts: Sequence[Prompt], number: int) -> list[Prompt]:
-    """The first ``number`` prompts of each category, category by category; those that have none are of ``"none"``.
+    """The first ``number`` prompts of each category, category by category; ``"none"`` where nothing says memorized.
 
     Raises:
-        ValueError: no prompt has a category, or a number below 1.
+        ValueError: no prompt has a category, or one that is labelled memorized has none, or a number below 1.
     """
     if number < 1:
         raise ValueError(f"per_category: expected at least 1 prompt of each, got {number}")
-    kinds: dict[str, list[Prompt]] = {}
-    for prompt in prompts:
-        kind = prompt.category or "none"
-        kinds.setdefault(kind, []).append(prompt._replace(category=kind))
     if all(prompt.category is None for prompt in prompts):
         raise ValueError(
             f"prompts: expected a category of each, such as a column 'category', got none in {len(prompts)} prompts;"
             f" without categories there is jaxmem audit"
         )
+    kinds: dict[str, list[Prompt]] = {}
+    for prompt in prompts:
+        if prompt.label is True and prompt.category is None:
+            raise ValueError(
+                f"prompts: expected a category of each memorized prompt, got none of {_short(prompt.text)}; name one,"
+                f" such as 'matching verbatim'"
+            )
+        kind = prompt.category or "none"
+        kinds.setdefault(kind, []).append(prompt._replace(category=kind))
     return [prompt for kind in kinds.values() for prompt in kind[:number]]
 
 

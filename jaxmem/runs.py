@@ -15,6 +15,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from importlib.metadata import version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ from jaxmem.durable import (
 
 FORMAT = 1
 PACKAGES = ("jaxmem", "jax", "jaxlib", "flax", "optax", "numpy")
+# A unit is done when its row is there: without its arrays it has to be undone.
+_AGAIN = "delete the line of its unit in results-*.jsonl, and metrics.json, and start the same command again"
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]{0,149}")
 
 
@@ -104,7 +107,7 @@ class Run:
         if not path.is_file():
             raise ValueError(
                 f"{directory}: expected a run directory, got no manifest.json in it; give the folder that was the "
-                "--out of jaxmem reproduce"
+                "--out of a command"
             )
         return cls(directory, read_json(path, "restore it, or run the experiment again elsewhere"), 0)
 
@@ -141,14 +144,11 @@ class Run:
         """
         path = self._array(key)
         if not path.is_file():
-            raise ValueError(f"{path}: expected a saved array, got no such file; save it before its row is appended")
+            raise ValueError(f"{path}: expected a saved array, got no such file; {_AGAIN}")
         try:
             return np.load(path, allow_pickle=False)
         except (ValueError, EOFError) as error:
-            raise ValueError(
-                f"{path}: expected a whole .npy file, got a damaged one ({error}); delete it and start the same "
-                "command again"
-            ) from None
+            raise ValueError(f"{path}: expected a whole .npy file, got a damaged one ({error}); {_AGAIN}") from None
 
     def append(self, row: dict[str, Any]) -> None:
         """Record one finished unit as a line of ``results-<process>.jsonl``, on disk when this returns.
@@ -283,9 +283,16 @@ def _list_differences(names: dict[str, Any], old: dict[str, Any], new: dict[str,
     fields = [
         name for name in dict.fromkeys((*before, *after)) if before.get(name, _absent) != after.get(name, _absent)
     ]
-    return "; ".join(
-        f"{name}: there {_shown(before.get(name, _absent))}, now {_shown(after.get(name, _absent))}" for name in fields
-    )
+    return "; ".join(_difference(name, before.get(name, _absent), after.get(name, _absent)) for name in fields)
+
+
+def _difference(name: str, old: Any, new: Any) -> str:
+    """What a field was and is; of long lists the first items that differ."""
+    if isinstance(old, list) and isinstance(new, list) and max(map(len, map(json.dumps, (old, new)))) > _LONGEST_SHOWN:
+        pairs = enumerate(zip_longest(old, new, fillvalue=_absent))
+        number, (old, new) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
+        name = f"{name}[{number}]"
+    return f"{name}: there {_shown(old)}, now {_shown(new)}"
 
 
 _absent = object()

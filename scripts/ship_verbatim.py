@@ -1,6 +1,8 @@
 """Put the model and the captions of a finished `jaxmem reproduce verbatim` where the package ships them.
 
 python scripts/ship_verbatim.py runs/verbatim
+
+Needs the MNIST files (JAXMEM_DATA, or they are downloaded): what is shipped is of the images of this version.
 """
 
 import csv
@@ -8,12 +10,15 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from jaxmem.config import VerbatimConfig
-from jaxmem.data.captions import CATEGORIES, NUM_UNIQUE, general_captions, unique_captions
-from jaxmem.runs import Run
+from jaxmem.data.captions import CATEGORIES, NUM_UNIQUE, captioned_digits, general_captions, unique_captions
+from jaxmem.data.mnist import load_mnist
+from jaxmem.durable import as_json
+from jaxmem.runs import Run, fingerprint
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
 
 ROOT = Path(__file__).parent.parent
@@ -29,17 +34,22 @@ def main(directory: str) -> None:
     run = Run.read(directory)
     if run.manifest.get("experiment") != "verbatim" or not run.finished:
         sys.exit(f"{directory}: expected a finished run of verbatim")
-    expected = VerbatimConfig().training.num_steps
-    if run.manifest["config"]["training"]["num_steps"] != expected:
-        sys.exit(f"{directory}: expected the {expected} training steps of the default, got another number")
+    wanted = as_json({name: value for name, value in asdict(VerbatimConfig()).items() if name != "data_dir"}, "config")
+    if run.manifest["config"] != wanted:
+        sys.exit(f"{directory}: expected a run of the default configuration, got another one")
     captions = general_captions() + unique_captions()
     if tuple(run.manifest["data"]["text"]) != captions:
         sys.exit(f"{directory}: expected a run of the captions of this version, got others")
+    images = captioned_digits(load_mnist(None), VerbatimConfig().data_seed).images
+    if run.manifest["data"]["images"] != fingerprint(images):
+        sys.exit(f"{directory}: expected a run of the images of this version, got others")
     source = run.directory / "model"
     size = sum(path.stat().st_size for path in source.rglob("*") if path.is_file())
     if size > LIMIT:
         sys.exit(f"{source}: expected at most {LIMIT:,} bytes, got {size:,}")
     StableDiffusion.load(source)
+    metrics = run.metrics()
+    section = readme_section(metrics)  # before anything is replaced: an older run lacks some of it
     shutil.rmtree(TARGET, ignore_errors=True)
     shutil.copytree(source, TARGET / "model")
     kinds = [name for name in CATEGORIES for _ in range(NUM_UNIQUE)]
@@ -49,14 +59,12 @@ def main(directory: str) -> None:
         for text, kind in zip(captions, kinds, strict=True):
             writer.writerow([text, int(kind != "none"), kind])
     print(f"{TARGET}: {size:,} bytes")
-    metrics = run.metrics()
     RESULTS.write_text(json.dumps(metrics, indent=1) + "\n")
     for name in FIGURES:
         shutil.copy(run.directory / "figures" / f"{name}.png", ROOT / "docs" / f"verbatim_{name}.png")
     readme = (ROOT / "README.md").read_text()
     begin, end = "<!-- verbatim -->\n", "<!-- /verbatim -->"
-    section = begin + readme_section(metrics) + end
-    (ROOT / "README.md").write_text(re.sub(f"{begin}.*{end}", lambda _: section, readme, flags=re.DOTALL))
+    (ROOT / "README.md").write_text(re.sub(f"{begin}.*{end}", lambda _: begin + section + end, readme, flags=re.DOTALL))
 
 
 def readme_section(metrics: dict[str, Any]) -> str:
@@ -105,15 +113,17 @@ def readme_section(metrics: dict[str, Any]) -> str:
     }
     below = ", ".join(f"{share:.0%} at t = {at}" for at, share in metrics["share_below_bound"].items())
     t = min(map(int, counts))
-    last = counts[str(t)]
-    lines += [
-        "",
-        f"At t = {t} the network is blunter than its training data: positive eigenvalues of templates are"
-        f" {last['template']['positive'][0]:.1f} on average where their training sets have"
-        f" {last['template']['positive_of_training_set'][0]:.1f}, and single images have"
-        f" {last['matching']['tangent'][0]:.1f} tangent directions where there are"
-        f" {last['matching']['tangent_of_training_set'][0]:.1f}.",
-    ]
+    template, matching = (
+        [counts[str(t)][kind][statistic + of][0] for of in ("", "_of_training_set")]
+        for kind, statistic in (("template", "positive"), ("matching", "tangent"))
+    )
+    if template[0] > template[1] and matching[0] > matching[1]:
+        lines += [
+            "",
+            f"At t = {t} the network is blunter than its training data: positive eigenvalues of templates are"
+            f" {template[0]:.1f} on average where their training sets have {template[1]:.1f}, and single images have"
+            f" {matching[0]:.1f} tangent directions where there are {matching[1]:.1f}.",
+        ]
     short = [f"`{name}` ({audit[name]['matching']['auc']:.3f})" for name in PROMISED if _below(audit[name])]
     if short:
         lines += ["", f"Below an AUC of {ENOUGH} against single images: {', '.join(short)}."]
@@ -141,8 +151,8 @@ def readme_section(metrics: dict[str, Any]) -> str:
             if name in audit
         ),
         "",
-        f"{metrics['captions_returned']:.0%} of the single-image captions return their image, and"
-        f" {metrics['matching_returned']:.0%} of all images drawn for them are it: no other of the"
+        f"{metrics['captions_returned']:.0%} of the single-image captions return their image from at least one noise,"
+        f" and {metrics['matching_returned']:.0%} of all images drawn for them are it: no other of the"
         f" {metrics['num_images']:,} training images is nearer. Distance to the nearest training image, median and"
         f" largest, ‖·‖₂ of grey values in [-1, 1]: single images {distance('matching')}, templates"
         f" {distance('template')}, general captions {distance('none')}.",

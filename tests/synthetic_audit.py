@@ -72,9 +72,9 @@ def audit(
         "config": {
             "prompts": [p._asdict() for p in [*prompts, *neutral]],
             "seed": 7,
-            "guidance": 7.5,
             "ddim_steps": 50,
         },
+        "plan": {"guidance": 7.5},
         "experiment": "audit",
         "model": {"sha256": "5f" * 32, "unet": {"channels": [32, 64], "cross_attention_dim": 64}},
         "dtype": "float32",
@@ -99,6 +99,8 @@ def audit(
         "prompts": [{"prompt": p.text, "truncated": i == 1} for i, p in enumerate(prompts)],
         "evaluation": evaluation,
         "num_products": 1234,
+        "model": "the synthetic one",
+        "share_below_bound": {"981": 0.0, "41": 0.125},
         "wall_seconds": {"total": 754.0},
     }
     most, least = n - 1, 0

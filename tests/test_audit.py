@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from rich.console import Console
 
 from jaxmem import cli, durable, memory
 from jaxmem.audit import engine, read_audit, run_audit
+from jaxmem.audit.plan import Plan, judged
 from jaxmem.config import AuditConfig
 from jaxmem.data import verbatim_model
 from jaxmem.prompts import Prompt
@@ -387,6 +389,46 @@ def test_a_run_of_an_older_version_is_named(out, tmp_path):
             read_audit(Run.read(tmp_path / "run"))
 
 
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        (dict(plan=[1]), "expected the plan of an audit"),
+        (dict(plan="x"), "expected the plan of an audit"),
+        (dict(config={}), r"expected prompts with label and category in the config of manifest\.json, got none"),
+        (dict(config={"prompts": ["a"]}), r"expected prompts with label and category"),
+        (dict(config={"prompts": []}), r"expected \d+ prompts in manifest\.json, as in its plan, got 0"),
+    ],
+)
+def test_a_damaged_manifest_is_named(out, tmp_path, changes, match):
+    shutil.copytree(out, tmp_path / "run")
+    path = tmp_path / "run/manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(ValueError, match=match):
+        read_audit(Run.read(tmp_path / "run"))
+
+
+def test_a_damaged_cost_is_named(out, tmp_path):
+    shutil.copytree(out, tmp_path / "run")
+    with open(tmp_path / "run/costs-0.jsonl", "a") as stream:
+        stream.write('{"key": "jeon-00000", "seconds": 1, "bytes": 1}\n')
+    with pytest.raises(ValueError, match=r"a line of 'jeon-00000' without evaluations, stage; delete that line"):
+        read_audit(Run.read(tmp_path / "run"))
+
+
+def test_a_damaged_array_is_made_again_as_its_message_says(out, model, tmp_path):
+    shutil.copytree(out, tmp_path / "run")
+    path, rows = tmp_path / "run/arrays/jeon-00000.npy", tmp_path / "run/results-0.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:20])
+    with pytest.raises(ValueError, match=r"delete the line of its unit in results-\*\.jsonl, and metrics\.json"):
+        read_audit(Run.read(tmp_path / "run"))
+    lines = rows.read_text().splitlines(keepends=True)
+    rows.write_text("".join(line for line in lines if json.loads(line)["key"] != "jeon-00000"))
+    (tmp_path / "run/metrics.json").unlink()
+    run_audit(model, PROMPTS, CONFIG, tmp_path / "run", neutral=NEUTRAL)
+    assert path.read_bytes() == whole
+
+
 def test_a_damaged_array_is_named(out, tmp_path):
     shutil.copytree(out, tmp_path / "run")
     path = tmp_path / "run/arrays/jeon-00000.npy"
@@ -418,6 +460,19 @@ def test_bad_settings_leave_nothing(model, tmp_path, changes, match):
     with pytest.raises(ValueError, match=match):
         run_audit(model, PROMPTS, AuditConfig(**{**CONFIG.__dict__, **changes}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_directions_need_two_samples(model):
+    with pytest.raises(ValueError, match="directions: expected 0 for one sample of one prompt, got 2"):
+        Plan.of(model, replace(CONFIG, noises=1), 1)
+    assert Plan.of(model, replace(CONFIG, noises=1, directions=None), 1).directions == 0
+    assert Plan.of(model, CONFIG, 1).directions == 2
+
+
+def test_freedom_is_judged_late_enough():
+    assert judged([981, 481, 281, 41]) == 281
+    assert judged([981, 541, 1]) == 1  # 541 is nearer, but too early
+    assert judged([981, 541]) == 541
 
 
 def test_bad_prompts_and_weights_leave_nothing(model, tmp_path, monkeypatch):

@@ -50,9 +50,10 @@ def test_without_both_labels_there_is_no_threshold():
 @pytest.mark.parametrize("images", [True, False])
 def test_the_papers_figures_are_drawn_from_an_audit(tmp_path, method, images):
     result = synthetic_audit.audit(method=method, images=images)
-    result = result._replace(prompts=[*result.prompts[:-1], NO_PROMPT])
+    hostile = Prompt(r"costs $\frac{5 and $6_^", True, r"$\x$ $")  # no formula, whatever stands between dollars
+    result = result._replace(prompts=[hostile, *result.prompts[1:-1], NO_PROMPT])
     made = paper.draw(result, tmp_path)
-    assert [path.name for path in made] == ["figure6.png", "figure7.png", "figure8.png", "figure9.png", "figure10.png"]
+    assert [path.name for path in made] == [f"figure{i}.png" for i in range(6, 12)]  # one category more
     assert all(path.stat().st_size > 10_000 for path in made)
     assert list(paper.categories(result))[-1] == "no prompt"
 
@@ -69,7 +70,9 @@ def test_the_first_prompts_of_each_category():
     # The lists that are public give memorized prompts a type, and the others none.
     found = first_of_each([*prompts, Prompt("alone", False), Prompt("x", None, "none")], 2)
     assert found[4:] == [Prompt("alone", False, "none"), Prompt("x", None, "none")]
-    with pytest.raises(ValueError, match=r"expected a category of each"):
+    with pytest.raises(ValueError, match=r"expected a category of each, such as"):
         first_of_each([Prompt("alone")], 2)
+    with pytest.raises(ValueError, match=r"expected a category of each memorized prompt, got none of 'copied'"):
+        first_of_each([*prompts, Prompt("copied", True)], 2)
     with pytest.raises(ValueError, match=r"per_category: expected at least 1 prompt of each, got 0"):
         first_of_each(prompts, 0)

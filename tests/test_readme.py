@@ -54,6 +54,21 @@ def test_what_the_readme_says_of_the_shipped_model_was_measured(monkeypatch):
     assert importlib.import_module("ship_verbatim").readme_section(metrics) in README.read_text()
 
 
+def test_what_the_readme_says_of_counts_was_measured():
+    result = json.loads((README.parent / "benchmarks" / "results" / "full_spectrum.json").read_text())["counts"]
+    true, text = result["positive"], " ".join(README.read_text().split())
+    rows = {budget: [row for row in result["rows"] if row["budget"] == budget] for budget in (0.12, 0.06, 0.02)}
+    errors = {b: np.sqrt(np.mean([(row["estimate"] - true) ** 2 for row in found])) for b, found in rows.items()}
+    held = sum(row["interval"][0] <= true <= row["interval"][1] for found in rows.values() for row in found)
+    assert f"A trained U-Net has {true} positive ones" in text
+    assert all(round(row["estimate"]) == true for row in rows[0.12])
+    assert f"with 12 % of d products ten counts of ten say {true}, with 6 % they err by {errors[0.06]:.1f}" in text
+    assert f"with 2 % by {errors[0.02]:.1f}, and all of these {held} intervals hold the truth" in text
+    assert held == sum(map(len, rows.values())) == 30
+    paper = [round(np.median([row["paper"] for row in found])) for found in rows.values()]
+    assert "the paper's count, see {}, {} and {} with the same first runs".format(*paper) in text
+
+
 def test_figures_of_the_benchmarks_page_exist():
     folder = README.parent / "benchmarks"
     for path in re.findall(r"\]\(([\w/.]+)\)", (folder / "README.md").read_text()):

@@ -129,6 +129,26 @@ def test_the_page_of_a_partial_run_says_so(result):
     assert "–" in words
 
 
+def test_a_spectrum_that_is_to_come_is_no_freedom(result):
+    values, noise = result.eigenvalues.copy(), result.noise.copy()
+    values[:, :, 1:], noise[:, :, 1:] = np.nan, np.nan  # one timestep of four is done
+    words = text_of(render(synthetic_audit.partial(result._replace(eigenvalues=values, noise=noise), 17)))
+    assert "No spectrum at timestep 281, which tells whether the picture is free to vary, is measured yet" in words
+    assert "freedom :" not in words
+    assert "some freedom" not in words
+
+
+def test_what_was_run_leads(page):
+    words = text_of(page)
+    for name, item in (
+        ("Model", "the synthetic one"),
+        ("Guidance", "7.5"),
+        ("Seed", "7"),
+        ("Eigenvalues below -1/σ², which no density has", "0.0% at t = 981, 12.5% at t = 41"),
+    ):
+        assert f"{name} {item}" in words
+
+
 def test_the_page_of_a_run_that_has_done_nothing(result):
     words = text_of(render(synthetic_audit.partial(result, 0)._replace(scores=np.full_like(result.scores, np.nan))))
     assert "0 of 54 samples" in words

@@ -118,6 +118,18 @@ def test_another_config_is_refused_field_by_field(out: Path):
         Run.open(out, CONFIG, dtype="float32", data="0")
 
 
+def test_of_long_lists_the_first_difference_is_shown(out: Path):
+    prompts = [{"prompt": f"a picture of the number {i}"} for i in range(40)]
+    Run.open(out, {"prompts": prompts})
+    for other, shown in (
+        ([*prompts[:21], {"prompt": "x"}, *prompts[22:]], r'prompts\[21\]: there .*number 21"}, now {"prompt": "x"}\)'),
+        (prompts[:30], r'prompts\[30\]: there {"prompt": "a picture of the number 30"}, now nothing\)'),
+        ([*prompts, None], r"prompts\[40\]: there nothing, now null\)"),
+    ):
+        with pytest.raises(ValueError, match=shown):
+            Run.open(out, {"prompts": other})
+
+
 def test_another_environment_is_told_and_recorded(out: Path, monkeypatch: pytest.MonkeyPatch):
     Run.open(out, CONFIG)
     monkeypatch.setattr(runs, "_environment", lambda: HERE | {"versions": {"jaxmem": "2"}})
@@ -213,7 +225,9 @@ def test_arrays_that_are_missing_damaged_or_objects(out: Path):
     path = out / "arrays" / "a.npy"
     for keep in (0, 5, 300):
         path.write_bytes(path.read_bytes()[:keep])
-        with pytest.raises(ValueError, match=r"a\.npy: expected a whole \.npy file.*delete it"):
+        with pytest.raises(
+            ValueError, match=r"a\.npy: expected a whole \.npy file.*delete the line of its unit in results"
+        ):
             run.load("a")
         run.save("a", np.arange(100.0))
     np.testing.assert_array_equal(run.load("a"), np.arange(100.0))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmem.audit.operators import factorise, linearise
-from jaxmem.audit.plan import JUDGED
+from jaxmem.audit.plan import judged
 from jaxmem.audit.work import Work
 from jaxmem.jacobian import ScoreJacobian
 from jaxmem.memorization.sharpness import sum_of_largest
@@ -27,7 +27,7 @@ def run_directions(work: Work, programs: Programs) -> None:
     if not plan.directions or run.done("directions"):
         return
     work.progress("directions", 0, 2)
-    t = min(plan.spectral_timesteps, key=lambda t: abs(t - JUDGED))
+    t = judged(plan.spectral_timesteps)
     tables = [run.load(f"spectrum-{number:05d}-{t:04d}") for number in plan.batches()]
     values = np.concatenate(tables)[: plan.num_prompts * plan.noises, :-1]
     sums = sum_of_largest(values, min(_LARGEST, values.shape[1]))

@@ -1,6 +1,6 @@
 """What an audit will do, decided before it starts: points, batches, timesteps. It is part of the run's manifest."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,17 @@ LARGEST_EXACT = 2048  #: dimensions up to which the whole spectrum is computed b
 _V_WEIGHTS = (1.0, 0.1)  # of the anisotropy, the released code's for Stable Diffusion 2
 # Late enough to see what the picture is, early enough for a network to have resolved how sharp its density is: at
 # smaller sigma a learned peak is blunter than the exact one, and copies seem to have freedom.
-JUDGED = 281  #: the nearest timestep with a spectrum tells freedom, and gives the directions
+JUDGED = 281  #: see `judged`
 EARLIEST_JUDGED = 501  #: before it hardly a direction is free, whatever the prompt: no freedom means nothing there
 _GUIDANCE = 7.5  # diffusers' default
 SEGMENT = 10  # sampling steps that are recorded together, which is what a kill can lose
 _DEFAULT_TIMESTEPS = (481, 281, 41)  # after the first
+
+
+def judged(timesteps: Sequence[int]) -> int:
+    """Which of these tells freedom: of those that are late enough, if there is one, the nearest to `JUDGED`."""
+    late = [t for t in timesteps if t <= EARLIEST_JUDGED]
+    return min(late or timesteps, key=lambda t: abs(t - JUDGED))
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ class Plan:
 
         Raises:
             ValueError: a timestep is not visited, or there are more Lanczos steps than dimensions, or a budget is too
-                small for an estimate, or there is no prompt.
+                small for an estimate, or there is no prompt, or directions are asked for of one sample.
         """
         if num_prompts < 1:
             raise ValueError("prompts: expected at least one, got none")
@@ -78,8 +84,13 @@ class Plan:
         run = visited[: config.steps_run]
         batch = config.batch or (16 if size <= LARGEST_EXACT else 1)
         batch = min(batch, (num_prompts + num_reference) * config.noises)
-        directions = config.directions if config.directions is not None else 3 if method == "eigh" else 0
-        directions *= num_prompts * config.noises > 1  # of two samples, the most and the least memorized
+        two = num_prompts * config.noises > 1  # directions are of two samples, the most and the least memorized
+        if config.directions and not two:
+            raise ValueError(
+                f"directions: expected 0 for one sample of one prompt, got {config.directions}: they compare two; add"
+                f" --noises or prompts"
+            )
+        directions = config.directions if config.directions is not None else 3 if method == "eigh" and two else 0
         wants_spectra = method != "none" or config.count_budget is not None
         return cls(
             num_prompts=num_prompts,
@@ -105,12 +116,12 @@ class Plan:
     @classmethod
     def from_manifest(cls, values: dict[str, Any]) -> "Plan":
         """The plan of a run, from what `dataclasses.asdict` and JSON made of it."""
-        plain: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
-        }
         try:
+            plain: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+            }
             return cls(**plain)
-        except TypeError as error:
+        except (TypeError, AttributeError) as error:
             raise ValueError(
                 f"manifest.json: expected the plan of an audit of this version of jaxmem, got another one ({error});"
                 f" run the audit again"

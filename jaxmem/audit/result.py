@@ -59,7 +59,7 @@ def read_audit(run: Run) -> AuditResult:
             f" of its manifest"
         )
     plan = Plan.from_manifest(run.manifest.get("plan") or {})
-    prompts = [Prompt(row["prompt"], row["label"], row["category"]) for row in run.manifest["config"]["prompts"]]
+    prompts = _prompts(run, plan)
     raw = _read_raw(run, plan)
     detectors, scores = detector_scores(plan, raw)
     n, m = plan.num_prompts, plan.noises
@@ -87,6 +87,24 @@ def read_audit(run: Run) -> AuditResult:
         reference=prompts[n:],
         reference_scores=scores[n:],
     )
+
+
+def _prompts(run: Run, plan: Plan) -> list[Prompt]:
+    """The audited prompts, then those of the reference."""
+    try:
+        rows = run.manifest["config"]["prompts"]
+        prompts = [Prompt(row["prompt"], row["label"], row["category"]) for row in rows]
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{run.directory}: expected prompts with label and category in the config of manifest.json, got none"
+            f" ({type(error).__name__}: {error}); restore it, or run the audit again in a new --out"
+        ) from None
+    if len(prompts) != plan.num_prompts + plan.num_reference:
+        raise ValueError(
+            f"{run.directory}: expected {plan.num_prompts + plan.num_reference} prompts in manifest.json, as in its"
+            f" plan, got {len(prompts)}; restore it, or run the audit again in a new --out"
+        )
+    return prompts
 
 
 def _read_raw(run: Run, plan: Plan) -> Raw:

@@ -80,11 +80,17 @@ def costs(plan: Plan, run: Run, chosen: Sequence[Detector], scores: np.ndarray) 
     """
     stages: dict[str, dict[str, float]] = {}
     for row in run.costs():
-        if "key" in row:
-            stage = stages.setdefault(row["stage"], dict.fromkeys(("evaluations", "seconds", "bytes"), 0.0))
-            stage["evaluations"] += row["evaluations"]
-            stage["seconds"] += row["seconds"]
-            stage["bytes"] = max(stage["bytes"], row["bytes"])
+        if "key" not in row:
+            continue
+        if missing := {"stage", "evaluations", "seconds", "bytes"} - row.keys():
+            raise ValueError(
+                f"{run.directory}: expected a stage, evaluations, seconds and bytes in costs-*.jsonl, got a line of"
+                f" {row['key']!r} without {', '.join(sorted(missing))}; delete that line"
+            )
+        stage = stages.setdefault(row["stage"], dict.fromkeys(("evaluations", "seconds", "bytes"), 0.0))
+        stage["evaluations"] += row["evaluations"]
+        stage["seconds"] += row["seconds"]
+        stage["bytes"] = max(stage["bytes"], row["bytes"])
     nothing = {"evaluations": 0.0, "seconds": 0.0, "bytes": 0.0}
     path = stages.get("trajectory", nothing)
     per_evaluation = path["seconds"] / max(path["evaluations"], 1)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from jaxmem.commands.output import sayer, show_run, write_page
+from jaxmem.commands.output import model_name, sayer, show_run, write_page
 from jaxmem.config import AuditConfig, VerbatimConfig
 
 
@@ -49,7 +49,7 @@ class Audit:
             raise ValueError("--out: expected a folder for the run, got none; or ask what it takes with --dry-run")
         model, name, config, files = (
             self.model,
-            Path(self.model).name,
+            model_name(self.model),
             self.config,
             [*self.prompts, *self.memorized, *self.not_memorized],
         )

@@ -15,6 +15,12 @@ def sayer(dry_run: bool) -> Callable[[str], None]:
     return print if dry_run else say
 
 
+def model_name(source: str) -> str:
+    """What a model is called in a run: a hub id, or of a folder its name; where it lies stays here."""
+    path = Path(source)
+    return path.resolve().name if path.exists() else source
+
+
 def write_page(run: Path, out: Path | None = None) -> None:
     """Write the page of an audit, and say where it is."""
     from jaxmem.report.html import write_report

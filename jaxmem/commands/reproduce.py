@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from jaxmem.commands.output import say, sayer, show_run, write_page
+from jaxmem.commands.output import model_name, say, sayer, show_run, write_page
 from jaxmem.config import AuditConfig, MnistConfig, Toy2dConfig, VerbatimConfig
 
 Preset = Literal["small", "paper"]
@@ -104,7 +104,15 @@ class PaperFigures:
         out = None if self.dry_run else self.out
         with show_progress() as progress:
             model = StableDiffusion.load(self.model)
-            run_audit(model, prompts, self.config, out, progress=progress, say=sayer(self.dry_run))
+            run_audit(
+                model,
+                prompts,
+                self.config,
+                out,
+                name=model_name(self.model),
+                progress=progress,
+                say=sayer(self.dry_run),
+            )
         if out is not None:
             from jaxmem.report.paper import draw
 

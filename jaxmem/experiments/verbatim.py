@@ -173,7 +173,7 @@ def run_verbatim(config: VerbatimConfig, out: Path, progress: Progress = silent,
     prompts = [*labelled_captions(data), NO_PROMPT]
     for name, settings in (("audit", config.audit), ("course", config.course)):
         with timed(run, name):
-            run_audit(model, prompts, settings, run.directory / name, progress=progress, say=say)
+            run_audit(model, prompts, settings, run.directory / name, name="verbatim", progress=progress, say=say)
     audit, course = (Run.read(run.directory / name) for name in ("audit", "course"))
     with timed(run, "compare with the training set"):
         arrays = compare(model, data, audit, progress)

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from jaxmem.memorization import evaluation
 from jaxmem.report.audit_view import AuditView, Group, mean
-from jaxmem.report.style import CATEGORIES, NEUTRAL, figure
+from jaxmem.report.style import CATEGORIES, NEUTRAL, figure, plain
 
 PANELS = 6  # statistics in one figure, so that a page of paper holds it
 
@@ -31,12 +31,6 @@ def _drawing(into: list[Drawing], alternative: str, width: float, height: float)
     with figure(stream, width, height) as canvas:
         yield canvas
     into.append(Drawing(stream.getvalue(), alternative))
-
-
-def plain(text: str, length: int = 40) -> str:
-    """Text that matplotlib shows as it is, shortened: a dollar sign would begin a formula."""
-    text = " ".join(text.split())
-    return (text if len(text) <= length else text[: length - 1] + "…").replace("$", r"\$")
 
 
 def _legend(canvas: Any, groups: list[Group], *more: Line2D) -> None:

@@ -18,7 +18,8 @@ def summarise(view: AuditView, rows: list[dict[str, Any]], evaluation: dict[str,
         last = view.counts["tangent"][:, :, view.judged]  # (N, M)
         complete = ~np.isnan(last).any(1)  # a noise that was not looked at may have free directions
         none_free = complete & (np.nan_to_num(last) == 0).all(1)
-        fixed, num_spectra = np.flatnonzero(none_free), int(complete.sum())
+        num_spectra = int(complete.sum())
+        fixed = np.flatnonzero(none_free) if num_spectra else None
         rest = view.free[complete & ~none_free]
         others = float(rest.mean()) if rest.size else None
     areas = {

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmem.audit.plan import EARLIEST_JUDGED, JUDGED
+from jaxmem.audit.plan import EARLIEST_JUDGED, JUDGED, judged
 from jaxmem.memorization.sharpness import positive_count, tangent_count
 from jaxmem.memorization.standing import percentile, rank
 from jaxmem.report.style import CATEGORIES, GENERAL, MEMORIZED
@@ -199,8 +199,9 @@ class AuditView:
 
     @property
     def judged(self) -> int:
-        """Which timestep with a spectrum says whether a prompt leaves freedom: the nearest to `JUDGED`."""
-        return int(np.abs(np.asarray(self.result.spectral_timesteps) - JUDGED).argmin())
+        """Which timestep with a spectrum says whether a prompt leaves freedom."""
+        timesteps = self.result.spectral_timesteps.tolist()
+        return timesteps.index(judged(timesteps))
 
     @property
     def judges(self) -> bool:

@@ -1,5 +1,7 @@
 """The figures of a finished run, whichever experiment wrote it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from jaxmem.report import mnist, stable_diffusion, toy2d, verbatim
@@ -27,10 +29,17 @@ def draw(directory: str | Path) -> list[Path]:
             f"{directory}: expected a run of one of {sorted(DRAWERS)}, got {experiment!r} as the experiment of its"
             f" manifest"
         )
-    try:
+    with of_this_version(run):
         return DRAWERS[experiment](run.spectra(), run.metrics(), run.directory / "figures")
+
+
+@contextmanager
+def of_this_version(run: Run) -> Iterator[None]:
+    """A result that the block looks for in vain is one that another version did not write."""
+    try:
+        yield
     except KeyError as error:
         raise ValueError(
-            f"{directory}: expected {error} among the results of a {experiment} run, got none; it was written by"
-            f" another version: draw it with that one, or run the experiment again in a new --out"
+            f"{run.directory}: expected {error} among the results of a {run.manifest.get('experiment')} run, got none;"
+            f" it was written by another version: draw it with that one, or run the experiment again in a new --out"
         ) from error

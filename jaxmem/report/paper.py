@@ -9,7 +9,7 @@ from jaxmem.audit import AuditResult
 from jaxmem.memorization.sharpness import positive_count, tangent_count
 from jaxmem.prompts import NO_PROMPT
 from jaxmem.report.style import CATEGORIES as COLOURS
-from jaxmem.report.style import NEUTRAL, figure
+from jaxmem.report.style import NEUTRAL, figure, plain
 
 _APPENDIX = 4  # prompts of a category
 
@@ -70,8 +70,7 @@ def _figure6(result: AuditResult, kinds: dict[str, np.ndarray], path: Path, trai
         axes = canvas.subplots(len(shown), 5, width_ratios=(0.8, 0.8, 1.5, 1.5, 1.5), squeeze=False)
         for row, (kind, members) in zip(axes, shown.items(), strict=True):
             example, colour = members[0], _colour(kind, list(kinds).index(kind))
-            text = result.prompts[example].text
-            _picture(row[0], None if training is None else training[example], f"{kind}:\na training image")
+            _picture(row[0], None if training is None else training[example], f"{plain(kind, 24)}:\na training image")
             _picture(row[1], None if result.images is None else result.images[example, 0], "generated")
             for k, t in enumerate(result.spectral_timesteps):
                 shade = 0.3 + 0.7 * (k + 1) / len(result.spectral_timesteps)
@@ -79,7 +78,7 @@ def _figure6(result: AuditResult, kinds: dict[str, np.ndarray], path: Path, trai
                 row[2].plot(np.arange(1, len(values) + 1), values, color=colour, alpha=shade, label=f"t = {t}")
             row[2].axhline(0, color="black", lw=0.7)
             row[2].set(xlabel=f"rank of the {_what(result)}", ylabel=f"σ² × {_what(result)}")
-            row[2].set_title(text if len(text) <= 34 else text[:33] + "…", fontsize=9)
+            row[2].set_title(plain(result.prompts[example].text, 34), fontsize=9)
             row[2].legend(fontsize=7)
             for axis, name in ((row[3], "positive"), (row[4], "tangent")):
                 counts, label = _over_time(result, members, name)
@@ -124,14 +123,14 @@ def _figure7(result: AuditResult, kinds: dict[str, np.ndarray], path: Path) -> N
             colour = _colour(kind, number)
             for axis, most in ((axes[0, 0], length), (axes[0, 1], zoom)):
                 for i, n in enumerate(members[:30]):
-                    label = f"{kind} ({min(len(members), 30)})" if i == 0 else None
+                    label = f"{plain(kind)} ({min(len(members), 30)})" if i == 0 else None
                     values = sigma**2 * result.eigenvalues[n, 0, 0, :most]
                     axis.plot(rank[:most], values, color=colour, lw=0.7, alpha=0.6, label=label)
             for axis, most in ((axes[1, 0], length), (axes[1, 1], zoom)):
                 for j in range(min(3, result.eigenvalues.shape[1])):
                     values = sigma**2 * result.eigenvalues[members[0], j, 0, :most]
                     style = ("-", "--", ":")[j]
-                    axis.plot(rank[:most], values, style, color=colour, lw=1.2, label=f"{kind}, noise {j + 1}")
+                    axis.plot(rank[:most], values, style, color=colour, lw=1.2, label=f"{plain(kind)}, noise {j + 1}")
         shown = min(3, result.eigenvalues.shape[1])
         noises = "one noise" if shown == 1 else f"{('two', 'three')[shown - 2]} noises"
         for row, words in zip(axes, ("all prompts, one noise", f"one prompt per category, {noises}"), strict=True):
@@ -151,8 +150,7 @@ def _appendix(result: AuditResult, members: np.ndarray, kind: str, colour: str, 
     with figure(path, 2.4 * len(chosen) + 0.4, 3.9) as canvas:
         axes = canvas.subplots(2, len(chosen), squeeze=False, height_ratios=(1, 1.1))
         for (above, below), n in zip(axes.T, chosen, strict=True):
-            text = result.prompts[n].text
-            title = text if len(text) <= 26 else text[:25] + "…"
+            title = plain(result.prompts[n].text, 26)
             _picture(above, None if result.images is None else result.images[n, 0], title)
             values = result.eigenvalues[n, 0, -1]
             below.plot(np.arange(1, len(values) + 1), values, color=colour)
@@ -160,4 +158,4 @@ def _appendix(result: AuditResult, members: np.ndarray, kind: str, colour: str, 
             below.set(xlabel=f"rank of the {_what(result)}")
             below.set_title(f"t = {t}: {int((values > result.noise[n, 0, -1]).sum())} above 0", fontsize=9)
         axes[1, 0].set_ylabel(f"{_what(result)} (latent units⁻²)")
-        canvas.suptitle(kind, fontsize=10)
+        canvas.suptitle(plain(kind), fontsize=10)

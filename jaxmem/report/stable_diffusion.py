@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxmem.report.style import GENERAL, MEMORIZED, NEUTRAL, REFERENCE, figure
+from jaxmem.report.style import GENERAL, MEMORIZED, NEUTRAL, REFERENCE, figure, plain
 
 _MARKERS = "osD^v<>pX*"
+_NO_WORDS = "(no words)"
 
 
 def draw_images(spectra: dict[str, np.ndarray], metrics: dict[str, Any], directory: Path) -> list[Path]:
@@ -29,7 +30,7 @@ def draw_images(spectra: dict[str, np.ndarray], metrics: dict[str, Any], directo
             axis.axis("off")
         for axis, image, prompt in zip(axes, images, prompts, strict=False):
             axis.imshow(image)
-            axis.set_title(_shorten(prompt), fontsize=8)
+            axis.set_title(plain(prompt) or _NO_WORDS, fontsize=8)
     return [overview, *paths]
 
 
@@ -52,7 +53,7 @@ def draw_spectrum(spectra: dict[str, np.ndarray], metrics: dict[str, Any], direc
                 markerfacecolor=color if point["image"] < len(_MARKERS) else "none",
                 elinewidth=1,
                 capsize=2,
-                label=_shorten(point["prompt"])
+                label=plain(point["prompt"]) or _NO_WORDS
                 if point["kind"] == "conditional"
                 else f"image {point['image']}, no prompt",
             )
@@ -69,9 +70,3 @@ def draw_spectrum(spectra: dict[str, np.ndarray], metrics: dict[str, Any], direc
         if len(points) <= 10:
             axis.legend()
     return [path]
-
-
-def _shorten(text: str, length: int = 40) -> str:
-    # A dollar sign would begin a formula.
-    text = (text if len(text) <= length else text[: length - 1] + "…") or "(no words)"
-    return text.replace("$", r"\$")

@@ -34,6 +34,12 @@ _RC: Any = {
 }
 
 
+def plain(text: str, length: int = 40) -> str:
+    """Text that matplotlib shows as it is, in one line and shortened: a dollar sign would begin a formula."""
+    text = " ".join(text.split())
+    return (text if len(text) <= length else text[: length - 1] + "…").replace("$", r"\$")
+
+
 @contextmanager
 def figure(target: Path | BytesIO, width: float, height: float) -> Iterator[Figure]:
     """A figure of the given size in inches, written when the block ends: a PNG file at 160 dpi, or SVG in memory.

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from jaxmem.audit import read_audit
 from jaxmem.report.audit_view import AuditView
+from jaxmem.report.figures import of_this_version
 from jaxmem.runs import Run
 
 
@@ -17,7 +18,8 @@ def print_summary(directory: Path, figures: list[Path], console: Console) -> Non
     run = Run.read(directory)
     metrics, config = run.metrics(), run.manifest["config"]
     printers = {"mnist": _mnist, "toy2d": _toy2d, "generate": _generate, "spectrum": _spectrum, "verbatim": _verbatim}
-    printers[run.manifest["experiment"]](metrics, config, console)
+    with of_this_version(run):
+        printers[run.manifest["experiment"]](metrics, config, console)
     minutes = metrics["wall_seconds"]["total"] / 60
     products = f"{metrics['num_products']:,} Jacobian products; " if metrics["num_products"] else ""
     console.print(f"\n{products}{minutes:.1f} minutes in all. Figures:")
@@ -186,6 +188,6 @@ def _verbatim(metrics: dict[str, Any], config: dict[str, Any], console: Console)
         times = ", ".join(f"{kind} {'never' if t is None else f't = {t}'}" for kind, t in found.items())
         console.print(f"{name}: AUC 0.95 from {times}", highlight=False)
     console.print(
-        f"{metrics['captions_returned']:.0%} of the matching captions return their training image,"
-        f" {metrics['matching_returned']:.0%} of the images drawn for them are it."
+        f"{metrics['captions_returned']:.0%} of the matching captions return their training image from at least one"
+        f" noise; {metrics['matching_returned']:.0%} of the images drawn for them are it."
     )
