@@ -114,7 +114,7 @@ class Plan:
         )
 
     @classmethod
-    def from_manifest(cls, values: dict[str, Any]) -> "Plan":
+    def from_manifest(cls, values: Any) -> "Plan":
         """The plan of a run, from what `dataclasses.asdict` and JSON made of it."""
         try:
             plain: dict[str, Any] = {
