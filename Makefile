@@ -35,7 +35,7 @@ lint: venv-test
 	$(BIN)/mypy
 
 test: venv-test lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: venv-test
 	$(BIN)/python -m pytest -m slow
