@@ -34,8 +34,10 @@ lint: venv-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Compiling is most of the time, so programs are compiled without LLVM's optimisations; test-slow has them.
 test: venv-test lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0" \
+		$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: venv-test
 	$(BIN)/python -m pytest -m slow

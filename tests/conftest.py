@@ -25,6 +25,11 @@ def command_environment(cache: Path = CACHE) -> dict[str, str]:
     return inherited | {"PYTHONPATH": str(Path(__file__).parent.parent), "COLUMNS": "120", "XDG_CACHE_HOME": str(cache)}
 
 
+def with_xla_flags(environment: dict[str, str], flags: str) -> dict[str, str]:
+    """The environment with more flags for XLA, beside those that `make test` sets."""
+    return environment | {"XLA_FLAGS": f"{environment.get('XLA_FLAGS', '')} {flags}"}
+
+
 def interruptible(arguments: list[str]) -> list[str]:
     """A command line that listens to interrupts, also where the tests run in the background with interrupts off."""
     script = (

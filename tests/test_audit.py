@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_diffusion as tiny
-from conftest import command_environment, optional_import
+from conftest import command_environment, optional_import, with_xla_flags
 from flax import nnx
 from rich.console import Console
 
@@ -620,7 +620,7 @@ def test_a_killed_run_continues_to_the_same_bits(folder, killing, tmp_path):
 def test_two_devices_find_what_one_finds(folder, killing, tmp_path):
     """Batches of two, a point each; the programs are others, so to float32 rounding over twelve steps."""
     place, environment = killing
-    environment = environment | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    environment = with_xla_flags(environment, "--xla_force_host_platform_device_count=2")
     done = subprocess.run(
         command(folder, place / "p.csv", tmp_path / "run"), env=environment, capture_output=True, text=True
     )

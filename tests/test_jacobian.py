@@ -39,7 +39,7 @@ def test_products_and_dense_agree_with_jacfwd():
     operator = score_jacobian(score, state, x, 50, cond)
     v = jax.random.normal(jax.random.key(1), (12,))
     tolerance = dict(rtol=1e-5, atol=1e-5 * float(jnp.abs(exact).max()))  # float32 sums of 32 terms
-    np.testing.assert_allclose(operator.value, score(state, x, jnp.int32(50), cond), rtol=1e-6)
+    np.testing.assert_allclose(operator.value, score(state, x, jnp.int32(50), cond), **tolerance)
     np.testing.assert_allclose(operator.mv(v), exact @ v, **tolerance)
     np.testing.assert_allclose(operator.rmv(v), exact.T @ v, **tolerance)
     np.testing.assert_allclose(operator.symmetric.mv(v), 0.5 * (exact + exact.T) @ v, **tolerance)

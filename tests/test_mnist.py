@@ -80,6 +80,7 @@ def test_metrics_by_hand(run):
     np.testing.assert_allclose(arrays["nearest_distance"][7], np.linalg.norm(sample - nearest), rtol=1e-5)
 
 
+@pytest.mark.slow  # the fast ones: test_toy2d.py, and from the command line test_cli.py
 def test_an_interrupted_run_continues_to_the_same_arrays(run, tmp_path):
     out, _ = run
     for task, at in (("train", 33), ("sample", 4), ("spectra", 6)):

@@ -9,7 +9,7 @@ import conftest
 
 def test_eight_devices():
     file = Path(__file__).parent / "eight_devices.py"
-    environment = conftest.command_environment() | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    environment = conftest.with_xla_flags(conftest.command_environment(), "--xla_force_host_platform_device_count=8")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)],
         capture_output=True, text=True, timeout=600, env=environment, cwd=file.parent.parent,

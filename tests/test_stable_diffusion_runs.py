@@ -55,7 +55,7 @@ def test_images_are_those_of_the_sampler(model, tmp_path):
     assert [path.name for path in draw(tmp_path)] == ["images.png", "image-000.png", "image-001.png"]
 
 
-@pytest.mark.parametrize("method", ["arnoldi", "lanczos"])
+@pytest.mark.parametrize("method", [pytest.param("arnoldi", marks=pytest.mark.slow), "lanczos"])
 def test_all_ritz_values_are_the_exact_spectrum(model, tmp_path, method):
     """As many steps as dimensions: the Ritz values are the eigenvalues of the dense Jacobian, or its symmetric part."""
     metrics = run_spectrum(model, config(prompt=PROMPTS[:1], num_steps=256, method=method), tmp_path)

@@ -3,6 +3,7 @@
 import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,6 +41,17 @@ _MODEL_INDEX: dict[str, Any] = {
 _ALSO_READ = {"tokenizer": "CLIPTokenizerFast", "scheduler": "PNDMScheduler"}
 
 
+@dataclass(frozen=True)
+class Maker:
+    """Makes a network; two of one class and configuration are equal, and `weights.shapes` traces them once."""
+
+    network: Callable[..., nnx.Module]
+    config: Any
+
+    def __call__(self) -> nnx.Module:
+        return self.network(self.config, rngs=nnx.Rngs(0))
+
+
 class Component(NamedTuple):
     """A network whose parameters are not there yet: how it is made, and how they are had."""
 
@@ -49,7 +61,7 @@ class Component(NamedTuple):
     @property
     def float32_bytes(self) -> int:
         """Of the parameters once they are loaded."""
-        return memory.tree_bytes(nnx.state(nnx.eval_shape(self.make)))
+        return memory.tree_bytes(weights.shapes(self.make)[1])
 
 
 class StableDiffusion:
@@ -141,7 +153,7 @@ class StableDiffusion:
             ("text_encoder", TextEncoder, configs[1], weights.TEXT_ENCODER),
             ("vae", VAE, configs[2], weights.VAE),
         ):
-            make, found = partial(_make, network, settings), tensors(part, layout)
+            make, found = Maker(network, settings), tensors(part, layout)
             weights.check(make, found, layout, part)
             component = Component(make, partial(weights.load_state, make, found, layout, part))
             components[part] = component
@@ -158,7 +170,7 @@ class StableDiffusion:
         """
         networks: dict[str, Any] = {"unet": unet, "text_encoder": text_encoder, "vae": vae}
         components = {
-            part: Component(partial(_make, type(network), network.config), partial(nnx.split, network))
+            part: Component(Maker(type(network), network.config), partial(nnx.split, network))
             for part, network in networks.items()
         }
         configs = (unet.config, text_encoder.config, vae.config, scheduler)
@@ -178,7 +190,7 @@ class StableDiffusion:
     @cached_property
     def score(self) -> NetworkScore:
         """``s(x, t, c) = ∇ log p_t(x | c)`` of one latent; ``c`` is one prompt's embedding (`embed`)."""
-        graphdef = nnx.graphdef(nnx.eval_shape(self.components["unet"].make))
+        graphdef, _ = weights.shapes(self.components["unet"].make)
         return NetworkScore(graphdef, self.scheduler.schedule, self.scheduler.prediction)
 
     @property
@@ -306,10 +318,6 @@ class StableDiffusion:
         self.tokenizer.save_pretrained(folder / "tokenizer")
         write_atomically(folder / "model_index.json", json_writer(_MODEL_INDEX))  # last: with it the folder is a model
         return folder
-
-
-def _make(network: Callable[..., nnx.Module], config: Any) -> nnx.Module:
-    return network(config, rngs=nnx.Rngs(0))
 
 
 def _check_fit(unet: UNetConfig, text: TextEncoderConfig, vae: VAEConfig) -> None:
