@@ -6,7 +6,7 @@ OUT ?= runs
 # An index to take torch from before everything else, for the CPU build.
 TORCH_INDEX ?=
 
-.PHONY: venv venv-test demo demo-mnist test test-slow lint bench bench-long notebooks clean
+.PHONY: venv venv-test demo demo-mnist test fast-tests test-slow lint bench bench-long notebooks clean
 
 venv: $(VENV)/ready
 venv-test: $(VENV)/ready-test
@@ -34,9 +34,15 @@ lint: venv-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Compiling is most of the time, so programs are compiled without LLVM's optimisations; test-slow has them.
-test: venv-test lint
-	OMP_NUM_THREADS=1 XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0" \
+# Compiling is most of the time, so programs are compiled without LLVM's optimisations; before a release they are
+# tested as users have them, too: make test TEST_XLA_FLAGS=
+TEST_XLA_FLAGS ?= --xla_backend_optimization_level=0
+# Lint takes a core for a minute, beside the tests.
+test: venv-test
+	$(MAKE) --jobs 2 --output-sync=none lint fast-tests
+
+fast-tests: venv-test
+	OMP_NUM_THREADS=1 XLA_FLAGS="$(XLA_FLAGS) $(TEST_XLA_FLAGS)" \
 		$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: venv-test

@@ -288,6 +288,7 @@ class Stopped(Exception):
     pass
 
 
+@pytest.mark.slow  # fast: the run that is killed, below
 def test_an_interrupted_run_can_be_read_and_goes_on(model, out, tmp_path, monkeypatch):
     """Stages fail at their second unit; what is there can be read each time."""
     run_unit = engine.Work.unit
@@ -448,6 +449,8 @@ def test_a_damaged_array_is_named(out, tmp_path):
         (dict(method="lanczos", num_steps=65), r"num_steps: expected 1 to 64"),
         (dict(method="none", directions=None), "timesteps: expected none with method 'none'"),
         (dict(count_budget=26), "count_budget: expected at least 27 products per point, or 65"),
+        (dict(count_budget=40), "count_budget: expected none with method 'eigh', whose counts are exact, got 40"),
+        (dict(method="none", timesteps=None), "directions: expected 0 with method 'none', got 2"),
         (dict(steps_run=6), "steps_run: expected 1 to 5, got 6"),
         (dict(noises=0), "noises: expected at least 1, got 0"),
         (dict(batch=0), "batch: expected at least 1, got 0"),
@@ -636,7 +639,7 @@ def test_two_devices_find_what_one_finds(folder, killing, tmp_path):
 def test_twenty_kills_at_random_moments(folder, killing, tmp_path):
     """Each at a number of further units and a fraction of a second later; started again until twenty have hit."""
     place, environment = killing
-    budget = ("--count-budget", "40")
+    budget = ("--method", "lanczos", "--count-budget", "40")
     whole = tmp_path / "whole"
     subprocess.run(command(folder, place / "p.csv", whole, *budget), env=environment, capture_output=True, check=True)
     seed = random.randrange(2**32)

@@ -52,6 +52,7 @@ def test_the_loss_is_squared_error_and_divergence():
     np.testing.assert_allclose(got, expected, rtol=1e-5)  # sums of 192 float32 terms
 
 
+@pytest.mark.slow  # fast: test_training.py, whose loop it is
 def test_an_interrupted_training_ends_with_the_same_bits(images, tmp_path, monkeypatch):
     monkeypatch.setattr("jaxmem.experiments.autoencoder.CHECKPOINT_EVERY", 1)
     _, whole = train(images, tmp_path / "whole")

@@ -80,7 +80,7 @@ def test_metrics_by_hand(run):
     np.testing.assert_allclose(arrays["nearest_distance"][7], np.linalg.norm(sample - nearest), rtol=1e-5)
 
 
-@pytest.mark.slow  # the fast ones: test_toy2d.py, and from the command line test_cli.py
+@pytest.mark.slow  # fast: test_toy2d.py
 def test_an_interrupted_run_continues_to_the_same_arrays(run, tmp_path):
     out, _ = run
     for task, at in (("train", 33), ("sample", 4), ("spectra", 6)):
@@ -128,6 +128,7 @@ def test_bad_configurations_are_named(changes, match):
         replace(CONFIG, **changes)
 
 
+@pytest.mark.slow
 def test_krylov_methods_on_a_trained_model():
     score, state = score_network(CONFIG)
     threes, nine = load_subset()

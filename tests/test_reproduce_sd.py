@@ -40,7 +40,13 @@ def test_a_dry_run_prints_products_hours_and_gigabytes(command, preset, tmp_path
     assert not out.exists()
 
 
-@pytest.mark.parametrize("options", [["--method", "eigh"], ["--num-steps", "8"]], ids=["exact", "ritz"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(["--method", "eigh"], marks=pytest.mark.slow, id="exact"),
+        pytest.param(["--num-steps", "8"], id="ritz"),
+    ],
+)
 def test_the_figures_are_drawn_and_the_page_is_written(command, options, tmp_path, capsys):
     out = tmp_path / "run"
     assert cli.main([*command, *options, "--timesteps", "831", "333", "--out", str(out)]) == 0

@@ -61,6 +61,7 @@ def patched(monkeypatch, data):
     monkeypatch.setattr(verbatim, "AUTOENCODER", replace(verbatim.AUTOENCODER, block_out_channels=(8, 8, 8)))
 
 
+@pytest.mark.slow  # fast: test_audit.py for its audits, the next test for its training and export
 def test_a_run_trains_exports_audits_and_is_drawn(patched, data, tmp_path):
     out = tmp_path / "run"
 

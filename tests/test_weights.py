@@ -15,6 +15,7 @@ import tiny_diffusion as tiny
 from conftest import optional_import
 from safetensors.numpy import load_file, save_file
 
+from jaxmem.stable_diffusion import weights
 from jaxmem.stable_diffusion.configs import SchedulerConfig, TextEncoderConfig, UNetConfig, VAEConfig
 from jaxmem.stable_diffusion.hub import wanted_files
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
@@ -513,6 +514,18 @@ print((peak() - before) / sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
 """
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
     assert 0.9 < float(done.stdout.split()[-1]) <= 1.3
+
+
+def test_shapes_are_traced_once_and_are_not_the_weights(folder):
+    one, two = StableDiffusion.load(folder), StableDiffusion.load(folder)
+    before = weights.shapes(one.components["unet"].make)
+    assert weights.shapes(two.components["unet"].make) is before
+    missing = one.bytes_to_read
+    assert missing == sum(component.float32_bytes for component in one.components.values())
+    loaded = one.network("unet")[1]
+    assert one.bytes_to_read == missing - one.components["unet"].float32_bytes
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(before[1]))
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(loaded))
 
 
 def test_classes_of_the_parts(folder):

@@ -74,8 +74,7 @@ def run_audit(
         raise ValueError("prompts: expected another category than 'all', which is that of the total; rename it")
     devices = jax.local_devices()
     plan = Plan.of(model, config, len(prompts), len(neutral), len(devices))
-    parameters = sum(component.float32_bytes for component in model.components.values())
-    memory.require(parameters, "the parameters of the model", "close other programs, or use a larger machine")
+    memory.require(model.bytes_to_read, "the parameters of the model", "close other programs, or use a larger machine")
     _refuse_nonfinite(model)
     texts = [prompt.text for prompt in every]
     truncated = model.truncated(texts)
@@ -163,6 +162,7 @@ def _identity(model: StableDiffusion, texts: Sequence[str]) -> dict[str, Any]:
     tokens = hashlib.sha256()
     for text in texts:
         tokens.update(np.asarray(model.tokenizer(text, truncation=False, verbose=False).input_ids, np.int32).tobytes())
+    tokens.update(model.tokenize([""]).tobytes())  # with the padding
     return {
         "sha256": model.fingerprint(),
         "tokens_sha256": tokens.hexdigest(),

@@ -79,6 +79,16 @@ class Plan:
                 f"count_budget: expected at least 27 products per point, or {size + 1} for exact counts, got"
                 f" {config.count_budget}"
             )
+        if config.count_budget is not None and method == "eigh":
+            raise ValueError(
+                f"count_budget: expected none with method 'eigh', whose counts are exact, got {config.count_budget};"
+                f" for estimates add --method lanczos or none"
+            )
+        if config.directions and method == "none":
+            raise ValueError(
+                f"directions: expected 0 with method 'none', got {config.directions}: they are eigenvectors of a"
+                f" spectrum"
+            )
         sampler = model.sampler(config.ddim_steps)
         visited = sampler.timesteps.tolist()
         run = visited[: config.steps_run]
@@ -106,9 +116,7 @@ class Plan:
             method=method,
             num_steps=config.num_steps,
             count_budget=config.count_budget,
-            directions=min(directions, size, config.num_steps if method == "lanczos" else size)
-            if method != "none"
-            else 0,
+            directions=min(directions, size, config.num_steps if method == "lanczos" else size),
             latent_shape=model.latent_shape,
             anisotropy_weights=_V_WEIGHTS if model.scheduler.prediction == "v" else ANISOTROPY_WEIGHTS,
         )

@@ -47,7 +47,7 @@ def run_start(work: Work, t: int) -> np.ndarray:
                 chosen = np.minimum(np.arange(first, first + plan.batch), plan.noises - 1)
                 parts.append(np.asarray(work.scores(work.noise[chosen], t, work.uncond(plan.batch))))
             found = np.concatenate(parts)[: plan.noises]
-            work.check(found, np.arange(plan.noises), t)
+            work.check(found, len(work.texts) * plan.noises + np.arange(plan.noises), t)
             work.run.save(key, found)
     return work.run.load(key)
 

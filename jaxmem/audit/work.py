@@ -82,8 +82,9 @@ class Work:
         bad = ~np.isfinite(np.asarray(values)).reshape(len(values), -1).all(1)
         if bad.any():
             prompt, noise = divmod(int(points[min(int(bad.argmax()), len(points) - 1)]), self.plan.noises)
+            text = [*self.texts, ""][prompt]  # the empty prompt is last
             raise ValueError(
-                f"score: NaN or infinity in the {what} at t = {t} for prompt {self.texts[prompt]!r:.60}, noise {noise};"
+                f"score: NaN or infinity in the {what} at t = {t} for prompt {text!r:.60}, noise {noise};"
                 f" check the weights of the model"
             )
 

@@ -49,8 +49,7 @@ def run_generate(
 
 def _identity(model: StableDiffusion, config: GenerateConfig, *, with_images: bool) -> dict[str, Any]:
     """Everything of the model that decides a run's results."""
-    parameters = sum(component.float32_bytes for component in model.components.values())
-    memory.require(parameters, "the parameters of the model", "close other programs, or use a larger machine")
+    memory.require(model.bytes_to_read, "the parameters of the model", "close other programs, or use a larger machine")
     # Not where it lies: a folder that was moved is the same model. The tokens stand for the tokenizer.
     tokens = model.tokenize([*config.prompt, config.negative_prompt])
     parts = ("unet", "text_encoder", "vae") if with_images else ("unet", "text_encoder")

@@ -111,7 +111,7 @@ def detectors(
     ]
     if "spectrum" in families:
         found += [
-            _spectral(name, statistic, timestep, k)
+            _spectral(name, statistic, timestep, k, estimated=statistic.is_count and counted)
             for timestep in spectral_timesteps
             for name, statistic in _SPECTRAL.items()
             if method == "eigh" or (statistic.extreme and method == "lanczos") or (statistic.is_count and counted)
@@ -183,9 +183,9 @@ def _anisotropy(norm: float, cosine: float) -> Detector:
     )
 
 
-def _spectral(name: str, statistic: _Statistic, timestep: int, k: int) -> Detector:
+def _spectral(name: str, statistic: _Statistic, timestep: int, k: int, estimated: bool) -> Detector:
     number = k if name == "largest-sum" else None
-    title = f"{statistic.title.format(k=k)}, t = {timestep}"
+    title = f"{statistic.title.format(k=k)}{' (estimate)' if estimated else ''}, t = {timestep}"
     formula = statistic.formula.replace("{k}", str(k))
     return Detector(
         f"{name}@t{timestep}",

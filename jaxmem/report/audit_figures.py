@@ -57,7 +57,7 @@ def distributions(view: AuditView) -> list[Drawing]:
     for part in balanced(list(statistics.values()), PANELS):
         columns = min(3, len(part))
         rows = -(-len(part) // columns)
-        words = "Scores by group of prompts, for " + ", ".join(view.detectors[those[0]].title for those in part)
+        words = "Scores by group of prompts, for " + ", ".join(_title(view, those) for those in part)
         with _drawing(drawings, words, max(3.1 * columns, 6.4), 2.5 * rows + 0.4) as canvas:
             axes = canvas.subplots(rows, columns, squeeze=False).ravel()
             for axis in axes[len(part) :]:
@@ -66,6 +66,13 @@ def distributions(view: AuditView) -> list[Drawing]:
                 _strips(axis, view, those)
             _legend(canvas, view.groups)
     return drawings
+
+
+def _title(view: AuditView, those: list[int]) -> str:
+    """Of some detectors of one statistic: of several without the timestep or the steps in which they differ."""
+    first = view.detectors[those[0]]
+    end = ", " if first.timestep is None else ", t = "
+    return first.title if len(those) == 1 else first.title.partition(end)[0]
 
 
 def _strips(axis: Any, view: AuditView, those: list[int]) -> None:
@@ -106,9 +113,7 @@ def _strips(axis: Any, view: AuditView, those: list[int]) -> None:
     elif first.timestep is not None and np.abs(shown).max() > 10:
         axis.set_yscale("symlog", linthresh=1)  # eigenvalues grow as 1/σ²
     axis.minorticks_off()
-    title = "\n".join(
-        plain(line) for line in wrap(first.title.partition(", t = ")[0] if several else first.title, 34)[:2]
-    )
+    title = "\n".join(plain(line) for line in wrap(_title(view, those), 34)[:2])
     axis.set_title(f"{title}\nmemorized is {first.memorized_is}", fontsize=9)
     axis.set_ylabel("count" if first.is_count else "score", fontsize=9)
 

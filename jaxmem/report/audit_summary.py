@@ -55,6 +55,9 @@ def summarise(view: AuditView, rows: list[dict[str, Any]], evaluation: dict[str,
         # of a prompt and R more of its kind, these shares of places are beyond the percentile
         "by_chance": len(view.prompts) * (int(listed * (1 - STRONG / 100)) + 1) / (listed + 1),
         "best": None if best is None else {"title": titles.get(best, best), **evaluation[best]["all"]},
+        "num_measures": len(areas),
+        "detects": any((evaluation[name]["all"]["auc_interval"] or [1])[0] > 0.5 for name in areas),
+        "estimated": view.result.method != "eigh" and any(detector.is_count for detector in view.detectors),
         "by_category": any(prompt.category for prompt in view.prompts),
         "evaluated_groups": list(dict.fromkeys(g for found in evaluation.values() for g in found if g != "all")),
         "shown": [
@@ -90,7 +93,7 @@ def highlights(result: Any) -> list[tuple[str, str]]:
         ("Device", f"{device['count']} × {device['kind']}" if {"count", "kind"} <= device.keys() else None),
         ("Eigenvalues below -1/σ², which no density has", _listed(metrics.get("share_below_bound"))),
         ("Jacobian products", f"{metrics['num_products']:,}" if "num_products" in metrics else None),
-        ("Time in all", None if minutes is None else f"{minutes / 60:,.1f} minutes"),
+        ("Time of all recorded work", None if minutes is None else f"{minutes / 60:,.1f} minutes"),
         ("Reference prompts", len(result.reference) or "none"),
         ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items()) or None),
     ]

@@ -176,6 +176,11 @@ class StableDiffusion:
         configs = (unet.config, text_encoder.config, vae.config, scheduler)
         return cls(configs, components, lambda: tokenizer)
 
+    @property
+    def bytes_to_read(self) -> int:
+        """Of the parameters, in float32, that are not in memory yet."""
+        return sum(component.float32_bytes for part, component in self.components.items() if part not in self._loaded)
+
     def network(self, part: str) -> tuple[nnx.GraphDef, nnx.State]:
         """A network, ``"unet"``, ``"text_encoder"`` or ``"vae"``, and its parameters; read at first use and kept."""
         if part not in self._loaded:
