@@ -39,7 +39,7 @@ lint: venv-test
 TEST_XLA_FLAGS ?= --xla_backend_optimization_level=0
 # Lint takes a core for a minute, beside the tests.
 test: venv-test
-	$(MAKE) --jobs 2 --output-sync=none lint fast-tests
+	$(MAKE) --jobs 2 lint fast-tests
 
 fast-tests: venv-test
 	OMP_NUM_THREADS=1 XLA_FLAGS="$(XLA_FLAGS) $(TEST_XLA_FLAGS)" \
