@@ -15,6 +15,7 @@ from conftest import optional_import
 from PIL import Image
 
 from jaxmem import cli
+from jaxmem.memorization.registry import detectors
 from jaxmem.report.audit_figures import counts
 from jaxmem.report.audit_view import AuditView
 from jaxmem.report.html import amount, duration, interval, number, render, write_report
@@ -193,6 +194,40 @@ def test_one_prompt(result):
     assert "Which of 1 prompt has this" in words
     assert "one is a single look" in words
     assert "All 1 prompts leave the model some freedom" in words
+
+
+@pytest.mark.parametrize(
+    ("ends", "says"),
+    [
+        ([(0.48, 0.9), (0.4, 0.8)], "so does the interval of every other: on this list no measure is shown to detect"),
+        (
+            [(0.48, 0.9), (0.6, 0.8)],
+            "That includes 50, a coin; the interval of another measure does not. It is",
+        ),
+        ([(0.7, 0.9), (0.4, 0.8)], "(95 % interval 70.0 to 90.0). It is the best of 2, picked after the fact"),
+    ],
+)
+def test_a_wide_interval_of_the_best_is_no_verdict_on_all(result, undrawn, ends, says):
+    found = dict(list(result.metrics["evaluation"].items())[:2])
+    evaluation = {
+        name: {"all": values["all"] | {"auc": auc, "auc_interval": interval}}
+        for (name, values), auc, interval in zip(found.items(), (0.75, 0.7), ends, strict=True)
+    }
+    words = text_of(render(result._replace(metrics=result.metrics | {"evaluation": evaluation})))
+    assert says in words
+
+
+def test_estimates_are_called_so(result, undrawn):
+    chosen = detectors(50, families=["spectrum"], spectral_timesteps=(281,), method="none", counted=True)
+    found = result._replace(
+        detectors=chosen, scores=result.scores[..., :2], reference_scores=result.reference_scores[..., :2],
+        method="none", spectral_timesteps=np.array([], int), eigenvalues=result.eigenvalues[:, :, :0],
+        noise=result.noise[:, :, :0], directions=None, metrics=None, costs=[],
+    )  # fmt: skip
+    words = text_of(render(found))
+    assert "Positive eigenvalues (estimate), t = 281" in words
+    assert "Numbers of directions are estimates" in words
+    assert "No spectrum was taken, so" not in words
 
 
 def test_rates_that_cannot_be_estimated_are_named(page):
