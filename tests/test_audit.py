@@ -450,7 +450,7 @@ def test_a_damaged_array_is_named(out, tmp_path):
         (dict(method="none", directions=None), "timesteps: expected none with method 'none'"),
         (dict(count_budget=26), "count_budget: expected at least 27 products per point, or 65"),
         (dict(count_budget=40), "count_budget: expected none with method 'eigh', whose counts are exact, got 40"),
-        (dict(method="none", timesteps=None), "directions: expected 0 with method 'none', got 2"),
+        (dict(method="none", timesteps=()), "directions: expected 0 with method 'none', got 2"),
         (dict(steps_run=6), "steps_run: expected 1 to 5, got 6"),
         (dict(noises=0), "noises: expected at least 1, got 0"),
         (dict(batch=0), "batch: expected at least 1, got 0"),
@@ -478,7 +478,7 @@ def test_freedom_is_judged_late_enough():
     assert judged([981, 541]) == 541
 
 
-def test_bad_prompts_and_weights_leave_nothing(model, tmp_path, monkeypatch):
+def test_bad_prompts_and_weights_leave_nothing(folder, model, tmp_path, monkeypatch):
     other = CONFIG.__dict__
     bad = AuditConfig()
     object.__setattr__(bad, "method", "dense")  # the tests' type checks would not let it through
@@ -499,7 +499,7 @@ def test_bad_prompts_and_weights_leave_nothing(model, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(memory, "available_bytes", lambda: 1_000_000)
         with pytest.raises(ValueError, match="the parameters of the model: needs about"):
-            run_audit(model, PROMPTS, CONFIG, tmp_path / "run")
+            run_audit(StableDiffusion.load(folder), PROMPTS, CONFIG, tmp_path / "run")
         for enough, what in enumerate(("one evaluation of 5 point", "products of 5 point", "the spectra"), 1):
             looks = iter([10**9] * enough)
             patched.setattr(memory, "available_bytes", lambda looks=looks: next(looks, 1000))

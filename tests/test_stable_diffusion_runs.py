@@ -98,7 +98,7 @@ def test_batches_give_what_single_points_give(model, tmp_path):
     assert np.abs(spectra[0]["eigenvalues"][0] - spectra[0]["eigenvalues"][1]).max() > 1e-3  # the prompt matters
 
 
-def test_memory_is_said_and_refused_before_the_work(model, tmp_path, monkeypatch):
+def test_memory_is_said_and_refused_before_the_work(folder, model, tmp_path, monkeypatch):
     said, moved = [], []
     run_spectrum(model, config(), tmp_path / "fits", say=said.append, progress=lambda *a: moved.append(a))
     assert len(said) == 1
@@ -115,7 +115,7 @@ def test_memory_is_said_and_refused_before_the_work(model, tmp_path, monkeypatch
         )
     monkeypatch.setattr(memory, "available_bytes", lambda: 1_000_000)
     with pytest.raises(ValueError, match="the parameters of the model: needs about"):
-        run_spectrum(model, config(), tmp_path / "larger")
+        run_spectrum(StableDiffusion.load(folder), config(), tmp_path / "larger")
 
 
 def test_bad_settings_are_named(model, tmp_path):
