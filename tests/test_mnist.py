@@ -128,7 +128,7 @@ def test_bad_configurations_are_named(changes, match):
         replace(CONFIG, **changes)
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # fast: test_krylov.py, of operators that are not trained
 def test_krylov_methods_on_a_trained_model():
     score, state = score_network(CONFIG)
     threes, nine = load_subset()

@@ -18,7 +18,7 @@ SMALL = VerbatimConfig(
     autoencoder=AutoencoderConfig(num_steps=2, batch_size=4),
     training=TrainingConfig(num_steps=2, batch_size=4, warmup_steps=1, checkpoint_every=1, weighting="v"),
     audit=AuditConfig(noises=2, ddim_steps=3, timesteps=(667, 1), batch=4, directions=1),
-    course=AuditConfig(noises=2, ddim_steps=3, timesteps=(667, 334, 1), batch=4, directions=1, seed=1),
+    course=AuditConfig(noises=1, ddim_steps=3, timesteps=(667, 334, 1), batch=4, directions=0, seed=1),
 )
 
 
