@@ -114,7 +114,7 @@ def audit(
     ) if method == "eigh" and images else None  # fmt: skip
     return AuditResult(
         prompts, chosen, scores[:n], timesteps, sigma, difference[:n], spectral, values[:n], noise[:n], method,
-        pictures[:n] if images else None, sampled[:n], directions, costs, metrics, manifest, neutral, scores[n:],
+        pictures[:n] if images else None, sampled[:n], directions, costs, metrics, manifest, neutral, scores[n:], {},
     )  # fmt: skip
 
 

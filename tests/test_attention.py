@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmem.stable_diffusion.attention import attention
+from jaxmem.networks.attention import attention
 
 
 def plain(q, k, v):

@@ -24,6 +24,7 @@ from rich.console import Console
 from jaxmem import cli, durable, memory
 from jaxmem.audit import engine, read_audit, run_audit
 from jaxmem.audit.plan import Plan, judged
+from jaxmem.audit.work import embed
 from jaxmem.config import AuditConfig
 from jaxmem.data import verbatim_model
 from jaxmem.prompts import Prompt
@@ -353,6 +354,13 @@ def test_ritz_values_and_budgets(model, out, result, tmp_path):
     assert "trace@t801" not in names  # Ritz values do not have it
     for name in ("positive-count@t801", "tangent-count@t801"):
         np.testing.assert_allclose(column(found, name), column(result, name)[:3], atol=1)
+        low, high = np.moveaxis(found.intervals[name], -1, 0)
+        assert (low <= column(found, name)).all()
+        assert (column(found, name) <= high).all()
+        with open(tmp_path / "run/results.csv", encoding="utf-8", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        assert [float(row[f"{name} low"]) for row in rows] == low.mean(1).tolist()
+        assert [float(row[f"{name} high"]) for row in rows] == high.mean(1).tolist()
     chosen = tuple(found.directions.point.T)
     np.testing.assert_allclose(found.directions.eigenvalues[:, 0], found.eigenvalues[:, :, 0, 0][chosen], rtol=1e-3)
     assert found.metrics["evaluation"]["wen-1"]["all"]["num_negative"] == 2
@@ -520,6 +528,17 @@ def test_weights_that_overflow_name_the_prompt(model, tmp_path):
     with pytest.raises(ValueError, match=r"NaN or infinity in the score at t = 801 for prompt 'the cat', noise 0"):
         run_audit(spoilt, PROMPTS, CONFIG, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_empty_prompt_is_named_too(model, tmp_path, monkeypatch):
+    def spoilt(model, texts):
+        found = embed(model, texts)
+        found[-1] = np.nan
+        return found
+
+    monkeypatch.setattr(engine, "embed", spoilt)
+    with pytest.raises(ValueError, match=r"NaN or infinity in the score at t = 801 for prompt '', noise 0"):
+        run_audit(model, PROMPTS, CONFIG, tmp_path / "run")
 
 
 def test_a_dry_run_says_and_writes_nothing(model, tmp_path, capsys, folder):

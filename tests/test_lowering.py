@@ -15,6 +15,7 @@ from flax import nnx
 from jaxmem.diffusion import NoiseSchedule
 from jaxmem.jacobian import assemble, linearise_points, score_jacobian
 from jaxmem.krylov import begin
+from jaxmem.networks.attention import attention
 from jaxmem.networks.mlp import MLP
 from jaxmem.networks.unet import UNet
 from jaxmem.operators import MatrixOperator
@@ -23,7 +24,6 @@ from jaxmem.score import GuidedScore, bind
 from jaxmem.spectra import batch, counting, sharding, single, stepwise
 from jaxmem.spectra.deflation import Deflated
 from jaxmem.stable_diffusion import unet as stable_diffusion
-from jaxmem.stable_diffusion.attention import attention
 from jaxmem.stable_diffusion.configs import UNetConfig
 
 SCHEDULE = NoiseSchedule()

@@ -224,9 +224,12 @@ def test_estimates_are_called_so(result, undrawn):
         method="none", spectral_timesteps=np.array([], int), eigenvalues=result.eigenvalues[:, :, :0],
         noise=result.noise[:, :, :0], directions=None, metrics=None, costs=[],
     )  # fmt: skip
+    name, middle = chosen[0].name, result.scores[..., :1]
+    found = found._replace(intervals={name: np.concatenate([0 * middle + 1.25, 0 * middle + 77.5], -1)})
     words = text_of(render(found))
     assert "Positive eigenvalues (estimate), t = 281" in words
     assert "Numbers of directions are estimates" in words
+    assert words.count("[1.25, 77.5]") == len(result.prompts)
     assert "No spectrum was taken, so" not in words
 
 

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jaxmem import memory
 from jaxmem.audit.directions import run_directions
 from jaxmem.audit.estimate import estimate
 from jaxmem.audit.operators import run_anisotropy, run_counts, run_jeon, run_spectra
@@ -20,11 +19,11 @@ from jaxmem.audit.summary import summarise, write_table
 from jaxmem.audit.trajectory import run_images, run_trajectory
 from jaxmem.audit.work import Work, embed, starting_noise
 from jaxmem.config import AuditConfig
-from jaxmem.experiments.stages import wall_seconds
 from jaxmem.progress import Progress, Say, quiet, silent
 from jaxmem.prompts import Prompt, merge
 from jaxmem.runs import Run
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
+from jaxmem.stages import wall_seconds
 
 
 def run_audit(
@@ -74,7 +73,7 @@ def run_audit(
         raise ValueError("prompts: expected another category than 'all', which is that of the total; rename it")
     devices = jax.local_devices()
     plan = Plan.of(model, config, len(prompts), len(neutral), len(devices))
-    memory.require(model.bytes_to_read, "the parameters of the model", "close other programs, or use a larger machine")
+    model.require_memory()
     _refuse_nonfinite(model)
     texts = [prompt.text for prompt in every]
     truncated = model.truncated(texts)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmem.audit.plan import Plan
-from jaxmem.audit.scores import Raw, costs, detector_scores
+from jaxmem.audit.scores import Raw, costs, count_intervals, detector_scores
 from jaxmem.memorization.registry import Detector
 from jaxmem.prompts import Prompt
 from jaxmem.runs import Run
@@ -43,6 +43,7 @@ class AuditResult(NamedTuple):
     manifest: dict[str, Any]
     reference: list[Prompt]  #: R, which ranks are compared with
     reference_scores: np.ndarray  #: (R, M, D)
+    intervals: dict[str, np.ndarray]  #: (N, M, 2) 95 % intervals of counts that were estimated, by their detector
 
 
 def read_audit(run: Run) -> AuditResult:
@@ -86,6 +87,7 @@ def read_audit(run: Run) -> AuditResult:
         manifest=run.manifest,
         reference=prompts[n:],
         reference_scores=scores[n:],
+        intervals={name: audited(ends) for name, ends in count_intervals(plan, raw).items()},
     )
 
 

@@ -71,6 +71,14 @@ def detector_scores(plan: Plan, raw: Raw) -> tuple[tuple[Detector, ...], np.ndar
     return chosen, table
 
 
+def count_intervals(plan: Plan, raw: Raw) -> dict[str, np.ndarray]:
+    """The 95 % intervals of estimated counts, shape (points, 2), by the detector whose score they belong to."""
+    found = {}
+    for k, t in enumerate(plan.spectral_timesteps if plan.count_budget is not None else ()):
+        found |= {f"positive-count@t{t}": raw.counts[:, k, 2:4], f"tangent-count@t{t}": raw.counts[:, k, 7:9]}
+    return found
+
+
 def costs(plan: Plan, run: Run, chosen: Sequence[Detector], scores: np.ndarray) -> list[dict[str, Any]]:
     """What each detector alone costs for the points that it was measured at: it shares most of it with others.
 

@@ -17,7 +17,11 @@ from jaxmem.memorization.thresholds import threshold_split
 
 
 def summarise(result: AuditResult, truncated: list[bool]) -> dict[str, Any]:
-    """The metrics of a finished audit: of each prompt mean scores, ranks and percentiles; rates by label."""
+    """The metrics of a finished audit: of each prompt mean scores, ranks and percentiles; rates by label.
+
+    Ends of 95 % intervals of estimated counts are means over noises, too. The interval of a mean is narrower: errors of
+    different noises are independent.
+    """
     means, reference = result.scores.mean(1), result.reference_scores.mean(1)
     places, standing = {}, {}
     for i, detector in enumerate(result.detectors):
@@ -29,6 +33,7 @@ def summarise(result: AuditResult, truncated: list[bool]) -> dict[str, Any]:
             else np.full(len(means), np.nan)
         )
     names = [detector.name for detector in result.detectors]
+    intervals = {name: ends.mean(1) for name, ends in result.intervals.items()}
     rows = [
         {
             "prompt": prompt.text,
@@ -36,6 +41,7 @@ def summarise(result: AuditResult, truncated: list[bool]) -> dict[str, Any]:
             "category": prompt.category,
             "truncated": bool(truncated[n]),
             "scores": dict(zip(names, means[n].tolist(), strict=True)),
+            "intervals": {name: ends[n].tolist() for name, ends in intervals.items()},
             "rank": {name: None if np.isnan(places[name][n]) else int(places[name][n]) for name in names},
             "percentile": {name: float(standing[name][n]) for name in names},
         }
@@ -97,15 +103,21 @@ def _held_out(result: AuditResult) -> dict[str, Any]:
 
 
 def write_table(directory: Path, metrics: dict[str, Any], detectors: tuple[Detector, ...]) -> Path:
-    """``results.csv``, for ``pandas.read_csv``: one row per prompt, and of each detector score, rank and percentile."""
+    """``results.csv``, for ``pandas.read_csv``: one row per prompt; of each detector score, rank and percentile.
+
+    Of counts that were estimated there are the ends of the 95 % interval, ``low`` and ``high``, too.
+    """
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     kinds = (("scores", ""), ("rank", " rank"), ("percentile", " percentile"))
     names = [(detector.name, part, ending) for detector in detectors for part, ending in kinds]
-    writer.writerow(["prompt", "label", "category", "truncated", *(name + ending for name, _, ending in names)])
+    estimated = sorted({name for row in metrics["prompts"] for name in row["intervals"]})
+    ends = [f"{name} {end}" for name in estimated for end in ("low", "high")]
+    writer.writerow(["prompt", "label", "category", "truncated", *(name + ending for name, _, ending in names), *ends])
     for row in metrics["prompts"]:
         label = "" if row["label"] is None else int(row["label"])
         cells = [row[part][name] for name, part, _ in names]
+        cells += [end for name in estimated for end in row["intervals"][name]]
         cells = ["" if cell is None or cell != cell else repr(cell) for cell in cells]
         writer.writerow([row["prompt"], label, row["category"] or "", int(row["truncated"]), *cells])
     path = directory / "results.csv"

@@ -20,13 +20,13 @@ from jaxmem.config import MnistConfig
 from jaxmem.data.mnist import Digits, select_digits, to_pixels
 from jaxmem.diffusion import DDIM, NoiseSchedule, sample_ddim
 from jaxmem.experiments.spectra import record_spectra
-from jaxmem.experiments.stages import save_losses, timed, wall_seconds
 from jaxmem.memorization.distances import calibrated_l2, nearest_training
 from jaxmem.memorization.sharpness import below_bound, positive_count, tangent_count
 from jaxmem.networks.unet import UNet
 from jaxmem.progress import Progress, silent
 from jaxmem.runs import Run
 from jaxmem.score import NetworkScore, bind
+from jaxmem.stages import save_losses, timed, wall_seconds
 from jaxmem.training import train
 
 SCHEDULE = NoiseSchedule()  # DDPM linear, 1,000 steps: the paper's

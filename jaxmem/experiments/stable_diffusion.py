@@ -13,7 +13,6 @@ import numpy as np
 from jaxmem import memory
 from jaxmem.config import GenerateConfig, SpectrumConfig
 from jaxmem.diffusion import ddim_path
-from jaxmem.experiments.stages import timed, wall_seconds
 from jaxmem.krylov import Factorization, Status, begin
 from jaxmem.progress import Progress, Say, quiet, silent
 from jaxmem.runs import Run
@@ -22,6 +21,7 @@ from jaxmem.spectra.result import rounding_noise
 from jaxmem.spectra.ritz import ritz_pairs
 from jaxmem.spectra.stepwise import Programs, advance, compile_programs, measure
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
+from jaxmem.stages import timed, wall_seconds
 
 
 def run_generate(
@@ -49,7 +49,7 @@ def run_generate(
 
 def _identity(model: StableDiffusion, config: GenerateConfig, *, with_images: bool) -> dict[str, Any]:
     """Everything of the model that decides a run's results."""
-    memory.require(model.bytes_to_read, "the parameters of the model", "close other programs, or use a larger machine")
+    model.require_memory()
     # Not where it lies: a folder that was moved is the same model. The tokens stand for the tokenizer.
     tokens = model.tokenize([*config.prompt, config.negative_prompt])
     parts = ("unet", "text_encoder", "vae") if with_images else ("unet", "text_encoder")

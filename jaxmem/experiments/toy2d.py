@@ -21,13 +21,13 @@ from flax import nnx
 
 from jaxmem.config import Toy2dConfig, TrainingConfig
 from jaxmem.diffusion import DDIM, NoiseSchedule, ddim_path
-from jaxmem.experiments.stages import save_losses, timed, wall_seconds
 from jaxmem.jacobian import score_jacobian
 from jaxmem.networks.mlp import MLP
 from jaxmem.oracles import EmpiricalScore, GaussianMixture, GaussianMixtureScore
 from jaxmem.progress import Progress, silent
 from jaxmem.runs import Run, fingerprint
 from jaxmem.score import NetworkScore, bind
+from jaxmem.stages import save_losses, timed, wall_seconds
 from jaxmem.training import train
 
 SCHEDULE = NoiseSchedule()  # DDPM linear, 1,000 steps

@@ -21,7 +21,6 @@ from jaxmem.data.captions import CaptionedImages, captioned_digits
 from jaxmem.data.mnist import load_mnist
 from jaxmem.diffusion import NoiseSchedule
 from jaxmem.experiments.autoencoder import encode_all, standardise, train_autoencoder
-from jaxmem.experiments.stages import save_losses, timed, wall_seconds
 from jaxmem.experiments.verbatim_analysis import (
     areas,
     areas_over_time,
@@ -39,6 +38,7 @@ from jaxmem.stable_diffusion.pipeline import StableDiffusion
 from jaxmem.stable_diffusion.text_encoder import TextEncoder
 from jaxmem.stable_diffusion.tokenizer import byte_tokenizer
 from jaxmem.stable_diffusion.unet import UNet
+from jaxmem.stages import save_losses, timed, wall_seconds
 from jaxmem.training import train
 
 # Latents of 8 × 8 × 4, so d = 256. Weights of all parts: 2.15 million, 4.3 MB in half precision.

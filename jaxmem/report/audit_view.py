@@ -50,6 +50,12 @@ class AuditView:
         self.truncated = [bool(row.get("truncated")) for row in rows]
 
     @cached_property
+    def intervals(self) -> dict[int, np.ndarray]:
+        """(N, 2) ends of the 95 % intervals of estimated counts, means over noises, by the detector's number."""
+        number = {detector.name: d for d, detector in enumerate(self.detectors)}
+        return {number[name]: mean(ends, 1) for name, ends in self.result.intervals.items()}
+
+    @cached_property
     def ranks(self) -> np.ndarray:
         """(N, D): 1 is the most memorized by a detector; ties share the best place."""
         return self._each(lambda scores, _, direction: rank(scores, memorized_is=direction))

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jaxmem.networks.attention import attention
 from jaxmem.networks.convolution import conv3x3
 from jaxmem.networks.normalization import normalise
-from jaxmem.stable_diffusion.attention import attention
 
 
 class LinearWeight(nnx.Param):

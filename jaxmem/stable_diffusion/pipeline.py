@@ -181,6 +181,12 @@ class StableDiffusion:
         """Of the parameters, in float32, that are not in memory yet."""
         return sum(component.float32_bytes for part, component in self.components.items() if part not in self._loaded)
 
+    def require_memory(self) -> None:
+        """Raise a ValueError if the parameters that are still to be read do not fit."""
+        memory.require(
+            self.bytes_to_read, "the parameters of the model", "close other programs, or use a larger machine"
+        )
+
     def network(self, part: str) -> tuple[nnx.GraphDef, nnx.State]:
         """A network, ``"unet"``, ``"text_encoder"`` or ``"vae"``, and its parameters; read at first use and kept."""
         if part not in self._loaded:
