@@ -18,7 +18,7 @@ CATEGORIES = ["matching", "template", "none", "no prompt"]
 def command(torch, diffusers, tmp_path_factory):
     """Latents of 4 × 4 × 4, one prompt of each category, six sampling steps."""
     folder = tmp_path_factory.mktemp("sd")
-    _, path = tiny.make_pipeline(torch, diffusers, optional_import("transformers"), folder)
+    _, path = tiny.make_pipeline(torch, diffusers, optional_import("transformers"), folder, **tiny.SMALLEST)
     config = path / "unet/config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"sample_size": 4}))
     (folder / "prompts.csv").write_text("\n".join(LINES))

@@ -32,7 +32,8 @@ PROMPTS = ("the cat", "costs $5 or $6 [bold]")
 
 @pytest.fixture(scope="module")
 def folder(torch, diffusers, tmp_path_factory):
-    return tiny.make_pipeline(torch, diffusers, optional_import("transformers"), tmp_path_factory.mktemp("runs"))[1]
+    peers = torch, diffusers, optional_import("transformers")
+    return tiny.make_pipeline(*peers, tmp_path_factory.mktemp("runs"), **tiny.SMALLEST)[1]
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,8 @@ import warnings
 from pathlib import Path
 
 FAMILIES = ("sd1", "sd2")
+# Every kind of block once: for what does not depend on how many there are. Compiling takes half of the time.
+SMALLEST = dict(layers_per_block=1, block_out_channels=(16, 32))
 
 
 def unet_config(family: str) -> dict:
@@ -103,8 +105,10 @@ def make_scheduler(diffusers, prediction: str = "epsilon"):
     )
 
 
-def make_pipeline(torch, diffusers, transformers, folder: Path, family: str = "sd1", prediction: str = "epsilon"):
-    """A pipeline, and its folder in today's layout."""
+def make_pipeline(
+    torch, diffusers, transformers, folder: Path, family: str = "sd1", prediction: str = "epsilon", **unet
+):
+    """A pipeline, and its folder in today's layout; ``unet`` has changes of the UNet's configuration."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         tokenizer, vocab_size = make_tokenizer(transformers, folder / "tokenizer-files")
@@ -112,7 +116,7 @@ def make_pipeline(torch, diffusers, transformers, folder: Path, family: str = "s
             vae=make_vae(torch, diffusers),
             text_encoder=make_text_encoder(torch, transformers, family, vocab_size),
             tokenizer=tokenizer,
-            unet=make_unet(torch, diffusers, family),
+            unet=make_unet(torch, diffusers, family, **unet),
             scheduler=make_scheduler(diffusers, prediction),
             safety_checker=None,
             feature_extractor=None,
