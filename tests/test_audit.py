@@ -44,12 +44,8 @@ CONFIG = AuditConfig(noises=2, ddim_steps=5, batch=5, timesteps=(801, 201), guid
 
 @pytest.fixture(scope="module")
 def folder(torch, diffusers, tmp_path_factory):
-    """Latents of 4 × 4 × 4: the networks do not know their size."""
     peers = torch, diffusers, optional_import("transformers")
-    _, path = tiny.make_pipeline(*peers, tmp_path_factory.mktemp("audit"), **tiny.SMALLEST)
-    config = path / "unet/config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"sample_size": 4}))
-    return path
+    return tiny.make_pipeline(*peers, tmp_path_factory.mktemp("audit"), **tiny.SMALLEST)[1]
 
 
 @pytest.fixture(scope="module")

@@ -59,7 +59,7 @@ def test_images_are_those_of_the_sampler(model, tmp_path):
 @pytest.mark.parametrize("method", [pytest.param("arnoldi", marks=pytest.mark.slow), "lanczos"])
 def test_all_ritz_values_are_the_exact_spectrum(model, tmp_path, method):
     """As many steps as dimensions: the Ritz values are the eigenvalues of the dense Jacobian, or its symmetric part."""
-    metrics = run_spectrum(model, config(prompt=PROMPTS[:1], num_steps=256, method=method), tmp_path)
+    metrics = run_spectrum(model, config(prompt=PROMPTS[:1], num_steps=64, method=method), tmp_path)
     spectra = Run.read(tmp_path).spectra()
     x, cond = jnp.asarray(spectra["latents"][0]), model.embed(PROMPTS[:1])[0]
     dense = np.asarray(score_jacobian(model.score, model.state, x, 501, cond).to_dense(), np.float64)
@@ -77,7 +77,7 @@ def test_all_ritz_values_are_the_exact_spectrum(model, tmp_path, method):
     asymmetry = np.linalg.norm(dense - dense.T) / np.linalg.norm(dense)
     # All of it for a whole Krylov space; one random vector's estimate for Lanczos.
     assert point["asymmetry"] == pytest.approx(asymmetry, rel=1e-3 if method == "arnoldi" else 0.3)
-    assert metrics["num_products"] == (256 + 2 if method == "arnoldi" else 512 + 3)
+    assert metrics["num_products"] == (64 + 2 if method == "arnoldi" else 128 + 3)
     assert metrics["lower_bound"] == pytest.approx(-1 / model.scheduler.schedule.sigma[501] ** 2)
 
 
@@ -106,15 +106,14 @@ def test_memory_is_said_and_refused_before_the_work(folder, model, tmp_path, mon
     assert said[0].startswith("memory: ")
     assert "for linearisation and products of 1 point(s) at once" in said[0]
     assert moved[-1] == ("products", 12, 12)
-    monkeypatch.setattr(memory, "available_bytes", lambda: 6_000_000)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 500_000)
     with pytest.raises(ValueError, match=r"the spectrum: needs about .* take a smaller --batch"):
         run_spectrum(
             model,
-            config(batch=4, num_steps=256, unconditional=True),
+            config(batch=4, num_steps=64, unconditional=True),
             tmp_path / "large",
             progress=lambda *a: pytest.fail("work began"),
         )
-    monkeypatch.setattr(memory, "available_bytes", lambda: 1_000_000)
     with pytest.raises(ValueError, match="the parameters of the model: needs about"):
         run_spectrum(StableDiffusion.load(folder), config(), tmp_path / "larger")
 
@@ -125,8 +124,8 @@ def test_bad_settings_are_named(model, tmp_path):
     with pytest.raises(ValueError, match="prompt: expected text in UTF-8"):
         config(prompt=("\udcff",))
     run_generate(model, GenerateConfig(("a",), negative_prompt="/ugly", ddim_steps=1), tmp_path / "generate")
-    with pytest.raises(ValueError, match="num_steps: expected 1 to 256"):
-        run_spectrum(model, config(num_steps=257), tmp_path)
+    with pytest.raises(ValueError, match="num_steps: expected 1 to 64"):
+        run_spectrum(model, config(num_steps=65), tmp_path)
     for changes, match in (
         (dict(prompt=()), "prompt: expected at least one text"),
         (dict(batch=0), "batch: expected at least 1"),
@@ -223,8 +222,7 @@ def test_killed_runs_continue_to_the_same_bits(folder, tmp_path, environment, wh
     out = tmp_path / "killed"
     rows = out / "results-0.jsonl"
     for key, kill in (
-        ("sample-000-0002", signal.SIGKILL),
-        ("krylov-000-0007", signal.SIGINT),
+        ("sample-000-0002", signal.SIGINT),
         ("krylov-001-0011", signal.SIGKILL),
     ):
         process = subprocess.Popen(
