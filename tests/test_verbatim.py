@@ -62,7 +62,7 @@ def patched(monkeypatch, data):
     monkeypatch.setattr(verbatim, "AUTOENCODER", replace(verbatim.AUTOENCODER, block_out_channels=(8, 8, 8)))
 
 
-@pytest.mark.slow  # fast: test_audit.py for its audits; test_training.py, test_autoencoder.py, test_weights.py
+@pytest.mark.slow  # fast: test_audit.py, test_training.py, test_autoencoder.py, exports in test_stable_diffusion.py
 def test_a_run_trains_exports_audits_and_is_drawn(patched, data, tmp_path):
     out = tmp_path / "run"
 
@@ -94,7 +94,7 @@ def test_a_run_trains_exports_audits_and_is_drawn(patched, data, tmp_path):
     assert run_verbatim(SMALL, out) == metrics
 
 
-@pytest.mark.slow  # fast: exports in test_weights.py
+@pytest.mark.slow  # fast: exports in test_stable_diffusion.py
 def test_an_export_that_was_cut_short_is_made_again(patched, data, tmp_path, monkeypatch):
     run = Run.open(tmp_path / "run", {}, experiment="verbatim")
     model = verbatim.train_model(SMALL, data, run)
