@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import jax
 import jax.numpy as jnp
@@ -351,17 +351,40 @@ def test_ritz_values_and_budgets(model, out, result, tmp_path):
     assert "trace@t801" not in names  # Ritz values do not have it
     for name in ("positive-count@t801", "tangent-count@t801"):
         np.testing.assert_allclose(column(found, name), column(result, name)[:3], atol=1)
-        low, high = np.moveaxis(found.intervals[name], -1, 0)
-        assert (low <= column(found, name)).all()
-        assert (column(found, name) <= high).all()
-        with open(tmp_path / "run/results.csv", encoding="utf-8", newline="") as stream:
-            rows = list(csv.DictReader(stream))
-        assert [float(row[f"{name} low"]) for row in rows] == low.mean(1).tolist()
-        assert [float(row[f"{name} high"]) for row in rows] == high.mean(1).tolist()
     chosen = tuple(found.directions.point.T)
     np.testing.assert_allclose(found.directions.eigenvalues[:, 0], found.eigenvalues[:, :, 0, 0][chosen], rtol=1e-3)
     assert found.metrics["evaluation"]["wen-1"]["all"]["num_negative"] == 2
     assert found.metrics["prompts"][0]["percentile"]["jeon"] is None  # no reference
+
+
+def test_intervals_are_those_of_the_saved_counts(tmp_path):
+    """Two prompts and one of the reference, two noises, two timesteps; one count is not done."""
+    steps = dict(ddim_steps=2, guidance=1.0, timesteps=(501, 1), sigma=(0.85, 0.04), spectral_timesteps=(501, 1))
+    plan = Plan(
+        num_prompts=2, num_reference=1, noises=2, batch=4, **steps, anisotropy_timestep=None, method="none",
+        num_steps=20, count_budget=40, directions=0, latent_shape=(8, 8, 4),
+    )  # fmt: skip
+    prompts = [{"prompt": text, "label": None, "category": None} for text in "abc"]
+    for budget, name in ((40, "estimated"), (257, "exact")):
+        run = Run.open(
+            tmp_path / name, {"prompts": prompts}, experiment="audit", plan=asdict(replace(plan, count_budget=budget))
+        )
+        for point in range(6):
+            for k, t in enumerate(plan.spectral_timesteps):
+                if (point, t) != (1, 501):
+                    run.save(f"count-{point:06d}-{t:04d}", 100.0 * point + 10 * k + np.arange(9))
+                    run.append({"key": f"count-{point:06d}-{t:04d}"})
+    found = read_audit(Run.read(tmp_path / "estimated"))
+    assert list(found.intervals) == [detector.name for detector in found.detectors if detector.is_count]
+    assert found.intervals["positive-count@t501"].shape == (2, 2, 2)
+    np.testing.assert_array_equal(found.intervals["positive-count@t501"][0], [[2, 3], [np.nan, np.nan]])
+    np.testing.assert_array_equal(found.intervals["positive-count@t1"][1], [[212, 213], [312, 313]])
+    np.testing.assert_array_equal(found.intervals["tangent-count@t1"][0], [[17, 18], [117, 118]])
+    assert next(d.title for d in found.detectors if d.is_count) == "Positive eigenvalues (estimate), t = 501"
+    exact = read_audit(Run.read(tmp_path / "exact"))
+    assert exact.intervals == {}
+    assert next(d.title for d in exact.detectors if d.is_count) == "Positive eigenvalues, t = 501"
+    np.testing.assert_array_equal(column(exact, "tangent-count@t1"), [[16, 116], [216, 316]])
 
 
 def test_another_config_or_model_is_another_run(model, out):

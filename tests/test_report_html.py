@@ -224,12 +224,17 @@ def test_estimates_are_called_so(result, undrawn):
         method="none", spectral_timesteps=np.array([], int), eigenvalues=result.eigenvalues[:, :, :0],
         noise=result.noise[:, :, :0], directions=None, metrics=None, costs=[],
     )  # fmt: skip
-    name, middle = chosen[0].name, result.scores[..., :1]
-    found = found._replace(intervals={name: np.concatenate([0 * middle + 1.25, 0 * middle + 77.5], -1)})
+    ends = np.broadcast_to([[1.0, 77], [1.25, 78], [1.5, 77.5]], (len(result.prompts), 3, 2)).copy()
+    ends[3] = np.nan
+    found = found._replace(intervals={chosen[0].name: ends})
     words = text_of(render(found))
     assert "Positive eigenvalues (estimate), t = 281" in words
     assert "Numbers of directions are estimates" in words
-    assert words.count("[1.25, 77.5]") == len(result.prompts)
+    assert words.count("[1.25 to 77.5]") == len(result.prompts) - 1
+    assert "ends are means over the starting noises" in words
+    words = text_of(render(found._replace(intervals={})))
+    assert "are estimates from" not in words
+    assert "In brackets" not in words
     assert "No spectrum was taken, so" not in words
 
 

@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import tiny_diffusion as tiny
+from conftest import optional_import
 
 from jaxmem.config import AuditConfig, AutoencoderConfig, TrainingConfig, VerbatimConfig
 from jaxmem.data.captions import CaptionedImages
@@ -62,7 +64,7 @@ def patched(monkeypatch, data):
     monkeypatch.setattr(verbatim, "AUTOENCODER", replace(verbatim.AUTOENCODER, block_out_channels=(8, 8, 8)))
 
 
-@pytest.mark.slow  # fast: test_audit.py, test_training.py, test_autoencoder.py, exports in test_stable_diffusion.py
+@pytest.mark.slow  # fast, of its parts: test_audit.py, test_training.py, test_autoencoder.py, the test of exports below
 def test_a_run_trains_exports_audits_and_is_drawn(patched, data, tmp_path):
     out = tmp_path / "run"
 
@@ -94,10 +96,9 @@ def test_a_run_trains_exports_audits_and_is_drawn(patched, data, tmp_path):
     assert run_verbatim(SMALL, out) == metrics
 
 
-@pytest.mark.slow  # fast: exports in test_stable_diffusion.py
-def test_an_export_that_was_cut_short_is_made_again(patched, data, tmp_path, monkeypatch):
-    run = Run.open(tmp_path / "run", {}, experiment="verbatim")
-    model = verbatim.train_model(SMALL, data, run)
+def test_an_export_that_was_cut_short_is_made_again(torch, diffusers, tmp_path):
+    peers = torch, diffusers, optional_import("transformers")
+    model = StableDiffusion.load(tiny.make_pipeline(*peers, tmp_path / "original", **tiny.SMALLEST)[1])
     half = tmp_path / "model.partial"
     half.mkdir()
     (half / "unet").write_text("half")

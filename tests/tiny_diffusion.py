@@ -5,7 +5,8 @@ import warnings
 from pathlib import Path
 
 FAMILIES = ("sd1", "sd2")
-# Every kind of block once and latents of 4 × 4 × 4, for what depends on neither: half of the time to compile.
+# Every kind of block once and latents of 4 × 4 × 4, which compile in half of the time: for tests that depend neither on
+# the network's depth nor on its size.
 SMALLEST = dict(layers_per_block=1, block_out_channels=(16, 32), sample_size=4)
 
 

@@ -144,6 +144,11 @@ class Plan:
         return int(np.prod(self.latent_shape))
 
     @property
+    def estimates_counts(self) -> bool:
+        """Whether the budget of `jaxmem.count_positive` is too small for an exact count."""
+        return self.count_budget is not None and self.count_budget <= self.size
+
+    @property
     def num_eigenvalues(self) -> int:
         """Of one spectrum; 0 where none is taken."""
         return {"eigh": self.size, "lanczos": self.num_steps, "none": 0}[self.method]

@@ -47,6 +47,7 @@ def detector_scores(plan: Plan, raw: Raw) -> tuple[tuple[Detector, ...], np.ndar
         k=min(5, plan.num_eigenvalues or 5),
         num_noises=plan.noises,
         counted=counted,
+        estimated=plan.estimates_counts,
         anisotropy_weights=plan.anisotropy_weights,
     )
 
@@ -72,9 +73,12 @@ def detector_scores(plan: Plan, raw: Raw) -> tuple[tuple[Detector, ...], np.ndar
 
 
 def count_intervals(plan: Plan, raw: Raw) -> dict[str, np.ndarray]:
-    """The 95 % intervals of estimated counts, shape (points, 2), by the detector whose score they belong to."""
+    """The 95 % intervals of estimated counts, shape (points, 2), by the detector whose score they belong to.
+
+    Exact counts have none.
+    """
     found = {}
-    for k, t in enumerate(plan.spectral_timesteps if plan.count_budget is not None else ()):
+    for k, t in enumerate(plan.spectral_timesteps if plan.estimates_counts else ()):
         found |= {f"positive-count@t{t}": raw.counts[:, k, 2:4], f"tangent-count@t{t}": raw.counts[:, k, 7:9]}
     return found
 

@@ -111,7 +111,7 @@ def write_table(directory: Path, metrics: dict[str, Any], detectors: tuple[Detec
     writer = csv.writer(text, lineterminator="\n")
     kinds = (("scores", ""), ("rank", " rank"), ("percentile", " percentile"))
     names = [(detector.name, part, ending) for detector in detectors for part, ending in kinds]
-    estimated = sorted({name for row in metrics["prompts"] for name in row["intervals"]})
+    estimated = [detector.name for detector in detectors if detector.name in metrics["prompts"][0]["intervals"]]
     ends = [f"{name} {end}" for name in estimated for end in ("low", "high")]
     writer.writerow(["prompt", "label", "category", "truncated", *(name + ending for name, _, ending in names), *ends])
     for row in metrics["prompts"]:

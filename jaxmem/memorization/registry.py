@@ -65,6 +65,7 @@ def detectors(
     k: int = 5,
     num_noises: int = 1,
     counted: bool = False,
+    estimated: bool = True,
     anisotropy_weights: tuple[float, float] = ANISOTROPY_WEIGHTS,
 ) -> tuple[Detector, ...]:
     """The detectors that an audit of this shape can run, in the order of the table.
@@ -79,6 +80,7 @@ def detectors(
         num_noises: generations per prompt; `jaxmem.memorization.detectors.tiled_l2` needs two.
         counted: the counts come from `jaxmem.count_positive`, as ``columns`` of
             `jaxmem.memorization.table.score_table`.
+        estimated: of ``counted``: whether they are estimates, as their titles then say.
         anisotropy_weights: those that `jaxmem.memorization.detectors.anisotropy` is called with.
 
     Raises:
@@ -111,7 +113,7 @@ def detectors(
     ]
     if "spectrum" in families:
         found += [
-            _spectral(name, statistic, timestep, k, estimated=statistic.is_count and counted)
+            _spectral(name, statistic, timestep, k, estimated=statistic.is_count and counted and estimated)
             for timestep in spectral_timesteps
             for name, statistic in _SPECTRAL.items()
             if method == "eigh" or (statistic.extreme and method == "lanczos") or (statistic.is_count and counted)

@@ -1,1 +1,1 @@
-"""Small Flax NNX score networks, called as ``network(x, t, cond)`` on one example."""
+"""Small Flax NNX score networks, called as ``network(x, t, cond)`` on one example, and layers all networks share."""

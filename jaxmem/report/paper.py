@@ -101,9 +101,7 @@ def _over_time(result: AuditResult, members: np.ndarray, name: str) -> tuple[np.
     }
     if all(t in columns for t in result.spectral_timesteps.tolist()):
         found = result.scores[members][:, :, [columns[t] for t in result.spectral_timesteps.tolist()]]
-        return found.reshape(-1, found.shape[2]), f"{name} eigenvalues" + (
-            "" if result.method == "eigh" else ", estimated"
-        )
+        return found.reshape(-1, found.shape[2]), f"{name} eigenvalues" + (", estimated" if result.intervals else "")
     sigma = result.sigma[np.searchsorted(-result.timesteps, -result.spectral_timesteps)]
     values = result.eigenvalues[members].reshape(-1, *result.eigenvalues.shape[2:])
     noise = result.noise[members].reshape(len(values), -1)
