@@ -95,7 +95,7 @@ def _strips(axis: Any, view: AuditView, those: list[int]) -> None:
     axis.set_xlim(-0.55, len(those) - 0.45)
     several = len(those) > 1
     if first.timestep is not None:
-        named = _chosen(len(those), 8).tolist()
+        named = _chosen(len(those), 6).tolist()
         axis.set_xticks(named, [str(view.detectors[those[place]].timestep) for place in named])
         axis.set_xlabel("timestep t", fontsize=9)
     elif several:
