@@ -77,7 +77,7 @@ def count_intervals(plan: Plan, raw: Raw) -> dict[str, np.ndarray]:
 
     Exact counts have none.
     """
-    found = {}
+    found: dict[str, np.ndarray] = {}
     for k, t in enumerate(plan.spectral_timesteps if plan.estimates_counts else ()):
         found |= {f"positive-count@t{t}": raw.counts[:, k, 2:4], f"tangent-count@t{t}": raw.counts[:, k, 7:9]}
     return found
