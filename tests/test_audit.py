@@ -335,6 +335,7 @@ def test_a_full_disk_is_clear_and_the_run_goes_on(model, out, tmp_path, monkeypa
     same(out, tmp_path / "run")
 
 
+@pytest.mark.slow  # fast: test_reproduce_sd.py runs such an audit; test_stable_diffusion_runs.py, test_counting.py
 def test_ritz_values_and_budgets(model, out, result, tmp_path):
     """As many Lanczos steps as dimensions give the exact spectra, as many products the exact counts."""
     config = AuditConfig(

@@ -23,7 +23,8 @@ def command(torch, diffusers, tmp_path_factory):
     return ["reproduce", "sd", str(path), *prompts, "--ddim-steps", "6"]
 
 
-@pytest.mark.parametrize("preset", [pytest.param("small", marks=pytest.mark.slow), "paper"])
+@pytest.mark.slow  # fast: the same estimate in test_a_dry_run_says_and_writes_nothing of test_audit.py
+@pytest.mark.parametrize("preset", ["small", "paper"])
 def test_a_dry_run_prints_products_hours_and_gigabytes(command, preset, tmp_path, capsys):
     out = tmp_path / "run"
     arguments = [*command, "--preset", preset, "--timesteps", "831", "--num-steps", "8", "--dry-run", "--out", str(out)]
