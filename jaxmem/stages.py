@@ -1,4 +1,4 @@
-"""What an experiment keeps beside its results: the seconds of each stage, the losses of each training."""
+"""What a run keeps beside its results: the seconds of each stage, the losses of each training."""
 
 import time
 from collections.abc import Iterator

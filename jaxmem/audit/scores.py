@@ -11,6 +11,9 @@ from jaxmem.memorization.registry import Detector, detectors
 from jaxmem.memorization.table import score_table
 from jaxmem.runs import Run
 
+# Which of the numbers that `jaxmem.audit.operators.run_counts` saves are the estimate and the ends of its interval.
+_COUNTED = {"positive-count": (1, slice(2, 4)), "tangent-count": (6, slice(7, 9))}
+
 
 class Raw(NamedTuple):
     """What the stages saved, by point (reference prompts come last); NaN where a unit is not done."""
@@ -56,7 +59,7 @@ def detector_scores(plan: Plan, raw: Raw) -> tuple[tuple[Detector, ...], np.ndar
 
     columns = {"jeon": raw.jeon, "score-evolution": raw.evolution, "anisotropy": raw.anisotropy}
     for k, t in enumerate(plan.spectral_timesteps if counted else ()):
-        columns |= {f"positive-count@t{t}": raw.counts[:, k, 1], f"tangent-count@t{t}": raw.counts[:, k, 6]}
+        columns |= {f"{name}@t{t}": raw.counts[:, k, estimate] for name, (estimate, _) in _COUNTED.items()}
     table = score_table(
         chosen,
         eps_difference=nested(raw.eps_difference),
@@ -77,10 +80,11 @@ def count_intervals(plan: Plan, raw: Raw) -> dict[str, np.ndarray]:
 
     Exact counts have none.
     """
-    found: dict[str, np.ndarray] = {}
-    for k, t in enumerate(plan.spectral_timesteps if plan.estimates_counts else ()):
-        found |= {f"positive-count@t{t}": raw.counts[:, k, 2:4], f"tangent-count@t{t}": raw.counts[:, k, 7:9]}
-    return found
+    return {
+        f"{name}@t{t}": raw.counts[:, k, ends]
+        for k, t in enumerate(plan.spectral_timesteps if plan.estimates_counts else ())
+        for name, (_, ends) in _COUNTED.items()
+    }
 
 
 def costs(plan: Plan, run: Run, chosen: Sequence[Detector], scores: np.ndarray) -> list[dict[str, Any]]:
