@@ -69,6 +69,16 @@ def test_points_on_many_devices_are_points_on_one(method, shape):
         np.testing.assert_array_less(np.abs(many.eigenvalues - exact) / largest, 1e-4)  # float32 products
 
 
+def test_points_taken_together_by_devices_that_share_threads():
+    """LAPACK's call in XLA for several matrices waits for threads of its own devices: at this size for ever."""
+    d, n = 300, 16
+    score, state = SeparableScore(SCHEDULE), separable(d)
+    x, t = jax.random.normal(KEY, (n, d)), 50
+    found = batch_spectra(score, state, x, t, mesh=line(), points=2).eigenvalues
+    exact = np.stack([score.spectrum(state, point, t) for point in x])
+    np.testing.assert_array_less(np.abs(found - exact), 1e-4 * np.abs(exact).max())  # float32 products
+
+
 @pytest.mark.parametrize("method", ["dense", "krylov"])
 def test_each_device_holds_and_does_its_share_alone(method):
     state, mesh, n = network_state(), line(), 8

@@ -28,8 +28,9 @@ from jaxmem.stable_diffusion.configs import UNetConfig
 
 SCHEDULE = NoiseSchedule()
 KEYS = jax.random.split(jax.random.key(0), 2)
-# The one solver that is no plain StableHLO, by its name on each platform: of symmetric matrices.
-SOLVER = {"cpu": "lapack_ssyevd_ffi", "cuda": "cusolver_syevd_ffi", "tpu": "Eigh"}
+# The one solver that is no plain StableHLO, by its name on each platform: of symmetric matrices. The CPU's makes them
+# tridiagonal.
+SOLVER = {"cpu": "lapack_ssytrd_ffi", "cuda": "cusolver_syevd_ffi", "tpu": "Eigh"}
 
 
 def mlp():

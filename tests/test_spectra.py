@@ -11,6 +11,7 @@ from jaxmem.diffusion import NoiseSchedule
 from jaxmem.operators import MatrixOperator, Operator
 from jaxmem.oracles import EmpiricalScore, GaussianMixture, GaussianMixtureScore, Separable, SeparableScore
 from jaxmem.spectra import Status
+from jaxmem.spectra import batch as reductions
 
 SCHEDULE = NoiseSchedule()
 KEY = jax.random.key(0)
@@ -153,6 +154,19 @@ def test_batches_equal_single_points(method, points):
         assert batch.num_products[i] == one.num_products
         assert batch.status[i] == one.status
     assert batch.seed is None if method == "eigh" else batch.seed is not None
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
+def test_both_reductions_keep_the_eigenvalues(scale):
+    matrices = np.stack([skewed(60, seed) for seed in range(3)])
+    matrices = ((matrices + matrices.transpose(0, 2, 1)) / 2 * scale).astype(np.float32)
+    exact = np.linalg.eigvalsh(matrices.astype(np.float64))
+    for reduce in (reductions._tridiagonal_on_cpu, reductions._tridiagonal_elsewhere):
+        diagonals, off_diagonals = jax.jit(reduce)(matrices)
+        pairs = zip(np.asarray(diagonals, np.float64), np.asarray(off_diagonals, np.float64), strict=True)
+        found = np.stack([np.linalg.eigvalsh(np.diag(d) + np.diag(e, 1) + np.diag(e, -1)) for d, e in pairs])
+        # Backward stable in float32: a few roundings of the largest eigenvalue.
+        np.testing.assert_allclose(found / scale, exact / scale, atol=3e-6 * np.abs(exact / scale).max())
 
 
 def test_one_trace_for_many_points():

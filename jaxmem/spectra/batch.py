@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.linalg
 from jaxtyping import Array, Float
 
 from jaxmem.jacobian import check_score, score_jacobian
@@ -17,12 +18,8 @@ from jaxmem.spectra.ritz import ritz_pairs
 from jaxmem.spectra.single import Probe, dense_and_noise, krylov_noise, run_krylov
 
 
-def each_point(one: Callable[..., Any], mesh: Any, state: Any, *points: Any) -> Any:
-    """``one(state, *point)`` of every point, each device of the mesh working on its own share of them."""
-
-    def share(state: Any, *points: Any) -> Any:
-        return jax.vmap(lambda *point: one(state, *point))(*points)
-
+def on_devices(share: Callable[..., Any], mesh: Any, state: Any, *points: Any) -> Any:
+    """``share(state, *points)``, each device of the mesh working on its own share of the points."""
     if mesh is None:
         return share(state, *points)
     # Not left to XLA's partitioner: it gathers what a loop runs over, and attention folds points into such an axis.
@@ -32,11 +29,42 @@ def each_point(one: Callable[..., Any], mesh: Any, state: Any, *points: Any) -> 
     return jax.shard_map(share, mesh=mesh, in_specs=specs, out_specs=spread, check_vma=False)(state, *points)
 
 
+def each_point(one: Callable[..., Any], mesh: Any, state: Any, *points: Any) -> Any:
+    """``one(state, *point)`` of every point, each device of the mesh working on its own share of them."""
+    return on_devices(lambda state, *points: jax.vmap(partial(one, state))(*points), mesh, state, *points)
+
+
+def _tridiagonal_on_cpu(matrices: Array) -> tuple[Array, Array]:
+    def one(matrix: Array) -> tuple[Array, Array]:
+        largest = jnp.max(jnp.abs(matrix))  # scaled, so that no square of an entry overflows or vanishes
+        scale = jnp.where(largest > 0, largest, 1)
+        _, diagonal, off_diagonal, _ = jax.lax.linalg.tridiagonal(matrix / scale)
+        return scale * diagonal, scale * off_diagonal
+
+    # A loop, because of several matrices LAPACK's call in XLA waits for threads that it lends to the devices' programs:
+    # two devices of one CPU then wait for each other, for ever.
+    return jax.lax.map(one, matrices)
+
+
+def _tridiagonal_elsewhere(matrices: Array) -> tuple[Array, Array]:
+    values = jnp.linalg.eigvalsh(matrices)
+    return values, jnp.zeros_like(values[:, 1:])
+
+
+def _tridiagonal(matrices: Float[Array, "n d d"]) -> tuple[Float[Array, "n d"], Float[Array, "n d-1"]]:
+    """Diagonals and off-diagonals of tridiagonal matrices with the eigenvalues of symmetric ones.
+
+    Eigenvalues take the CPU as long again, or longer: JAX's solver there makes eigenvectors with them. Solvers of other
+    devices give eigenvalues, and a diagonal matrix is tridiagonal.
+    """
+    return jax.lax.platform_dependent(matrices, cpu=_tridiagonal_on_cpu, default=_tridiagonal_elsewhere)
+
+
 @partial(jax.jit, static_argnames=("score", "chunk", "mesh"))
 def _dense_group(
     score: Score, state: Any, x: Array, t: Array, cond: Any, chunk: int, mesh: Any = None
 ) -> tuple[Array, ...]:
-    def one(state: Any, x: Array, t: Array, cond: Any) -> tuple[Array, ...]:
+    def symmetric(state: Any, x: Array, t: Array, cond: Any) -> tuple[Array, ...]:
         operator = score_jacobian(score, state, x, t, cond)
         matrix, error = dense_and_noise(operator, chunk)
         norm = scaled_norm(matrix)
@@ -44,9 +72,13 @@ def _dense_group(
         # Where the matrix is not finite the solver may never return: it gets zeros, and the caller is told.
         finite = jnp.all(jnp.isfinite(matrix))
         safe = jnp.where(finite, matrix, 0).astype(jnp.promote_types(matrix.dtype, jnp.float32))  # no half solvers
-        return jnp.linalg.eigvalsh(0.5 * (safe + safe.T))[::-1], asymmetry, error, finite
+        return 0.5 * (safe + safe.T), asymmetry, error, finite
 
-    return each_point(one, mesh, state, x, t, cond)
+    def share(state: Any, *points: Any) -> tuple[Array, ...]:
+        matrices, *rest = jax.vmap(partial(symmetric, state))(*points)
+        return *_tridiagonal(matrices), *rest
+
+    return on_devices(share, mesh, state, x, t, cond)
 
 
 @partial(jax.jit, static_argnames=("score", "num_steps", "symmetric", "mesh"))
@@ -92,7 +124,8 @@ def batch_spectra(
         x: points, shape (n, ...). For points × timesteps × conditions, repeat and flatten.
         t: one timestep for all, or n of them.
         cond: None, or a pytree whose leaves have n as leading axis.
-        method: ``"eigh"`` (symmetric part, on the device), ``"lanczos"`` or ``"arnoldi"``; ``"eig"`` is not batched.
+        method: ``"eigh"`` (symmetric part; the host's share is its tridiagonal form), ``"lanczos"`` or ``"arnoldi"``;
+            ``"eig"`` is not batched.
         num_steps: Krylov steps.
         key: random key for Krylov starts, where point i starts from ``fold_in(key, i)``; or n keys.
         points: how many points one compiled call takes together, on each device.
@@ -186,8 +219,12 @@ def _dense_result(
     score: Score, state: Any, group: tuple[Any, ...], chunk: int, mesh: Any, first: int
 ) -> list[np.ndarray]:
     x, t, cond, _ = group
-    eigenvalues, asymmetry, error, finite = jax.device_get(_dense_group(score, state, x, t, cond, chunk, mesh))
+    diagonals, off_diagonals, asymmetry, error, finite = jax.device_get(
+        _dense_group(score, state, x, t, cond, chunk, mesh)
+    )
     _refuse_nonfinite(~finite, first)
+    pairs = zip(diagonals, off_diagonals, strict=True)
+    eigenvalues = np.stack([scipy.linalg.eigvalsh_tridiagonal(*pair, lapack_driver="sterf")[::-1] for pair in pairs])
     count, size = eigenvalues.shape
     # LAPACK's symmetric solver has a backward error of a few eps ‖A‖; sqrt(d) eps is above what was seen.
     solver = size**0.5 * float(jnp.finfo(x.dtype).eps)
