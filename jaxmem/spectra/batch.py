@@ -54,8 +54,8 @@ def _tridiagonal_elsewhere(matrices: Array) -> tuple[Array, Array]:
 def _tridiagonal(matrices: Float[Array, "n d d"]) -> tuple[Float[Array, "n d"], Float[Array, "n d-1"]]:
     """Diagonals and off-diagonals of tridiagonal matrices with the eigenvalues of symmetric ones.
 
-    Eigenvalues take the CPU as long again, or longer: JAX's solver there makes eigenvectors with them. Solvers of other
-    devices give eigenvalues, and a diagonal matrix is tridiagonal.
+    On a CPU, JAX's solver takes more than twice as long, because it makes eigenvectors as well. Other devices have none
+    but that; what they give back is eigenvalues as a diagonal matrix, which is tridiagonal.
     """
     return jax.lax.platform_dependent(matrices, cpu=_tridiagonal_on_cpu, default=_tridiagonal_elsewhere)
 
@@ -124,7 +124,7 @@ def batch_spectra(
         x: points, shape (n, ...). For points × timesteps × conditions, repeat and flatten.
         t: one timestep for all, or n of them.
         cond: None, or a pytree whose leaves have n as leading axis.
-        method: ``"eigh"`` (symmetric part; the host's share is its tridiagonal form), ``"lanczos"`` or ``"arnoldi"``;
+        method: ``"eigh"`` (of the symmetric part), ``"lanczos"`` or ``"arnoldi"``;
             ``"eig"`` is not batched.
         num_steps: Krylov steps.
         key: random key for Krylov starts, where point i starts from ``fold_in(key, i)``; or n keys.
