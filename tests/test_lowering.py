@@ -172,6 +172,9 @@ def test_the_check_sees_what_it_forbids():
     score, state, x, cond = mlp()
     text = lowered(lambda *a: batch._dense_group(score, *a, 8), state, x, jnp.full(2, 50), cond, platform="cpu")
     assert custom_calls(text) == {SOLVER["cpu"]}
+    # One matrix at a time: for several, devices that share the CPU's threads would wait for each other.
+    (call,) = [line for line in text.splitlines() if SOLVER["cpu"] in line]
+    assert "(tensor<3x3xf32>)" in call
     with pytest.raises(AssertionError, match="dot_general"):
         assert_full_precision(lowered(jnp.matmul, jnp.eye(2), jnp.eye(2), platform="tpu"))
 

@@ -11,7 +11,7 @@ from jaxmem.diffusion import NoiseSchedule
 from jaxmem.operators import MatrixOperator, Operator
 from jaxmem.oracles import EmpiricalScore, GaussianMixture, GaussianMixtureScore, Separable, SeparableScore
 from jaxmem.spectra import Status
-from jaxmem.spectra import batch as reductions
+from jaxmem.spectra.batch import _tridiagonal_elsewhere, _tridiagonal_on_cpu
 
 SCHEDULE = NoiseSchedule()
 KEY = jax.random.key(0)
@@ -156,17 +156,35 @@ def test_batches_equal_single_points(method, points):
     assert batch.seed is None if method == "eigh" else batch.seed is not None
 
 
+@pytest.mark.parametrize("reduce", [_tridiagonal_on_cpu, _tridiagonal_elsewhere])
 @pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
-def test_both_reductions_keep_the_eigenvalues(scale):
+def test_tridiagonal_matrices_keep_the_eigenvalues(reduce, scale):
     matrices = np.stack([skewed(60, seed) for seed in range(3)])
     matrices = ((matrices + matrices.transpose(0, 2, 1)) / 2 * scale).astype(np.float32)
     exact = np.linalg.eigvalsh(matrices.astype(np.float64))
-    for reduce in (reductions._tridiagonal_on_cpu, reductions._tridiagonal_elsewhere):
-        diagonals, off_diagonals = jax.jit(reduce)(matrices)
-        pairs = zip(np.asarray(diagonals, np.float64), np.asarray(off_diagonals, np.float64), strict=True)
-        found = np.stack([np.linalg.eigvalsh(np.diag(d) + np.diag(e, 1) + np.diag(e, -1)) for d, e in pairs])
-        # Backward stable in float32: a few roundings of the largest eigenvalue.
-        np.testing.assert_allclose(found / scale, exact / scale, atol=3e-6 * np.abs(exact / scale).max())
+    diagonals, off_diagonals = jax.jit(reduce)(matrices)
+    pairs = zip(np.asarray(diagonals, np.float64), np.asarray(off_diagonals, np.float64), strict=True)
+    found = np.stack([np.linalg.eigvalsh(np.diag(d) + np.diag(e, 1) + np.diag(e, -1)) for d, e in pairs])
+    # Backward stable in float32: a few roundings of the largest eigenvalue.
+    np.testing.assert_allclose(found / scale, exact / scale, atol=3e-6 * np.abs(exact / scale).max())
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 60, 300])
+def test_batched_eigenvalues_are_as_good_as_their_noise_says(size):
+    matrices = np.stack([skewed(size, seed) for seed in range(4)])
+    for matrix in matrices:
+        found = batch_spectra(_linear_score, jnp.asarray(matrix), jnp.zeros((1, size)), 0)
+        wide = matrix.astype(np.float64)
+        exact = np.linalg.eigvalsh((wide + wide.T) / 2)[::-1]
+        # A hundredth beside the bound for eigenvalues that are themselves rounded to float32.
+        np.testing.assert_array_less(np.abs(found.eigenvalues[0] - exact), 1.01 * found.noise[0])
+
+
+def test_batched_eigenvalues_in_double_precision(x64):
+    matrix = np.asarray(skewed(40), np.float64)
+    found = batch_spectra(_linear_score, jnp.asarray(matrix), jnp.zeros((2, 40)), 0, points=2)
+    exact = np.linalg.eigvalsh((matrix + matrix.T) / 2)[::-1]
+    np.testing.assert_allclose(found.eigenvalues, [exact, exact], atol=1e-14 * np.abs(exact).max() * 40**0.5)
 
 
 def test_one_trace_for_many_points():

@@ -35,15 +35,10 @@ def each_point(one: Callable[..., Any], mesh: Any, state: Any, *points: Any) -> 
 
 
 def _tridiagonal_on_cpu(matrices: Array) -> tuple[Array, Array]:
-    def one(matrix: Array) -> tuple[Array, Array]:
-        largest = jnp.max(jnp.abs(matrix))  # scaled, so that no square of an entry overflows or vanishes
-        scale = jnp.where(largest > 0, largest, 1)
-        _, diagonal, off_diagonal, _ = jax.lax.linalg.tridiagonal(matrix / scale)
-        return scale * diagonal, scale * off_diagonal
-
-    # A loop, because of several matrices LAPACK's call in XLA waits for threads that it lends to the devices' programs:
-    # two devices of one CPU then wait for each other, for ever.
-    return jax.lax.map(one, matrices)
+    # One at a time: several matrices jaxlib hands to XLA's thread pool, and blocks a thread of it until they are done.
+    # The devices of one CPU share that pool; when each of its threads waits, none is left to work.
+    _, diagonal, off_diagonal, _ = jax.lax.map(jax.lax.linalg.tridiagonal, matrices)
+    return diagonal, off_diagonal
 
 
 def _tridiagonal_elsewhere(matrices: Array) -> tuple[Array, Array]:
@@ -54,8 +49,8 @@ def _tridiagonal_elsewhere(matrices: Array) -> tuple[Array, Array]:
 def _tridiagonal(matrices: Float[Array, "n d d"]) -> tuple[Float[Array, "n d"], Float[Array, "n d-1"]]:
     """Diagonals and off-diagonals of tridiagonal matrices with the eigenvalues of symmetric ones.
 
-    On a CPU, JAX's solver takes more than twice as long, because it makes eigenvectors as well. Other devices have none
-    but that; what they give back is eigenvalues as a diagonal matrix, which is tridiagonal.
+    On a CPU, JAX's solver takes more than twice as long as this, because it makes eigenvectors as well. Elsewhere it is
+    kept (TPUs have no ``tridiagonal``): eigenvalues as a diagonal matrix, which is tridiagonal.
     """
     return jax.lax.platform_dependent(matrices, cpu=_tridiagonal_on_cpu, default=_tridiagonal_elsewhere)
 
@@ -124,15 +119,16 @@ def batch_spectra(
         x: points, shape (n, ...). For points × timesteps × conditions, repeat and flatten.
         t: one timestep for all, or n of them.
         cond: None, or a pytree whose leaves have n as leading axis.
-        method: ``"eigh"`` (of the symmetric part), ``"lanczos"`` or ``"arnoldi"``;
-            ``"eig"`` is not batched.
+        method: ``"eigh"`` (of the symmetric part), ``"lanczos"`` or ``"arnoldi"``; ``"eig"`` is not batched.
         num_steps: Krylov steps.
         key: random key for Krylov starts, where point i starts from ``fold_in(key, i)``; or n keys.
         points: how many points one compiled call takes together, on each device.
         chunk: Jacobian columns taken together per point.
         mesh: devices of this process that share the points, for instance ``jax.make_mesh((8,), ("points",))``; by
             default one. On a CPU ``XLA_FLAGS=--xla_force_host_platform_device_count=<cores>`` makes a device of each
-            core. Several processes share a run: `jaxmem.experiments.spectra.record_spectra`.
+            core (with ``OPENBLAS_NUM_THREADS=1``: solvers take one matrix after another on each device). There a score
+            must not factorise or solve batches of large matrices itself: jaxlib's calls for them can wait for each
+            other for ever. Several processes share a run: `jaxmem.experiments.spectra.record_spectra`.
         on_points: called with (points done, n) after each group.
 
     Memory on each device: the parameters, and ``points`` times (``chunk`` times what one product holds, plus four d × d
@@ -215,6 +211,12 @@ def start_keys(key: Any, count: int) -> Array:
     return key if key.shape else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
 
 
+def _tridiagonal_eigenvalues(diagonal: np.ndarray, off_diagonal: np.ndarray) -> np.ndarray:
+    """In double precision, so that nothing is lost to this step; descending."""
+    wide = diagonal.astype(np.float64), off_diagonal.astype(np.float64)
+    return scipy.linalg.eigvalsh_tridiagonal(*wide, lapack_driver="sterf")[::-1].astype(diagonal.dtype)
+
+
 def _dense_result(
     score: Score, state: Any, group: tuple[Any, ...], chunk: int, mesh: Any, first: int
 ) -> list[np.ndarray]:
@@ -223,10 +225,9 @@ def _dense_result(
         _dense_group(score, state, x, t, cond, chunk, mesh)
     )
     _refuse_nonfinite(~finite, first)
-    pairs = zip(diagonals, off_diagonals, strict=True)
-    eigenvalues = np.stack([scipy.linalg.eigvalsh_tridiagonal(*pair, lapack_driver="sterf")[::-1] for pair in pairs])
+    eigenvalues = np.stack([_tridiagonal_eigenvalues(*pair) for pair in zip(diagonals, off_diagonals, strict=True)])
     count, size = eigenvalues.shape
-    # LAPACK's symmetric solver has a backward error of a few eps ‖A‖; sqrt(d) eps is above what was seen.
+    # LAPACK's reduction has a backward error of a few eps ‖A‖; sqrt(d) eps is above what was seen.
     solver = size**0.5 * float(jnp.finfo(x.dtype).eps)
     noise = rounding_noise(error, size, np.abs(eigenvalues).max(1), solver)
     return [
