@@ -63,7 +63,9 @@ def text_of(page):
                 words.append(data)
 
     Reader().feed(page)
-    return " ".join(" ".join(words).split())
+    text = " ".join(" ".join(words).split())
+    assert not (glued := re.findall(r"\S+[a-z)][.;:][A-Z][a-z]\S*", text)), glued  # a template ate the space
+    return text
 
 
 def test_nothing_is_loaded_from_anywhere(page):
