@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from jaxmem.diffusion import NoiseSchedule
+from jaxmem.jacobian import score_jacobian
 from jaxmem.score import ScorePair, bind
 
 
@@ -88,6 +89,34 @@ def test_two_binds_of_one_architecture_are_one_score():
     assert hash(first) == hash(second)
     assert first != bind(Affine(3, rngs=nnx.Rngs(0)), SCHEDULE, "v")[0]
     assert first != bind(Affine(4, rngs=nnx.Rngs(0)), SCHEDULE, "eps")[0]
+
+
+class Times(nnx.Module):
+    """Networks that differ in a number that is no parameter."""
+
+    def __init__(self, factor):
+        self.factor = factor
+        self.offset = nnx.Param(jnp.zeros(()))
+
+    def __call__(self, x, t, cond):
+        return self.factor * x + self.offset[...]
+
+
+def test_scores_of_one_hash_are_not_taken_for_each_other():
+    # The hash knows how many parameters there are and no more of the network: the rest is left to equality.
+    bound = [bind(Times(factor), SCHEDULE, "score") for factor in (2.0, 3.0, 2.0)]
+    scores = [score for score, _ in bound]
+    assert len({hash(score) for score in scores}) == 1
+    assert scores[0] != scores[1]
+    assert scores[0] == scores[2]
+    x = jnp.ones(3)
+    for (score, state), factor in zip(bound, (2.0, 3.0, 2.0), strict=True):
+        np.testing.assert_allclose(score_jacobian(score, state, x).to_dense(), factor * np.eye(3), rtol=1e-6)
+
+
+def test_a_bound_network_is_printed_in_one_line():
+    score, _ = bind(Affine(3, rngs=nnx.Rngs(0)), SCHEDULE, "eps")
+    assert repr(score) == f"NetworkScore(Affine, {SCHEDULE}, 'eps')"
 
 
 def test_pair_differences_and_guidance():
