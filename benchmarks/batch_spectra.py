@@ -25,10 +25,10 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (o
 # A device per core keeps the cores busy; LAPACK's own threads would only wait for each other.
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
 PER_CORE = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={CORES}", **ONE_THREAD}
-# Ours keeps the default chunk, and torch's is chosen below.
+OUR_CHUNK = 56  # the default of batch_spectra; torch's is chosen below
 OURS: dict[str, dict[str, Any]] = {
-    "batch_spectra, a device per core": {"devices": CORES, "chunk": 56, "env": PER_CORE},
-    "batch_spectra, one device": {"devices": 1, "chunk": 56, "env": ONE_THREAD},
+    "batch_spectra, a device per core": {"devices": CORES, "env": PER_CORE},
+    "batch_spectra, one device": {"devices": 1, "env": ONE_THREAD},
 }
 # Threads that spin while they wait for each other are torch's default, and good on an idle machine only.
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE"}
@@ -58,7 +58,7 @@ def ours(name: str, count: int) -> Any:
     def spectra(first: int, number: int) -> np.ndarray:
         points = jnp.asarray(x[first : first + number])
         labels = jnp.full(number, LABEL)
-        found = batch_spectra(score, state, points, TIMESTEP, labels, mesh=mesh, points=1, chunk=options["chunk"])
+        found = batch_spectra(score, state, points, TIMESTEP, labels, mesh=mesh, points=1, chunk=OUR_CHUNK)
         return found.eigenvalues
 
     return spectra
@@ -181,10 +181,10 @@ def main() -> None:
     if args.points % args.rounds or args.torch_points % args.rounds or args.torch_points > args.points:
         parser.error("--points and --torch-points: expected multiples of --rounds, torch's at most as many")
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         chosen, trials = choose_torch(args.points, folder, args.trial)
-        workers = [Worker(ours, options["chunk"], args.points, folder) for ours, options in OURS.items()]
+        workers = [Worker(name, OUR_CHUNK, args.points, folder) for name in OURS]
         workers.append(Worker(*chosen, args.points, folder))
         for i in range(args.rounds):
             for worker in workers:
