@@ -38,7 +38,8 @@ class NetworkScore:
         return hash((self.graphdef.num_leaves, self.schedule, self.prediction))
 
     def __repr__(self) -> str:
-        return f"NetworkScore({self.graphdef.nodes[0].type.__name__}, {self.schedule}, {self.prediction!r})"
+        network = getattr(self.graphdef.nodes[0], "type", None)  # the root; a reference to another has no type
+        return f"NetworkScore({getattr(network, '__name__', network)}, {self.schedule}, {self.prediction!r})"
 
 
 def bind(module: nnx.Module, schedule: NoiseSchedule, prediction: str) -> tuple[NetworkScore, nnx.State]:
