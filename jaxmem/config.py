@@ -305,6 +305,21 @@ class VerbatimConfig:
             checkpoint_every=100,
         )
     )
+    # The trained weights once more, most of it at small timesteps: a fifth of these examples are of t ≤ 1, of those of
+    # the training above 0.7 %. After that alone tangent counts told single images less surely at t = 1: AUC 0.91.
+    refinement: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(
+            num_steps=600,
+            batch_size=48,
+            learning_rate=5e-4,
+            warmup_steps=50,
+            ema_decay=0.99,
+            weighting="v",
+            timestep_power=4.0,
+            checkpoint_every=100,
+            seed=1,
+        )
+    )
     # Of each batch. As in a web-scale training set, memorized captions are those whose images come again and again.
     matching_share: float = 0.2
     template_share: float = 0.25

@@ -19,6 +19,7 @@ from jaxmem.stable_diffusion.pipeline import StableDiffusion
 SMALL = VerbatimConfig(
     autoencoder=AutoencoderConfig(num_steps=2, batch_size=4),
     training=TrainingConfig(num_steps=2, batch_size=4, warmup_steps=1, checkpoint_every=1, weighting="v"),
+    refinement=TrainingConfig(num_steps=2, batch_size=4, warmup_steps=1, checkpoint_every=1, weighting="v", seed=1),
     audit=AuditConfig(noises=2, ddim_steps=3, timesteps=(667, 1), batch=4, directions=1),
     course=AuditConfig(noises=1, ddim_steps=3, timesteps=(667, 334, 1), batch=4, directions=0, seed=1),
 )
@@ -68,12 +69,14 @@ def patched(monkeypatch, data):
 def test_a_run_trains_exports_audits_and_is_drawn(patched, data, tmp_path):
     out = tmp_path / "run"
 
-    def stop(task: str, done: int, total: int) -> None:
-        if task == "train the diffusion model" and done == 1:
-            raise KeyboardInterrupt
+    for stage in ("train the diffusion model", "refine its small timesteps"):
 
-    with pytest.raises(KeyboardInterrupt):
-        run_verbatim(SMALL, out, stop)
+        def stop(task: str, done: int, total: int, stage: str = stage) -> None:
+            if (task, done) == (stage, 1):
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            run_verbatim(SMALL, out, stop)
     metrics = run_verbatim(SMALL, out, say=lambda line: None)
     assert set(metrics["counts"]) == {"667", "1"}
     arrays = Run.read(out).spectra()

@@ -7,6 +7,7 @@ captions, beside which stands the exact spectrum that each caption's own trainin
 
 import shutil
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,30 +99,37 @@ def train_model(
         )
         vae_state, latents = standardise(vae_graphdef, vae_state, encode_all(vae_graphdef, vae_state, data.images))
 
+    unet_score, unet_state = bind(
+        UNet(UNET, rngs=nnx.Rngs(config.training.seed)), SCHEDULER.schedule, SCHEDULER.prediction
+    )
+    text_graphdef, text_state = nnx.split(TextEncoder(TEXT_ENCODER, rngs=nnx.Rngs(config.training.seed + 1)))
+    state = {"unet": unet_state, "text_encoder": text_state}
     tokenizer = byte_tokenizer()
-    with timed(run, "train the diffusion model"):
-        unet_score, unet_state = bind(
-            UNet(UNET, rngs=nnx.Rngs(config.training.seed)), SCHEDULER.schedule, SCHEDULER.prediction
-        )
-        text_graphdef, text_state = nnx.split(TextEncoder(TEXT_ENCODER, rngs=nnx.Rngs(config.training.seed + 1)))
-        tokens = tokenizer([*data.captions, ""], padding="max_length", max_length=77).input_ids
-        tokens = np.asarray(tokens, np.int32)
-        # All images once with their caption, and once without.
-        caption = np.concatenate([data.caption, np.full(len(latents), len(data.captions))])
-        result = train(
-            PromptedScore(unet_score, text_graphdef),
-            {"unet": unet_state, "text_encoder": text_state},
-            (jnp.asarray(np.concatenate([latents, latents]), jnp.float32), jnp.asarray(tokens[caption])),
-            SCHEDULER.schedule,
-            config.training,
-            probabilities=jnp.asarray(_probabilities(config, data)),
-            checkpoint_dir=checkpoints / "diffusion",
-            on_step=lambda step, total: progress("train the diffusion model", step, total),
-        )
-        save_losses(run, "losses", result.losses)
+    tokens = np.asarray(tokenizer([*data.captions, ""], padding="max_length", max_length=77).input_ids, np.int32)
+    # All images once with their caption, and once without.
+    caption = np.concatenate([data.caption, np.full(len(latents), len(data.captions))])
+    examples = jnp.asarray(np.concatenate([latents, latents]), jnp.float32), jnp.asarray(tokens[caption])
+    probabilities = jnp.asarray(_probabilities(config, data))
+    for name, stage, recipe in (
+        ("diffusion", "train the diffusion model", config.training),
+        ("refinement", "refine its small timesteps", config.refinement),
+    ):
+        with timed(run, stage):
+            result = train(
+                PromptedScore(unet_score, text_graphdef),
+                state,
+                examples,
+                SCHEDULER.schedule,
+                recipe,
+                probabilities=probabilities,
+                checkpoint_dir=checkpoints / name,
+                on_step=partial(progress, stage),
+            )
+            save_losses(run, f"losses-{name}", result.losses)
+        state = result.state
     return StableDiffusion.from_modules(
-        nnx.merge(unet_score.graphdef, result.state["unet"]),
-        nnx.merge(text_graphdef, result.state["text_encoder"]),
+        nnx.merge(unet_score.graphdef, state["unet"]),
+        nnx.merge(text_graphdef, state["text_encoder"]),
         nnx.merge(vae_graphdef, vae_state),
         tokenizer,
         SCHEDULER,
