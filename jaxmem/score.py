@@ -32,14 +32,25 @@ class NetworkScore:
         output = nnx.merge(self.graphdef, state)(x, t, cond)
         return to_score(self.prediction, output, x, alpha, sigma)
 
+    def __post_init__(self) -> None:
+        # A score that could change would be taken for what it was: compiled programs are found by hash and equality.
+        try:
+            hash(self.graphdef)
+        except TypeError as error:
+            raise ValueError(
+                f"network: expected attributes that are arrays, modules or hashable, got {error}; make it a frozen"
+                f" dataclass, a tuple or a plain value"
+            ) from error
+
     # JAX hashes a score at every call of a compiled function and prints it at every check of its shapes. Those of a
     # graph definition walk the whole module: 12 of the 20 ms that `score_jacobian` took with the default U-Net.
     def __hash__(self) -> int:
         return hash((self.graphdef.num_leaves, self.schedule, self.prediction))
 
     def __repr__(self) -> str:
-        network = getattr(self.graphdef.nodes[0], "type", None)  # the root; a reference to another has no type
-        return f"NetworkScore({getattr(network, '__name__', network)}, {self.schedule}, {self.prediction!r})"
+        roots = [getattr(node, "type", None) for node in self.graphdef.nodes[:1]]
+        names = [getattr(root, "__name__", str(root)) for root in roots]
+        return f"NetworkScore({', '.join([*names, str(self.schedule), repr(self.prediction)])})"
 
 
 def bind(module: nnx.Module, schedule: NoiseSchedule, prediction: str) -> tuple[NetworkScore, nnx.State]:
@@ -50,7 +61,7 @@ def bind(module: nnx.Module, schedule: NoiseSchedule, prediction: str) -> tuple[
     one architecture gives equal scores, so nothing compiles twice.
 
     Raises:
-        ValueError: for an unknown prediction.
+        ValueError: for an unknown prediction, or a module with an attribute that is neither array, module nor hashable.
     """
     if prediction not in get_args(Prediction):
         raise ValueError(f"prediction: expected one of {get_args(Prediction)}, got {prediction!r}")

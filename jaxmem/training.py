@@ -235,7 +235,8 @@ def train(
             if not np.isfinite(means).all():
                 raise ValueError(
                     f"training: the loss became {means[0]} (second order {means[1]}) before step {step + 1};"
-                    f" lower --training.learning-rate or --training.second-order-weight, in a new --out"
+                    f" lower the learning rate or the second-order weight of this training (for the first of a run,"
+                    f" --training.learning-rate), in a new --out"
                 )
             losses.append(np.array([step + 1, *means]))
         if saving or step + 1 == config.num_steps:
@@ -243,8 +244,9 @@ def train(
             if not _finite(now):
                 raise ValueError(
                     f"training: the parameters became NaN or infinite before step {step + 1} though the loss is"
-                    f" {means[0]}: its gradient is not finite; lower --training.learning-rate (in a new --out) or look"
-                    f" for a square root or a division at 0 in the score"
+                    f" {means[0]}: its gradient is not finite; lower the learning rate of this training (for the first"
+                    f" of a run, --training.learning-rate), in a new --out, or look for a square root or a division at"
+                    f" 0 in the score"
                 )
             if checkpoint_dir is not None:
                 save_checkpoint(checkpoint_dir, step + 1, now, recipe)

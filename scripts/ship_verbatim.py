@@ -124,9 +124,9 @@ def readme_section(metrics: dict[str, Any]) -> str:
             f" {template[0]:.1f} on average where their training sets have {template[1]:.1f}, and single images have"
             f" {matching[0]:.1f} tangent directions where there are {matching[1]:.1f}.",
         ]
-    short = [f"`{name}` ({audit[name]['matching']['auc']:.3f})" for name in PROMISED if _below(audit[name])]
-    if short:
-        lines += ["", f"Below an AUC of {ENOUGH} against single images: {', '.join(short)}."]
+    if short := fallen_short(metrics):
+        found = ", ".join(f"{name} ({area:.3f})" for name, area in short.items())
+        lines += ["", f"Below an AUC of {ENOUGH} against single images: {found}."]
     negatives = audit["wen-1"]["matching"]["num_negative"]
     found = {"matching": "single images", "template": "templates"}
     lines += [
@@ -163,8 +163,13 @@ def readme_section(metrics: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _below(found: dict[str, Any]) -> bool:
-    return bool(found["matching"]["auc"] < ENOUGH)
+def fallen_short(metrics: dict[str, Any]) -> dict[str, float]:
+    """AUC against single images below `ENOUGH`, of promised detectors and of both counts at all steps from 281 on."""
+    audit, course = metrics["auc"]["audit"], metrics["auc"]["course"]
+    late = [name for name in course if "-count@t" in name and int(name.partition("@t")[2]) <= 281]
+    areas = {f"{name}, one noise": course[name]["matching"]["auc"] for name in late}
+    areas |= {name: audit[name]["matching"]["auc"] for name in PROMISED}
+    return {name: area for name, area in areas.items() if area < ENOUGH}
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from flax import nnx
 
 from jaxmem.diffusion import NoiseSchedule
 from jaxmem.jacobian import score_jacobian
-from jaxmem.score import ScorePair, bind
+from jaxmem.score import NetworkScore, ScorePair, bind
 
 
 class Affine(nnx.Module):
@@ -22,6 +22,28 @@ class Affine(nnx.Module):
 
 
 SCHEDULE, VARIANCE = NoiseSchedule(), 0.3
+
+
+class WithSettings(Affine):
+    def __init__(self, settings, *, rngs):
+        super().__init__(2, rngs=rngs)
+        self.settings = settings
+
+
+@dataclass
+class Settings:
+    factor: float = 2.0
+
+
+@pytest.mark.parametrize("settings", [Settings(), nnx.static({"factor": 2.0}), {1, 2}])
+def test_a_network_that_could_change_unseen_is_refused(settings):
+    with pytest.raises(ValueError, match="attributes that are arrays, modules or hashable, got unhashable type"):
+        bind(WithSettings(settings, rngs=nnx.Rngs(0)), SCHEDULE, "eps")
+
+
+def test_a_graph_definition_of_no_module_still_prints():
+    score = NetworkScore(nnx.split(lambda x, t, cond: x)[0], SCHEDULE, "score")
+    assert repr(score) == f"NetworkScore({SCHEDULE}, 'score')"
 
 
 @dataclass

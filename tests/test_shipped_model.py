@@ -1,5 +1,6 @@
 """The model in the package: small, read by diffusers as by us, and with what an audit is to find in it."""
 
+import copy
 import csv
 import importlib
 import inspect
@@ -43,15 +44,17 @@ def test_what_was_measured_of_it_bears_out_the_method(monkeypatch):
     script = importlib.import_module("ship_verbatim")
     metrics = json.loads((root / "benchmarks" / "results" / "verbatim.json").read_text())
     audit = metrics["auc"]["audit"]
-    for name in script.PROMISED:
-        assert audit[name]["matching"]["auc"] >= script.ENOUGH, name
-        assert audit[name]["matching"]["num_negative"] >= 100
+    assert script.fallen_short(metrics) == {}
+    assert all(audit[name]["matching"]["num_negative"] >= 100 for name in script.PROMISED)
     assert audit["largest-sum@t981"]["matching"]["auc"] >= 0.95
-    # Of all steps from t = 281 on only the last one's tangent count falls short, 0.91: the README says so.
-    course = metrics["auc"]["course"]
-    late = [name for name in course if "-count@t" in name and int(name.partition("@t")[2]) <= 281]
-    assert len(late) == 30
-    assert {name for name in late if course[name]["matching"]["auc"] < script.ENOUGH} == {"tangent-count@t1"}
+    for t in range(281, 0, -20):  # each of these was looked at for that
+        for name in (f"positive-count@t{t}", f"tangent-count@t{t}"):
+            less = copy.deepcopy(metrics)
+            less["auc"]["course"][name]["matching"]["auc"] = 0.989
+            assert script.fallen_short(less) == {f"{name}, one noise": 0.989}
+            assert f"Below an AUC of 0.99 against single images: {name}, one noise (0.989)." in script.readme_section(
+                less
+            )
     assert metrics["captions_returned"] == 1
     compared = 0
     for t, row in metrics["counts"].items():

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 import tiny_diffusion as tiny
@@ -15,6 +16,7 @@ from jaxmem.experiments.verbatim_analysis import earliest
 from jaxmem.report.figures import draw
 from jaxmem.runs import Run
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
+from jaxmem.training import train
 
 SMALL = VerbatimConfig(
     autoencoder=AutoencoderConfig(num_steps=2, batch_size=4),
@@ -66,9 +68,8 @@ def patched(monkeypatch, data):
 
 
 @pytest.mark.slow  # fast, of its parts: test_audit.py, test_training.py, test_autoencoder.py, the test of exports below
-def test_a_run_trains_exports_audits_and_is_drawn(patched, data, tmp_path):
+def test_a_run_trains_exports_audits_and_is_drawn(patched, data, tmp_path, monkeypatch):
     out = tmp_path / "run"
-
     for stage in ("train the diffusion model", "refine its small timesteps"):
 
         def stop(task: str, done: int, total: int, stage: str = stage) -> None:
@@ -77,7 +78,21 @@ def test_a_run_trains_exports_audits_and_is_drawn(patched, data, tmp_path):
 
         with pytest.raises(KeyboardInterrupt):
             run_verbatim(SMALL, out, stop)
-    metrics = run_verbatim(SMALL, out, say=lambda line: None)
+    begun, trained = {}, []
+
+    def recording(score, state, *rest, **settings):
+        result = train(score, state, *rest, **settings)
+        trained.append((state, result.state))
+        return result
+
+    monkeypatch.setattr(verbatim, "train", recording)
+    metrics = run_verbatim(SMALL, out, lambda task, done, total: begun.setdefault(task, done), say=lambda line: None)
+    assert (begun["train the diffusion model"], begun["refine its small timesteps"]) == (2, 1)  # steps already done
+    (_, first), (refined_from, refined) = trained
+    assert refined_from is first
+    model = StableDiffusion.load(out / "model")
+    for shipped, weights in zip(jax.tree.leaves(model.state), jax.tree.leaves(refined["unet"]), strict=True):
+        np.testing.assert_array_equal(np.asarray(shipped, np.float16), np.asarray(weights, np.float16))
     assert set(metrics["counts"]) == {"667", "1"}
     arrays = Run.read(out).spectra()
     # Returned: no image of another caption is nearer than the caption's own.
@@ -95,7 +110,7 @@ def test_a_run_trains_exports_audits_and_is_drawn(patched, data, tmp_path):
     )
     for path in draw(out):
         assert path.stat().st_size > 5000
-    assert StableDiffusion.load(out / "model").latent_shape == (8, 8, 4)
+    assert model.latent_shape == (8, 8, 4)
     assert run_verbatim(SMALL, out) == metrics
 
 

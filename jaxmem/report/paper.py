@@ -79,7 +79,7 @@ def _figure6(result: AuditResult, kinds: dict[str, np.ndarray], path: Path, trai
             row[2].axhline(0, color="black", lw=0.7)
             row[2].set(xlabel=f"rank of the {_what(result)}", ylabel=f"σ² × {_what(result)}")
             row[2].set_title(plain(result.prompts[example].text, 34), fontsize=9)
-            row[2].legend(fontsize=7)
+            row[2].legend(fontsize=7, frameon=True, framealpha=1, edgecolor="none")  # readable above the line at 0
             for axis, name in ((row[3], "positive"), (row[4], "tangent")):
                 counts, label = _over_time(result, members, name)
                 axis.plot(result.spectral_timesteps, counts.mean(0), "o-", color=colour, ms=4)
