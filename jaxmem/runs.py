@@ -278,12 +278,17 @@ def _refuse_absolute_paths(manifest: dict[str, Any]) -> None:
 
 
 def _list_differences(names: dict[str, Any], old: dict[str, Any], new: dict[str, Any]) -> str:
-    before = dict(_flat({name: old[name] for name in names if name in old}))
-    after = dict(_flat({name: new[name] for name in names if name in new}))
-    fields = [
-        name for name in dict.fromkeys((*before, *after)) if before.get(name, _absent) != after.get(name, _absent)
-    ]
-    return "; ".join(_difference(name, before.get(name, _absent), after.get(name, _absent)) for name in fields)
+    before, after = ({name: manifest[name] for name in names if name in manifest} for manifest in (old, new))
+    return "; ".join(_difference(*field) for field in _differing(before, after))
+
+
+def _differing(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The fields that differ, as name, old and new value; a section that only one of them has is one field."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in dict.fromkeys((*old, *new)):
+            yield from _differing(old.get(key, _absent), new.get(key, _absent), f"{name}.{key}" if name else key)
+    elif old != new:
+        yield name, old, new
 
 
 def _difference(name: str, old: Any, new: Any) -> str:
@@ -312,7 +317,8 @@ def _refuse_differences(directory: Path, wanted: dict[str, Any], manifest: dict[
     if differences:
         raise ValueError(
             f"{directory}: expected a run of the same config, got another one ({differences}); give the same values to "
-            "continue it, or choose another --out"
+            "continue it (where one has a field that the other lacks, with the version of jaxmem that made it), "
+            "or choose another --out"
         )
 
 

@@ -118,6 +118,16 @@ def test_another_config_is_refused_field_by_field(out: Path):
         Run.open(out, CONFIG, dtype="float32", data="0")
 
 
+def test_a_section_of_another_version_is_one_difference(out: Path):
+    Run.open(out, CONFIG)
+    newer = CONFIG | {"refinement": {"num_steps": 10, "weighting": "v"}}
+    with pytest.raises(ValueError, match="with the version of jaxmem that made it") as error:
+        Run.open(out, newer)
+    assert '(config.refinement: there nothing, now {"num_steps": 10, "weighting": "v"})' in str(error.value)
+    with pytest.raises(ValueError, match=r"config.training: there \{.*\}, now nothing\)"):
+        Run.open(out, {key: value for key, value in CONFIG.items() if key != "training"})
+
+
 def test_of_long_lists_the_first_difference_is_shown(out: Path):
     prompts = [{"prompt": f"a picture of the number {i}"} for i in range(40)]
     Run.open(out, {"prompts": prompts})
