@@ -305,8 +305,8 @@ class VerbatimConfig:
             checkpoint_every=100,
         )
     )
-    # The trained weights once more, most of it at small timesteps: a fifth of these examples are of t ≤ 1, of those of
-    # the training above 0.7 %. After that alone tangent counts told single images less surely at t = 1: AUC 0.91.
+    # The trained weights once more, most of it at small timesteps: a fifth of these examples have t ≤ 1, 0.7 % of the
+    # training's. After the training alone tangent counts told single images less surely at t = 1: AUC 0.91.
     refinement: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(
             num_steps=600,

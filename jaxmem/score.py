@@ -6,6 +6,7 @@ It must be hashable, because it is a static argument of every compiled function:
 or a module-level function. Two equal scores share one compilation.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, get_args
@@ -33,19 +34,19 @@ class NetworkScore:
         return to_score(self.prediction, output, x, alpha, sigma)
 
     def __post_init__(self) -> None:
-        # A score that could change would be taken for what it was: compiled programs are found by hash and equality.
         try:
-            hash(self.graphdef)
-        except TypeError as error:
-            raise ValueError(
-                f"network: expected attributes that are arrays, modules or hashable, got {error}; make it a frozen"
-                f" dataclass, a tuple or a plain value"
-            ) from error
+            network = hash(self.graphdef)
+        except TypeError:
+            # Lists, dicts or settings among the module's attributes. They are the module's own: if it changed one, this
+            # score would be another, under the name of programs that were compiled for the first.
+            object.__setattr__(self, "graphdef", copy.deepcopy(self.graphdef))
+            network = self.graphdef.num_leaves
+        object.__setattr__(self, "_hash", hash((network, self.schedule, self.prediction)))
 
     # JAX hashes a score at every call of a compiled function and prints it at every check of its shapes. Those of a
     # graph definition walk the whole module: 12 of the 20 ms that `score_jacobian` took with the default U-Net.
     def __hash__(self) -> int:
-        return hash((self.graphdef.num_leaves, self.schedule, self.prediction))
+        return self._hash  # type: ignore[attr-defined]
 
     def __repr__(self) -> str:
         roots = [getattr(node, "type", None) for node in self.graphdef.nodes[:1]]
@@ -58,10 +59,11 @@ def bind(module: nnx.Module, schedule: NoiseSchedule, prediction: str) -> tuple[
 
     The module is called as ``module(x, t, cond)`` on one example and returns an array shaped like ``x``, which
     ``prediction`` says how to read: ``"eps"``, ``"v"``, ``"x0"``, ``"flow"`` or ``"score"``. Binding two modules of
-    one architecture gives equal scores, so nothing compiles twice.
+    one architecture gives equal scores, so nothing compiles twice. What is changed in the module afterwards does not
+    reach the score.
 
     Raises:
-        ValueError: for an unknown prediction, or a module with an attribute that is neither array, module nor hashable.
+        ValueError: for an unknown prediction.
     """
     if prediction not in get_args(Prediction):
         raise ValueError(f"prediction: expected one of {get_args(Prediction)}, got {prediction!r}")

@@ -180,6 +180,7 @@ def train(
     probabilities: Float[Array, " n"] | None = None,
     checkpoint_dir: Path | None = None,
     on_step: Callable[[int, int], None] | None = None,
+    name: str = "training",
 ) -> TrainingResult:
     """Train a score on ``data = (x0, cond)`` and return the averaged parameters.
 
@@ -197,6 +198,7 @@ def train(
         probabilities: with which each example is drawn, summing to 1; equal ones by default.
         checkpoint_dir: where to keep checkpoints and resume from; None keeps none.
         on_step: called with (steps done, steps in all) after every step.
+        name: of the recipe in the configuration, for error messages: its options are ``--name.learning-rate``, ….
 
     Raises:
         ValueError: if data and conditions disagree, the newest checkpoint is damaged, another model's or of another
@@ -222,6 +224,7 @@ def train(
     second_from = round(config.second_order_start * config.num_steps)
     losses: list[np.ndarray] = []
     pending: list[Array] = []
+    option = name.replace("_", "-")
     if on_step is not None:
         on_step(first, config.num_steps)
     for step in range(first, config.num_steps):
@@ -234,19 +237,17 @@ def train(
             pending.clear()
             if not np.isfinite(means).all():
                 raise ValueError(
-                    f"training: the loss became {means[0]} (second order {means[1]}) before step {step + 1};"
-                    f" lower the learning rate or the second-order weight of this training (for the first of a run,"
-                    f" --training.learning-rate), in a new --out"
+                    f"{name}: the loss became {means[0]} (second order {means[1]}) before step {step + 1}; lower"
+                    f" --{option}.learning-rate or --{option}.second-order-weight, in a new --out"
                 )
             losses.append(np.array([step + 1, *means]))
         if saving or step + 1 == config.num_steps:
             # A loss can be finite where its gradient is not: the parameters that leave here are looked at themselves.
             if not _finite(now):
                 raise ValueError(
-                    f"training: the parameters became NaN or infinite before step {step + 1} though the loss is"
-                    f" {means[0]}: its gradient is not finite; lower the learning rate of this training (for the first"
-                    f" of a run, --training.learning-rate), in a new --out, or look for a square root or a division at"
-                    f" 0 in the score"
+                    f"{name}: the parameters became NaN or infinite before step {step + 1} though the loss is"
+                    f" {means[0]}: its gradient is not finite; lower --{option}.learning-rate, in a new --out, or look"
+                    f" for a square root or a division at 0 in the score"
                 )
             if checkpoint_dir is not None:
                 save_checkpoint(checkpoint_dir, step + 1, now, recipe)

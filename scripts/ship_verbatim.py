@@ -112,6 +112,7 @@ def readme_section(metrics: dict[str, Any]) -> str:
         "tiled-l2": "tiled ℓ2 between four images",
     }
     below = ", ".join(f"{share:.0%} at t = {at}" for at, share in metrics["share_below_bound"].items())
+    lowest = ", ".join(f"{ratio - 1:.0%} at t = {at}" for at, ratio in metrics["lowest_over_bound"].items())
     t = min(map(int, counts))
     template, matching = (
         [counts[str(t)][kind][statistic + of][0] for of in ("", "_of_training_set")]
@@ -125,7 +126,7 @@ def readme_section(metrics: dict[str, Any]) -> str:
             f" {matching[0]:.1f} tangent directions where there are {matching[1]:.1f}.",
         ]
     if short := fallen_short(metrics):
-        found = ", ".join(f"{name} ({area:.3f})" for name, area in short.items())
+        found = ", ".join(f"{name} ({area:.4f})" for name, area in short.items())
         lines += ["", f"Below an AUC of {ENOUGH} against single images: {found}."]
     negatives = audit["wen-1"]["matching"]["num_negative"]
     found = {"matching": "single images", "template": "templates"}
@@ -157,7 +158,10 @@ def readme_section(metrics: dict[str, Any]) -> str:
         f" largest, ‖·‖₂ of grey values in [-1, 1]: single images {distance('matching')}, templates"
         f" {distance('template')}, general captions {distance('none')}.",
         "",
-        f"Below −1/σ², where no true eigenvalue is, lie {below} of the learned ones.",
+        f"From one noise the images of two general captions are {metrics['apart']['one_noise']:.1f} apart (median),"
+        f" from two noises {metrics['apart']['two_noises']:.1f}.",
+        "",
+        f"Below −1/σ², where no true eigenvalue is, lie {below} of the learned ones; the lowest of all by {lowest}.",
         "",
     ]
     return "\n".join(lines)

@@ -31,6 +31,15 @@ def test_files_named_in_the_readme_exist():
         assert (README.parent / path).exists(), path
 
 
+def test_notebooks_hold_results_and_nothing_of_the_machine_that_ran_them():
+    for path in sorted((README.parent / "notebooks").glob("*.ipynb")):
+        cells = json.loads(path.read_text())["cells"]
+        assert all("execution" not in cell["metadata"] for cell in cells), path.name  # times of it
+        outputs = [output for cell in cells for output in cell.get("outputs", [])]
+        assert outputs, path.name
+        assert all(output.get("name") != "stderr" for output in outputs), path.name  # warnings, with its paths
+
+
 @pytest.mark.parametrize("name", ["exact_jacobian", "stable_diffusion"])
 def test_benchmarks_are_the_committed_measurements(name, monkeypatch):
     root = README.parent

@@ -91,8 +91,10 @@ def test_a_run_trains_exports_audits_and_is_drawn(patched, data, tmp_path, monke
     (_, first), (refined_from, refined) = trained
     assert refined_from is first
     model = StableDiffusion.load(out / "model")
-    for shipped, weights in zip(jax.tree.leaves(model.state), jax.tree.leaves(refined["unet"]), strict=True):
-        np.testing.assert_array_equal(np.asarray(shipped, np.float16), np.asarray(weights, np.float16))
+    shipped_text = model.network("text_encoder")[1]
+    for kept, trained_one in ((model.state, refined["unet"]), (shipped_text, refined["text_encoder"])):
+        for shipped, weights in zip(jax.tree.leaves(kept), jax.tree.leaves(trained_one), strict=True):
+            np.testing.assert_array_equal(np.asarray(shipped, np.float16), np.asarray(weights, np.float16))
     assert set(metrics["counts"]) == {"667", "1"}
     arrays = Run.read(out).spectra()
     # Returned: no image of another caption is nearer than the caption's own.

@@ -126,6 +126,7 @@ def measure_model(
             training,
             checkpoint_dir=run.directory / "checkpoints" / model,
             on_step=lambda step, total: progress(f"train {label}", step, total),
+            name="training" if model == "second_order" else "first_order_training",
         )
         save_losses(run, f"{model}-losses", result.losses)
     state = result.state

@@ -23,11 +23,13 @@ from jaxmem.data.mnist import load_mnist
 from jaxmem.diffusion import NoiseSchedule
 from jaxmem.experiments.autoencoder import encode_all, standardise, train_autoencoder
 from jaxmem.experiments.verbatim_analysis import (
+    apart,
     areas,
     areas_over_time,
     compare,
     distances,
     earliest,
+    lowest_over_bound,
     mean_counts,
 )
 from jaxmem.progress import Progress, Say, quiet, silent
@@ -110,9 +112,9 @@ def train_model(
     caption = np.concatenate([data.caption, np.full(len(latents), len(data.captions))])
     examples = jnp.asarray(np.concatenate([latents, latents]), jnp.float32), jnp.asarray(tokens[caption])
     probabilities = jnp.asarray(_probabilities(config, data))
-    for name, stage, recipe in (
-        ("diffusion", "train the diffusion model", config.training),
-        ("refinement", "refine its small timesteps", config.refinement),
+    for name, stage, recipe, option in (
+        ("diffusion", "train the diffusion model", config.training, "training"),
+        ("refinement", "refine its small timesteps", config.refinement, "refinement"),
     ):
         with timed(run, stage):
             result = train(
@@ -124,6 +126,7 @@ def train_model(
                 probabilities=probabilities,
                 checkpoint_dir=checkpoints / name,
                 on_step=partial(progress, stage),
+                name=option,
             )
             save_losses(run, f"losses-{name}", result.losses)
         state = result.state
@@ -191,7 +194,9 @@ def run_verbatim(config: VerbatimConfig, out: Path, progress: Progress = silent,
         "matching_returned": arrays["returned"].mean(),
         "captions_returned": arrays["returned"].any(axis=1).mean(),  # from one noise at least
         "distance": distances(arrays["distance"], data.categories),
+        "apart": apart(found, data.categories),
         "share_below_bound": audit.metrics()["share_below_bound"],
+        "lowest_over_bound": lowest_over_bound(found),
         "num_images": len(data.images),
         "num_parameters": sum(component.float32_bytes // 4 for component in model.components.values()),
         "num_products": audit.metrics()["num_products"] + course.metrics()["num_products"],

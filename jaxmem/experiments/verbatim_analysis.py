@@ -92,6 +92,25 @@ def distances(distance: np.ndarray, categories: Sequence[str]) -> dict[str, dict
     }
 
 
+def apart(found: AuditResult, categories: Sequence[str]) -> dict[str, float]:
+    """Median ‖·‖₂ between generated images of two *general* captions: from one noise, and from two."""
+    assert found.images is not None  # sampling went to the end
+    general = found.images[: len(categories)][np.array(categories) == "none"]
+    grey = (general.mean(-1) / 127.5 - 1).reshape(*general.shape[:2], -1)
+    first, second = np.triu_indices(len(grey), 1)
+    one_noise = np.linalg.norm(grey[first] - grey[second], axis=-1)
+    noise, other = np.triu_indices(grey.shape[1], 1)
+    two_noises = np.linalg.norm(grey[first][:, noise] - grey[second][:, other], axis=-1)
+    return {"one_noise": float(np.median(one_noise)), "two_noises": float(np.median(two_noises))}
+
+
+def lowest_over_bound(found: AuditResult) -> dict[str, float]:
+    """By timestep: the lowest of all eigenvalues over -1/σ², below which no true one is."""
+    sigma = found.sigma[np.searchsorted(-found.timesteps, -found.spectral_timesteps)]
+    lowest = found.eigenvalues.min((0, 1, 3))
+    return {str(t): float(-lowest[k] * sigma[k] ** 2) for k, t in enumerate(found.spectral_timesteps)}
+
+
 def areas(audit: Run) -> dict[str, Any]:
     """Of each detector and memorized category against *none*: AUC, its interval and the rates at few false alarms."""
     names = ("auc", "auc_interval", "tpr_at_1", "tpr_at_3", "num_negative")
