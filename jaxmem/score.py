@@ -48,6 +48,9 @@ class NetworkScore:
     def __hash__(self) -> int:
         return self._hash  # type: ignore[attr-defined]
 
+    def __reduce__(self) -> tuple[Any, ...]:  # another process hashes strings otherwise: it makes its own
+        return NetworkScore, (self.graphdef, self.schedule, self.prediction)
+
     def __repr__(self) -> str:
         roots = [getattr(node, "type", None) for node in self.graphdef.nodes[:1]]
         names = [getattr(root, "__name__", str(root)) for root in roots]

@@ -31,7 +31,7 @@ def test_files_named_in_the_readme_exist():
         assert (README.parent / path).exists(), path
 
 
-def test_notebooks_hold_results_and_nothing_of_the_machine_that_ran_them():
+def test_notebooks_hold_results_without_warnings_and_times():
     for path in sorted((README.parent / "notebooks").glob("*.ipynb")):
         cells = json.loads(path.read_text())["cells"]
         assert all("execution" not in cell["metadata"] for cell in cells), path.name  # times of it

@@ -1,4 +1,5 @@
 import copy
+import pickle
 from dataclasses import dataclass
 
 import jax
@@ -74,6 +75,15 @@ def test_a_convolution_with_its_padding_as_a_list():
     matrix = score_jacobian(score, state, jnp.ones((3, 3, 1))).to_dense()
     kernel = np.asarray(state["conv"]["kernel"][...])[..., 0, 0]
     assert matrix[4] == pytest.approx(kernel.reshape(-1), rel=1e-6)  # the middle pixel sees the kernel as it lies
+
+
+def test_a_score_from_another_process_has_the_hash_of_this_one():
+    score, _ = bind(Affine(2, rngs=nnx.Rngs(0)), SCHEDULE, "eps")
+    object.__setattr__(score, "_hash", hash(score) + 1)  # as one made where strings hash otherwise
+    here = bind(Affine(2, rngs=nnx.Rngs(0)), SCHEDULE, "eps")[0]
+    received = pickle.loads(pickle.dumps(score))
+    assert received == here
+    assert hash(received) == hash(here)
 
 
 def test_a_graph_definition_of_no_module_still_prints():

@@ -8,11 +8,12 @@ import pytest
 import tiny_diffusion as tiny
 from conftest import optional_import
 
+from jaxmem.audit import AuditResult
 from jaxmem.config import AuditConfig, AutoencoderConfig, TrainingConfig, VerbatimConfig
 from jaxmem.data.captions import CaptionedImages
 from jaxmem.experiments import verbatim
 from jaxmem.experiments.verbatim import _probabilities, export_model, labelled_captions, run_verbatim
-from jaxmem.experiments.verbatim_analysis import earliest
+from jaxmem.experiments.verbatim_analysis import apart, earliest, lowest_over_bound
 from jaxmem.report.figures import draw
 from jaxmem.runs import Run
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
@@ -48,6 +49,31 @@ def test_categories_have_their_shares_and_captions_of_one_are_equal(data):
 def test_the_first_timestep_from_which_a_statistic_tells():
     course = {"sum": {"matching": [(981, 0.7), (481, 0.96), (81, 0.9)], "template": [(981, 0.5), (81, 0.94)]}}
     assert earliest(course) == {"sum": {"matching": 481, "template": None}}
+
+
+def audited(**fields):
+    return AuditResult(**dict.fromkeys(AuditResult._fields) | fields)
+
+
+def test_distances_between_images_of_general_captions():
+    # Three pixels of one grey for each caption and noise.
+    grey = np.array([[0.2, 1.0], [0.6, 1.0], [0.0, 0.0]])[..., None, None, None]
+    images = np.broadcast_to(np.round((grey + 1) * 127.5), (3, 2, 1, 3, 3))
+    found = audited(images=np.concatenate([images, np.zeros_like(images[:1])]))  # the empty prompt comes last
+    distances = apart(found, ("none", "none", "matching"))
+    # Of captions 0 and 1, each pixel: 0.4 and 0 from one noise, 0.8 from two.
+    assert distances["one_noise"] == pytest.approx(0.2 * 3**0.5)
+    assert distances["two_noises"] == pytest.approx(0.8 * 3**0.5)
+
+
+def test_the_lowest_eigenvalue_as_a_multiple_of_the_bound():
+    values = np.array([[[[3.0, -4.0], [0.0, -20.0]]], [[[1.0, -5.0], [2.0, -1.0]]]])  # (captions, noises, timesteps, d)
+    steps = {"timesteps": np.array([9, 5, 1]), "sigma": np.array([0.5, 0.3, 0.2])}
+    found = audited(eigenvalues=values, spectral_timesteps=np.array([9, 1]), **steps)
+    assert lowest_over_bound(found) == {
+        "9": pytest.approx(1.25),
+        "1": pytest.approx(0.8),
+    }
 
 
 def test_labels_and_categories_of_the_captions(data):

@@ -45,6 +45,11 @@ class AuditResult(NamedTuple):
     reference_scores: np.ndarray  #: (R, M, D)
     intervals: dict[str, np.ndarray]  #: (N, M, 2) 95 % intervals of counts that were estimated, by their detector
 
+    @property
+    def spectral_sigma(self) -> np.ndarray:
+        """(K,) the standard deviation of the noise at the timesteps of spectra."""
+        return self.sigma[np.searchsorted(-self.timesteps, -self.spectral_timesteps)]
+
 
 def read_audit(run: Run) -> AuditResult:
     """The results of an audit's run, also of one that is not finished.

@@ -60,8 +60,7 @@ def _share_below_bound(result: AuditResult) -> dict[str, float]:
     """By timestep, of whole spectra: how much of them no density has, so how wrong the model's derivative is there."""
     if result.method != "eigh":
         return {}
-    sigma = [result.sigma[list(result.timesteps).index(t)] for t in result.spectral_timesteps]
-    shares = below_bound(result.eigenvalues, np.array(sigma), result.noise)
+    shares = below_bound(result.eigenvalues, result.spectral_sigma, result.noise)
     return {str(t): float(shares[..., k].mean()) for k, t in enumerate(result.spectral_timesteps)}
 
 

@@ -67,7 +67,7 @@ def mean_counts(found: AuditResult, arrays: dict[str, np.ndarray], categories: S
     """By timestep and category: mean counts with 95 % intervals over captions, of the model and the training sets."""
     kinds, table = np.array(categories), {}
     measured, oracle = found.eigenvalues[: len(kinds)], arrays["oracle"].astype(np.float64)
-    sigma = found.sigma[np.searchsorted(-found.timesteps, -found.spectral_timesteps)]
+    sigma = found.spectral_sigma
     for k, t in enumerate(found.spectral_timesteps):
         row: dict[str, Any] = {}
         for name in CATEGORIES:
@@ -106,9 +106,8 @@ def apart(found: AuditResult, categories: Sequence[str]) -> dict[str, float]:
 
 def lowest_over_bound(found: AuditResult) -> dict[str, float]:
     """By timestep: the lowest of all eigenvalues over -1/σ², below which no true one is."""
-    sigma = found.sigma[np.searchsorted(-found.timesteps, -found.spectral_timesteps)]
-    lowest = found.eigenvalues.min((0, 1, 3))
-    return {str(t): float(-lowest[k] * sigma[k] ** 2) for k, t in enumerate(found.spectral_timesteps)}
+    ratios = -found.eigenvalues.min((0, 1, 3)) * found.spectral_sigma**2
+    return {str(t): float(ratio) for t, ratio in zip(found.spectral_timesteps, ratios, strict=True)}
 
 
 def areas(audit: Run) -> dict[str, Any]:

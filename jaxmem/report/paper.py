@@ -65,7 +65,7 @@ def _what(result: AuditResult) -> str:
 def _figure6(result: AuditResult, kinds: dict[str, np.ndarray], path: Path, training: np.ndarray | None) -> None:
     """Of one prompt per category the images and the sorted spectra, of all the counts over the timesteps."""
     shown = {kind: members for kind, members in kinds.items() if kind != NO_PROMPT.category}
-    sigma = result.sigma[np.searchsorted(-result.timesteps, -result.spectral_timesteps)]
+    sigma = result.spectral_sigma
     with figure(path, 11.0, 2.3 * len(shown)) as canvas:
         axes = canvas.subplots(len(shown), 5, width_ratios=(0.8, 0.8, 1.5, 1.5, 1.5), squeeze=False)
         for row, (kind, members) in zip(axes, shown.items(), strict=True):
@@ -102,7 +102,7 @@ def _over_time(result: AuditResult, members: np.ndarray, name: str) -> tuple[np.
     if all(t in columns for t in result.spectral_timesteps.tolist()):
         found = result.scores[members][:, :, [columns[t] for t in result.spectral_timesteps.tolist()]]
         return found.reshape(-1, found.shape[2]), f"{name} eigenvalues" + (", estimated" if result.intervals else "")
-    sigma = result.sigma[np.searchsorted(-result.timesteps, -result.spectral_timesteps)]
+    sigma = result.spectral_sigma
     values = result.eigenvalues[members].reshape(-1, *result.eigenvalues.shape[2:])
     noise = result.noise[members].reshape(len(values), -1)
     counts = positive_count(values, noise) if name == "positive" else tangent_count(values, sigma)
