@@ -11,7 +11,7 @@ from jaxmem.diffusion import NoiseSchedule
 from jaxmem.operators import MatrixOperator, Operator
 from jaxmem.oracles import EmpiricalScore, GaussianMixture, GaussianMixtureScore, Separable, SeparableScore
 from jaxmem.spectra import Status
-from jaxmem.spectra.batch import _tridiagonal_elsewhere, _tridiagonal_on_cpu
+from jaxmem.spectra.batch import _one_ahead, _tridiagonal_elsewhere, _tridiagonal_on_cpu
 
 SCHEDULE = NoiseSchedule()
 KEY = jax.random.key(0)
@@ -404,3 +404,15 @@ def test_exact_count_knows_what_rounding_hides():
     clear = count_positive(MatrixOperator(((rotation * values) @ rotation.T).astype(np.float32)))
     assert clear[:3] == (7, 7.0, (7.0, 7.0))
     assert clear.num_products == d + 1
+
+
+def test_one_group_is_begun_ahead_and_no_more():
+    events = []
+
+    def begun():
+        for i in range(3):
+            events.append(f"begin {i}")
+            yield i
+
+    list(map(lambda i: events.append(f"finish {i}"), _one_ahead(begun())))
+    assert events == ["begin 0", "begin 1", "finish 0", "begin 2", "finish 1", "finish 2"]

@@ -1,6 +1,6 @@
 """Spectra of many points: points × timesteps × conditions, one compilation, bounded memory."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -141,7 +141,8 @@ def batch_spectra(
     """
     if points < 1 or chunk < 1:
         raise ValueError(f"points and chunk: expected at least 1, got {points} and {chunk}")
-    x, t, cond = jax.tree.map(jnp.asarray, check_points(x, t, cond))
+    # On the host, so that taking a group's points waits for nothing that a device still computes.
+    x, t, cond = jax.device_get(jax.tree.map(jnp.asarray, check_points(x, t, cond)))
     count = len(x)
     if method == "eig":
         raise ValueError("method: 'eig' is not batched (accelerators have no such solver); use spectrum per point")
@@ -159,23 +160,44 @@ def batch_spectra(
 
     num_devices = 1 if mesh is None else mesh.size
     together = num_devices * min(points, -(-count // num_devices))
-    groups = []
-    for first in range(0, count, together):
+
+    def begin(first: int) -> Any:
         index = np.minimum(np.arange(first, first + together), count - 1)
-        group = jax.tree.map(lambda leaf, index=index: leaf[index], (x, t, cond, keys))
+        group = jax.tree.map(lambda leaf: leaf[index], (x, t, cond, keys))
         if mesh is not None:
             group = jax.device_put(group, jax.NamedSharding(mesh, jax.P(mesh.axis_names)))
         if num_steps is None:
-            result = _dense_result(score, state, group, chunk, mesh, first)
+            return _dense_group(score, state, *group[:3], chunk, mesh)
+        return _krylov_group(score, state, *group, num_steps, method == "lanczos", mesh)
+
+    def finish(begun: tuple[int, Any]) -> list[np.ndarray]:
+        first, computed = begun
+        if num_steps is None:
+            result = _dense_result(computed, first, x.dtype)
         else:
-            result = _krylov_result(score, state, group, method, num_steps, mesh, first)
+            result = _krylov_result(computed, first, method, num_steps)
         keep = min(together, count - first)
-        groups.append([part[:keep] for part in result])
         if on_points is not None:
             on_points(first + keep, count)
+        return [part[:keep] for part in result]
+
+    begun = ((first, begin(first)) for first in range(0, count, together))
+    # Devices go on while the host finishes a group; not with Krylov's, because two groups' bases would be held at once
+    # (as they would be by the variable of a loop).
+    groups = list(map(finish, _one_ahead(begun) if num_steps is None else begun))
     eigenvalues, residuals, num_products, status, asymmetry, noise = map(np.concatenate, zip(*groups, strict=True))
     seed = None if key is None or num_steps is None else np.asarray(jax.random.key_data(key))
     return Spectrum(eigenvalues, residuals, None, num_products, status, asymmetry, noise, x.dtype, method, seed)
+
+
+def _one_ahead(items: Iterable[Any]) -> Iterator[Any]:
+    """The items, each handed out after the next one was made."""
+    items = iter(items)
+    last = next(items)
+    for item in items:
+        yield last
+        last = item
+    yield last
 
 
 def _refuse_nonfinite(bad: np.ndarray, first: int) -> None:
@@ -217,18 +239,13 @@ def _tridiagonal_eigenvalues(diagonal: np.ndarray, off_diagonal: np.ndarray) -> 
     return scipy.linalg.eigvalsh_tridiagonal(*wide, lapack_driver="sterf")[::-1].astype(diagonal.dtype)
 
 
-def _dense_result(
-    score: Score, state: Any, group: tuple[Any, ...], chunk: int, mesh: Any, first: int
-) -> list[np.ndarray]:
-    x, t, cond, _ = group
-    diagonals, off_diagonals, asymmetry, error, finite = jax.device_get(
-        _dense_group(score, state, x, t, cond, chunk, mesh)
-    )
+def _dense_result(computed: tuple[Array, ...], first: int, dtype: Any) -> list[np.ndarray]:
+    diagonals, off_diagonals, asymmetry, error, finite = jax.device_get(computed)
     _refuse_nonfinite(~finite, first)
     eigenvalues = np.stack([_tridiagonal_eigenvalues(*pair) for pair in zip(diagonals, off_diagonals, strict=True)])
     count, size = eigenvalues.shape
     # LAPACK's reduction has a backward error of a few eps ‖A‖; sqrt(d) eps is above what was seen.
-    solver = size**0.5 * float(jnp.finfo(x.dtype).eps)
+    solver = size**0.5 * float(jnp.finfo(dtype).eps)
     noise = rounding_noise(error, size, np.abs(eigenvalues).max(1), solver)
     return [
         eigenvalues,
@@ -240,11 +257,9 @@ def _dense_result(
     ]
 
 
-def _krylov_result(
-    score: Score, state: Any, group: tuple[Any, ...], method: str, num_steps: int, mesh: Any, first: int
-) -> list[np.ndarray]:
+def _krylov_result(computed: tuple[Factorization, Probe], first: int, method: str, num_steps: int) -> list[np.ndarray]:
     symmetric = method == "lanczos"
-    factorizations, probes = jax.device_get(_krylov_group(score, state, *group, num_steps, symmetric, mesh))
+    factorizations, probes = jax.device_get(computed)
     _refuse_nonfinite(factorizations.status == Status.NONFINITE, first)
     count = len(factorizations.status)
     eigenvalues = np.full((count, num_steps), np.nan, np.float64 if symmetric else np.complex128)
