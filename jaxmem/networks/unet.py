@@ -31,6 +31,15 @@ def unfold(x: Float[Array, "rows columns folded"], patch: int) -> Float[Array, "
     return x.transpose(0, 2, 1, 3, 4).reshape(rows * patch, columns * patch, folded // patch**2)
 
 
+def _beside(x: Float[Array, "rows columns a"], y: Float[Array, "rows columns b"]) -> Float[Array, "rows columns a+b"]:
+    """The features of x and then those of y: a concatenation, as a sum of both with zeros around.
+
+    XLA's CPU compiler copies a concatenation for each of its readers, and means of one take its slow path: of 784
+    tangents' products with the default U-Net both were 5 % of the time.
+    """
+    return jnp.pad(x, ((0, 0), (0, 0), (0, y.shape[-1]))) + jnp.pad(y, ((0, 0), (0, 0), (x.shape[-1], 0)))
+
+
 class Conv3x3(nnx.Module):
     """`conv3x3` with a learned kernel (row, column, in, out) and bias."""
 
@@ -227,7 +236,7 @@ class UNet(nnx.Module):
             for block in blocks:
                 hidden = block(hidden, embedding)
         for grow, blocks in zip(self.grow, self.up, strict=True):
-            hidden = jnp.concatenate([unfold(grow(hidden), 2), skips.pop()], axis=-1)
+            hidden = _beside(unfold(grow(hidden), 2), skips.pop())
             for block in blocks:
                 hidden = block(hidden, embedding)
         scale, shift = jnp.split(self.modulation(embedding), 2)
