@@ -151,7 +151,7 @@ def test_bad_input_is_refused(tmp_path):
     with pytest.raises(ValueError, match="t: expected one timestep or 22 of them"):
         record_spectra(run, shared_run.SCORE, state, x, t[1:], unit=4)
     with pytest.raises(
-        ValueError, match=r"points 2 to 3, counted from 0 here: score: the Jacobian at point 1 holds NaN"
+        ValueError, match=r"points 2 to 3, counted from 0 here: score: the score or its Jacobian at point 1 holds NaN"
     ):
         record_spectra(run, _nan_slope, None, np.float32([[1.0], [1.0], [1.0], [0.0]]), 0, unit=2, name="nan")
     record_spectra(run, shared_run.SCORE, state, x, t, unit=22)

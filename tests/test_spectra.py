@@ -8,7 +8,7 @@ import scipy.sparse.linalg
 
 from jaxmem import batch_spectra, count_positive, score_jacobian, spectrum
 from jaxmem.diffusion import NoiseSchedule
-from jaxmem.operators import MatrixOperator, Operator
+from jaxmem.operators import Difference, MatrixOperator, Operator
 from jaxmem.oracles import EmpiricalScore, GaussianMixture, GaussianMixtureScore, Separable, SeparableScore
 from jaxmem.spectra import Status
 from jaxmem.spectra.batch import _one_ahead, _tridiagonal_elsewhere, _tridiagonal_on_cpu
@@ -362,7 +362,28 @@ def _ok_score(state, x, t, cond):
         ),
         (
             lambda _: batch_spectra(_nan_slope, None, jnp.ones((3, 4)).at[2].set(0.0), 0, points=2),
-            "the Jacobian at point 2 holds NaN",
+            "the score or its Jacobian at point 2 holds NaN",
+        ),
+        *[
+            (
+                lambda _, options=options: batch_spectra(
+                    _nan_score, None, jnp.ones((3, 4)).at[1].set(6.0), 0, key=KEY, **options
+                ),
+                "the score or its Jacobian at point 1 holds NaN",
+            )
+            for options in ({}, {"method": "lanczos", "num_steps": 2})
+        ],
+        (
+            lambda _: count_positive(score_jacobian(_nan_score, None, jnp.full(300, 6.0)), 100, KEY),
+            "score: 300 of 300 entries are NaN",
+        ),
+        (
+            lambda op: spectrum(Difference(op, score_jacobian(_nan_score, None, jnp.full(4, 6.0)))),
+            "score: 4 of 4 entries are NaN",
+        ),
+        (
+            lambda _: batch_spectra(_ok_score, None, jnp.zeros((2, 4)), 0, method="lanczos", num_steps=2, key=0),
+            "got int",
         ),
         (lambda op: count_positive(op, budget=3), "budget: expected at least"),
         (lambda op: count_positive(op, budget=3, steps_per_probe=0), "steps_per_probe: expected at least 1, got 0"),
@@ -416,3 +437,13 @@ def test_one_group_is_begun_ahead_and_no_more():
 
     list(map(lambda i: events.append(f"finish {i}"), _one_ahead(begun())))
     assert events == ["begin 0", "begin 1", "finish 0", "begin 2", "finish 1", "finish 2"]
+
+
+def _stop_at_four(done, count):
+    if done >= 4:
+        raise StopIteration
+
+
+def test_what_a_callback_raises_is_not_taken_for_the_end():
+    with pytest.raises(StopIteration):
+        batch_spectra(_ok_score, None, jnp.zeros((10, 4)), 0, points=2, on_points=_stop_at_four)

@@ -65,7 +65,7 @@ def _dense_group(
         norm = scaled_norm(matrix)
         asymmetry = scaled_norm(matrix - matrix.T) / jnp.where(norm > 0, norm, 1)
         # Where the matrix is not finite the solver may never return: it gets zeros, and the caller is told.
-        finite = jnp.all(jnp.isfinite(matrix))
+        finite = jnp.all(jnp.isfinite(matrix)) & jnp.all(jnp.isfinite(operator.value))
         safe = jnp.where(finite, matrix, 0).astype(jnp.promote_types(matrix.dtype, jnp.float32))  # no half solvers
         return 0.5 * (safe + safe.T), asymmetry, error, finite
 
@@ -91,7 +91,9 @@ def _krylov_group(
     def one(state: Any, x: Array, t: Array, cond: Any, key: Array) -> tuple[Factorization, Probe]:
         operator = score_jacobian(score, state, x, t, cond)
         start = jax.random.normal(key, (operator.size,), operator.dtype)
-        return run_krylov(operator, start, num_steps, symmetric=symmetric)
+        factorization, probe = run_krylov(operator, start, num_steps, symmetric=symmetric)
+        finite = jnp.all(jnp.isfinite(operator.value))
+        return factorization._replace(status=jnp.where(finite, factorization.status, Status.NONFINITE)), probe
 
     return each_point(one, mesh, state, x, t, cond, keys)
 
@@ -148,7 +150,7 @@ def batch_spectra(
         raise ValueError("method: 'eig' is not batched (accelerators have no such solver); use spectrum per point")
     size = int(np.prod(x.shape[1:]))
     check_method(method, size, num_steps)
-    keys = None if num_steps is None else start_keys(key, count)
+    keys = None if num_steps is None else jax.device_get(start_keys(key, count))
     check_score(score, state, x[0], t[0], jax.tree.map(lambda leaf: leaf[0], cond))
     if mesh is not None:
         if mesh.is_multi_process:
@@ -182,9 +184,11 @@ def batch_spectra(
         return [part[:keep] for part in result]
 
     begun = ((first, begin(first)) for first in range(0, count, together))
-    # Devices go on while the host finishes a group; not with Krylov's, because two groups' bases would be held at once
-    # (as they would be by the variable of a loop).
-    groups = list(map(finish, _one_ahead(begun) if num_steps is None else begun))
+    groups = []
+    # Devices go on while the host finishes a group; not with Krylov's, because two groups' bases would be held at once.
+    for group in _one_ahead(begun) if num_steps is None else begun:
+        groups.append(finish(group))
+        del group  # before the next one is begun
     eigenvalues, residuals, num_products, status, asymmetry, noise = map(np.concatenate, zip(*groups, strict=True))
     seed = None if key is None or num_steps is None else np.asarray(jax.random.key_data(key))
     return Spectrum(eigenvalues, residuals, None, num_products, status, asymmetry, noise, x.dtype, method, seed)
@@ -203,7 +207,7 @@ def _one_ahead(items: Iterable[Any]) -> Iterator[Any]:
 def _refuse_nonfinite(bad: np.ndarray, first: int) -> None:
     if bad.any():
         raise ValueError(
-            f"score: the Jacobian at point {first + int(bad.argmax())} holds NaN or infinity;"
+            f"score: the score or its Jacobian at point {first + int(bad.argmax())} holds NaN or infinity;"
             f" check the parameters, the point and the timestep"
         )
 
@@ -226,6 +230,8 @@ def start_keys(key: Any, count: int) -> Array:
     """A random key for each point: ``fold_in(key, i)``, or the n keys that were given."""
     if key is None:
         raise ValueError("key: Krylov methods need a random key, for instance jax.random.key(0)")
+    if not hasattr(key, "dtype"):
+        raise ValueError(f"key: expected a random key (jax.random.key(0)), got {type(key).__name__}")
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
     if key.shape not in ((), (count,)):

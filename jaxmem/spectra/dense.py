@@ -17,7 +17,6 @@ import scipy.linalg
 from jaxtyping import Array
 
 from jaxmem import memory
-from jaxmem.jacobian import require_finite
 from jaxmem.operators import Operator
 from jaxmem.progress import Progress, silent
 from jaxmem.spectra.columns import ColumnStore, checksum, header
@@ -83,8 +82,6 @@ def dense_spectrum(operator: Operator, folder: str | Path, *, chunk: int = 56, p
         OSError: if the folder cannot be written; whole chunks are kept.
     """
     cost = dense_cost(operator, chunk)
-    if hasattr(operator, "value"):
-        require_finite(operator.value, "at this point")
     size, vector = operator.size, _fixed_vector(operator)
     product = np.asarray(_product(operator, vector))
     store = ColumnStore(Path(folder), size, _stored(operator), chunk, checksum(product.tobytes()))

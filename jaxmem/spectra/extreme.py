@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmem import memory
-from jaxmem.jacobian import require_finite
 from jaxmem.krylov import Status
 from jaxmem.operators import Operator
 from jaxmem.progress import Progress, silent
@@ -94,8 +93,6 @@ def extreme_pairs(
     num_pairs, max_products, block = index(num_pairs), index(max_products), index(block)
     if key is None:
         raise ValueError("key: start vectors need a random key, for instance jax.random.key(0)")
-    if hasattr(operator, "value"):
-        require_finite(operator.value, "at this point")
     size, symmetric = operator.size, method == "lanczos"
     room = _check(size, num_pairs, which, rtol, method, subspace, block)
     applied = operator.symmetric if symmetric else operator

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxmem.jacobian import require_finite
+from jaxmem.jacobian import ScoreJacobian, require_finite
 from jaxmem.krylov import Factorization, Status, arnoldi, lanczos, scaled_norm
 from jaxmem.operators import Operator
 from jaxmem.spectra.result import Spectrum, check_method, order_descending, rounding_noise
@@ -85,7 +85,7 @@ def dense_and_noise(operator: Operator, chunk: int) -> tuple[Array, Array]:
 
 
 def check_operator(operator: Operator, caller: str) -> None:
-    """Refuse what is no pytree or is traced."""
+    """Refuse what is no pytree, is traced, or was made of a score that is NaN or infinite at its point."""
     if any(leaf is operator for leaf in jax.tree.leaves(operator)):
         raise ValueError(
             f"operator: expected a pytree, got {type(operator).__name__} that JAX does not know; register it, for"
@@ -96,6 +96,10 @@ def check_operator(operator: Operator, caller: str) -> None:
             f"operator: {caller} solves on the host and can not be traced; for many points use batch_spectra, inside"
             f" jit or vmap use jaxmem.krylov"
         )
+    # Also within a difference. The Jacobian of such a score may be finite.
+    for part in jax.tree.leaves(operator, is_leaf=lambda part: isinstance(part, ScoreJacobian)):
+        if isinstance(part, ScoreJacobian):
+            require_finite(part.value, "at this point")
 
 
 def spectrum(
@@ -136,8 +140,6 @@ def spectrum(
         raise ValueError(f"chunk: expected at least 1, got {chunk}")
     check_operator(operator, "spectrum")
     check_method(method, size, num_steps)
-    if hasattr(operator, "value"):
-        require_finite(operator.value, "at this point")
     if method in ("eigh", "eig"):
         return _dense_spectrum(operator, method, vectors, chunk)
     assert num_steps is not None  # checked above; for the type checker
