@@ -86,6 +86,17 @@ def test_restarts_are_arpacks(block, which):
     assert result.status == Status.CONVERGED
 
 
+@pytest.mark.parametrize("which", ["largest", "smallest"])
+@pytest.mark.parametrize(("size", "block", "subspace"), [(20, 5, 19), (21, 4, 20), (40, 7, 33), (515, 8, None)])
+def test_a_basis_that_nearly_fills_the_space_gets_no_rows_of_zeros(size, block, subspace, which):
+    # All eigenvalues are negative: a zero would be the largest, and come from the basis.
+    values = -1 - np.linspace(0, 1, size) ** 2
+    matrix = rotated(values)
+    operator = MatrixOperator(matrix, is_symmetric=True)
+    result = extreme_pairs(operator, 1, which, key=KEY, max_products=4000, block=block, subspace=subspace, rtol=1e-6)
+    check_pairs(result, matrix, exact(values, 1, which), 1e-6)
+
+
 @pytest.mark.parametrize("method", ["lanczos", "arnoldi"])
 @pytest.mark.parametrize("subspace", [25, None])
 def test_nonsymmetric_operators(method, subspace):
@@ -374,6 +385,34 @@ def test_more_products_go_on_where_fewer_ended(tmp_path):
     assert then.status == at_once.status == Status.CONVERGED
     assert abs(then.num_products - at_once.num_products) <= 3  # checks come at other steps
     np.testing.assert_allclose(then.eigenvalues, at_once.eigenvalues, atol=1e-3)
+
+
+def test_an_interruption_at_every_report_loses_no_segment(tmp_path):
+    operator = MatrixOperator(rotated(SPECTRA["even"]), is_symmetric=True)
+    products = []
+
+    def progress(task, completed, total):
+        products.append(completed)
+        if len(products) > 1 and products[-2] < completed < total:
+            raise Killed
+
+    result = None
+    while result is None and len(products) < 200:
+        try:
+            result = extreme_pairs(operator, 3, key=KEY, max_products=300, folder=tmp_path, progress=progress)
+        except Killed:
+            continue
+    assert result is not None
+    np.testing.assert_array_equal(result.vectors, extreme_pairs(operator, 3, key=KEY, max_products=300).vectors)
+
+
+def test_a_state_in_bfloat16_goes_on(tmp_path):
+    operator = MatrixOperator(jnp.asarray(rotated(SPECTRA["even"]), jnp.bfloat16), is_symmetric=True)
+    options = dict(key=KEY, rtol=1e-2, subspace=40, folder=tmp_path)
+    extreme_pairs(operator, 1, max_products=6, **options)
+    then = extreme_pairs(operator, 1, max_products=20, **options)
+    assert then.dtype == jnp.bfloat16
+    assert then.num_products > 6
 
 
 def test_progress_counts_products():

@@ -134,8 +134,8 @@ def batch_spectra(
         on_points: called with (points done, n) after each group.
 
     Memory on each device: the parameters, and ``points`` times (``chunk`` times what one product holds, plus four d × d
-    matrices), or for Krylov ``points · (num_steps + 1) · d`` numbers. Devices exchange nothing. The last group is
-    filled up by repeating a point, so one program serves all.
+    matrices), or for Krylov bases of ``points · (num_steps + 1) · d`` numbers and up to twice as much again. Devices
+    exchange nothing. The last group is filled up by repeating a point, so one program serves all.
 
     Raises:
         ValueError: as `spectrum`, or if leading axes disagree, or the mesh has devices of other processes; a score that

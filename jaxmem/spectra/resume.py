@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxmem import durable
@@ -41,6 +42,9 @@ def load(
             f"{path}: expected the state of this computation, got a damaged file ({type(error).__name__}: {error});"
             f" delete it to begin anew"
         ) from None
+    for name, array in arrays.items():
+        if array.dtype.kind == "V":  # NumPy's files do not know bfloat16
+            arrays[name] = array.view(jnp.dtype(saved["dtype"]))
     differences = [
         f"{name}: there {saved.get(name)}, now {now}" for name, now in options.items() if saved.get(name) != now
     ]
