@@ -74,6 +74,7 @@ def alone(tmp_path_factory):
     np.testing.assert_allclose(found.noise, at_once.noise, rtol=1e-3)
     np.testing.assert_array_equal(found.num_products, at_once.num_products)
     np.testing.assert_array_equal(found.status, at_once.status)
+    assert (found.dtype, found.seed, found.eigenvalues.dtype) == (at_once.dtype, None, at_once.eigenvalues.dtype)
     exact = np.stack([shared_run.SCORE.spectrum(state, x[i], int(t[i])) for i in range(len(x))])
     np.testing.assert_allclose(found.eigenvalues, exact, atol=1e-4 * largest)
     return out

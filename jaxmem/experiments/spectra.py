@@ -104,7 +104,7 @@ def record_spectra(
                 f"unit: expected the size that the run began with, {unit_key} has {len(tables[-1])} points, got {unit};"
                 f" put it into the run's config"
             )
-    return _spectrum(np.concatenate(tables), starts, options.get("method", "eigh"), x.dtype)
+    return _spectrum(np.concatenate(tables), starts, options.get("method", "eigh"), jnp.asarray(x[:0]).dtype)
 
 
 def _table(found: Spectrum) -> np.ndarray:
@@ -118,9 +118,9 @@ def _table(found: Spectrum) -> np.ndarray:
 def _spectrum(table: np.ndarray, starts: Any, method: str, dtype: Any) -> Spectrum:
     """What `_table` was made of."""
     size = (table.shape[1] - 4) // (1 if method == "eigh" else 2)
-    num_products, status, asymmetry, noise = table[:, -4:].real.T
+    values, (num_products, status, asymmetry, noise) = table[:, :size], table[:, -4:].real.T
     return Spectrum(
-        eigenvalues=table[:, :size],
+        eigenvalues=values.astype(jnp.promote_types(dtype, jnp.float32)) if method == "eigh" else values,
         residuals=np.repeat(noise[:, None], size, 1) if method == "eigh" else table[:, size:-4].real,
         vectors=None,
         num_products=num_products.astype(int),
@@ -129,5 +129,5 @@ def _spectrum(table: np.ndarray, starts: Any, method: str, dtype: Any) -> Spectr
         noise=noise,
         dtype=dtype,
         method=method,
-        seed=None if starts is None else np.asarray(jax.random.key_data(starts)),
+        seed=None if starts is None or method == "eigh" else np.asarray(jax.random.key_data(starts)),
     )
