@@ -435,7 +435,7 @@ def test_one_group_is_begun_ahead_and_no_more():
             events.append(f"begin {i}")
             yield i
 
-    list(map(lambda i: events.append(f"finish {i}"), _one_ahead(begun())))
+    events.extend(f"finish {i}" for i in _one_ahead(begun()))
     assert events == ["begin 0", "begin 1", "finish 0", "begin 2", "finish 1", "finish 2"]
 
 

@@ -172,8 +172,7 @@ def batch_spectra(
             return _dense_group(score, state, *group[:3], chunk, mesh)
         return _krylov_group(score, state, *group, num_steps, method == "lanczos", mesh)
 
-    def finish(begun: tuple[int, Any]) -> list[np.ndarray]:
-        first, computed = begun
+    def finish(first: int, computed: Any) -> list[np.ndarray]:
         if num_steps is None:
             result = _dense_result(computed, first, x.dtype)
         else:
@@ -187,7 +186,7 @@ def batch_spectra(
     groups = []
     # Devices go on while the host finishes a group; not with Krylov's, because two groups' bases would be held at once.
     for group in _one_ahead(begun) if num_steps is None else begun:
-        groups.append(finish(group))
+        groups.append(finish(*group))
         del group  # before the next one is begun
     eigenvalues, residuals, num_products, status, asymmetry, noise = map(np.concatenate, zip(*groups, strict=True))
     seed = None if key is None or num_steps is None else np.asarray(jax.random.key_data(key))
