@@ -74,6 +74,44 @@ def test_vmap_over_any_axis(in_axes, getkey):
     np.testing.assert_allclose(both(conv3x3)(stacked, arrays[1]), theirs, atol=1e-5 * np.abs(theirs).max())
 
 
+@pytest.mark.parametrize(
+    ("size", "features"),
+    [((2, 14, 14), (32, 32)), ((9, 7, 7), (33, 64)), ((3, 9, 12), (64, 32)), ((256, 1, 1), (32, 32))],
+)
+def test_products_of_the_highest_precision(size, features, getkey):
+    x, kernel = jax.random.normal(getkey(), (*size, features[0])), jax.random.normal(getkey(), (3, 3, *features))
+    cotangent = jax.random.normal(getkey(), (*size, features[1]))
+
+    def f(x):
+        return jax.vmap(conv3x3, (0, None))(x, kernel)
+
+    with jax.default_matmul_precision("highest"):
+        compiled = jax.jit(lambda x: (f(x), *jax.vjp(f, x)[1](cotangent)))
+        assert "convolution" not in compiled.lower(x).as_text()  # else this tests XLA
+        y, gradient = compiled(x)
+    with jax.default_matmul_precision("default"):
+        assert "convolution" in jax.jit(lambda x: f(x)).lower(x).as_text()  # training compiles faster without
+    _, rows, columns = size
+    padded = np.pad(np.asarray(x, np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    taps = [(a, b, np.asarray(kernel, np.float64)[a, b]) for a in range(3) for b in range(3)]
+    expected = sum(padded[:, a : a + rows, b : b + columns] @ tap for a, b, tap in taps)
+    # float32: the rounding of about 300 to 600 products of order 1 was at most 1e-5
+    np.testing.assert_allclose(y, expected, atol=5e-5)
+    around = np.zeros_like(padded)
+    for a, b, tap in taps:
+        around[:, a : a + rows, b : b + columns] += np.asarray(cotangent, np.float64) @ tap.T
+    np.testing.assert_allclose(gradient, around[:, 1:-1, 1:-1], atol=5e-5)
+
+
+def test_a_pixel_reaches_its_neighbours_only(getkey):
+    x, kernel = jnp.zeros((2, 12, 12, 32)).at[:, 5, 6].set(1.0), jax.random.normal(getkey(), (3, 3, 32, 32))
+    with jax.default_matmul_precision("highest"):
+        y = jax.jit(jax.vmap(conv3x3, (0, None)))(x, kernel)
+    outside = np.ones((12, 12), bool)
+    outside[4:7, 5:8] = False
+    assert np.all(np.asarray(y)[:, outside] == 0)  # exact zeros of a Jacobian stay exact
+
+
 def test_low_precision_is_promoted_as_elsewhere(arrays):
     x, kernel = arrays
     assert conv3x3(x.astype(jnp.bfloat16), kernel).dtype == jnp.float32
