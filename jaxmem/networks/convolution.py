@@ -78,8 +78,9 @@ def _winograd_is_faster(x: Array, kernel: Array) -> bool:
     """Whether one core took less time for `_winograd` than for XLA's convolution, in a loop.
 
     Milliseconds by convolution and by Winograd: 56 tangents of 14×14 pixels and 32 features 2.1 and 1.4, of 7×7 and 64
-    2.1 and 1.4, of 8×8 and 128 9.8 and 5.6. But with 16 features 1.10 and 1.06, from 32 to 12 1.3 and 1.8; and with few
-    features four times the pixels must still fit the cache: 56 of 32×32 and 32 take 12 and 16.
+    2.1 and 1.4, of 8×8 and 128 9.8 and 5.6. But with 16 features 1.10 and 1.06, from 32 to 12 1.3 and 1.8; and the
+    maps of parts, four times as large as x and y, should fit the cache: 56 of 32×32 take 12 and 16 with 32 features,
+    48 and 43 with 64. So x may have 2²⁰ numbers with few features and 2²² with more, which bounds the scratch, too.
 
     It is not less exact: the sums are shorter (root mean square of float32 rounding 1.7e-7 of the result at 32
     features, 2.6e-7 at 64; the convolution's 2.1e-7 and 3.5e-7). But it takes 0.6 s more to compile, and a training
@@ -87,7 +88,7 @@ def _winograd_is_faster(x: Array, kernel: Array) -> bool:
     as spectra do and training does not.
     """
     few, many = sorted(kernel.shape[2:])
-    fits = few >= 64 or x.size <= 2**20
+    fits = x.size <= (2**22 if few >= 64 else 2**20)
     return few >= 32 and many <= 256 and fits and math.prod(x.shape[:3]) >= 256 and x.dtype.itemsize >= 4
 
 
