@@ -74,42 +74,101 @@ def test_vmap_over_any_axis(in_axes, getkey):
     np.testing.assert_allclose(both(conv3x3)(stacked, arrays[1]), theirs, atol=1e-5 * np.abs(theirs).max())
 
 
+def lowered(shape, kernel_shape, dtype=jnp.float32, precision="highest"):
+    x, kernel = jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct(kernel_shape, dtype)
+    with jax.default_matmul_precision(precision):
+        return jax.jit(jax.vmap(conv3x3, (0, None))).lower(x, kernel).as_text()
+
+
 @pytest.mark.parametrize(
     ("size", "features"),
-    [((2, 14, 14), (32, 32)), ((9, 7, 7), (33, 64)), ((3, 9, 12), (64, 32)), ((256, 1, 1), (32, 32))],
+    [((8, 14, 14), (32, 32)), ((21, 7, 7), (33, 64)), ((12, 9, 10), (64, 32)), ((1024, 1, 1), (32, 32))],
 )
 def test_products_of_the_highest_precision(size, features, getkey):
     x, kernel = jax.random.normal(getkey(), (*size, features[0])), jax.random.normal(getkey(), (3, 3, *features))
     cotangent = jax.random.normal(getkey(), (*size, features[1]))
+    assert "convolution" not in lowered(x.shape, kernel.shape)  # else this tests XLA
 
-    def f(x):
-        return jax.vmap(conv3x3, (0, None))(x, kernel)
+    @jax.jit
+    def value_and_gradients(x, kernel, cotangent):
+        y, transpose = jax.vjp(jax.vmap(conv3x3, (0, None)), x, kernel)
+        return y, *transpose(cotangent)
 
     with jax.default_matmul_precision("highest"):
-        compiled = jax.jit(lambda x: (f(x), *jax.vjp(f, x)[1](cotangent)))
-        assert "convolution" not in compiled.lower(x).as_text()  # else this tests XLA
-        y, gradient = compiled(x)
-    with jax.default_matmul_precision("default"):
-        assert "convolution" in jax.jit(lambda x: f(x)).lower(x).as_text()  # training compiles faster without
+        y, for_x, for_kernel = value_and_gradients(x, kernel, cotangent)
     _, rows, columns = size
     padded = np.pad(np.asarray(x, np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
-    taps = [(a, b, np.asarray(kernel, np.float64)[a, b]) for a in range(3) for b in range(3)]
-    expected = sum(padded[:, a : a + rows, b : b + columns] @ tap for a, b, tap in taps)
-    # float32: the rounding of about 300 to 600 products of order 1 was at most 1e-5
+    exact_kernel, exact_cotangent = np.asarray(kernel, np.float64), np.asarray(cotangent, np.float64)
+    expected, around = np.zeros_like(exact_cotangent), np.zeros_like(padded)
+    for a in range(3):
+        for b in range(3):
+            window = (slice(None), slice(a, a + rows), slice(b, b + columns))
+            expected += padded[window] @ exact_kernel[a, b]
+            around[window] += exact_cotangent @ exact_kernel[a, b].T
+            taps = np.einsum("nijf,nijo->fo", padded[window], exact_cotangent)
+            # float32 sums of a thousand products or more
+            np.testing.assert_allclose(for_kernel[a, b], taps, atol=5e-6 * np.abs(taps).max(initial=1))
+    # Float32 sums of up to 600 products of order 1; the largest error seen was 1e-5.
     np.testing.assert_allclose(y, expected, atol=5e-5)
-    around = np.zeros_like(padded)
-    for a, b, tap in taps:
-        around[:, a : a + rows, b : b + columns] += np.asarray(cotangent, np.float64) @ tap.T
-    np.testing.assert_allclose(gradient, around[:, 1:-1, 1:-1], atol=5e-5)
+    np.testing.assert_allclose(for_x, around[:, 1:-1, 1:-1], atol=5e-5)
 
 
-def test_a_pixel_reaches_its_neighbours_only(getkey):
-    x, kernel = jnp.zeros((2, 12, 12, 32)).at[:, 5, 6].set(1.0), jax.random.normal(getkey(), (3, 3, 32, 32))
+def test_products_of_the_highest_precision_in_tangents(getkey):
+    x, dx = jax.random.normal(getkey(), (2, 6, 14, 14, 32))
+    kernel, dkernel = jax.random.normal(getkey(), (2, 3, 3, 32, 32))
+    with jax.default_matmul_precision("highest"):
+        _, tangent = jax.jit(lambda *a: jax.jvp(jax.vmap(conv3x3, (0, None)), a[:2], a[2:]))(x, kernel, dx, dkernel)
+    expected = jax.vmap(xla, (0, None))(dx, kernel) + jax.vmap(xla, (0, None))(x, dkernel)
+    np.testing.assert_allclose(tangent, expected, atol=1e-4)  # float32, twice the sums of the test above, two roundings
+
+
+def test_products_of_the_highest_precision_in_float64(x64, getkey):
+    x, kernel = jax.random.normal(getkey(), (8, 14, 14, 32)), jax.random.normal(getkey(), (3, 3, 32, 32))
+    assert "convolution" not in lowered(x.shape, kernel.shape, jnp.float64)
     with jax.default_matmul_precision("highest"):
         y = jax.jit(jax.vmap(conv3x3, (0, None)))(x, kernel)
-    outside = np.ones((12, 12), bool)
-    outside[4:7, 5:8] = False
-    assert np.all(np.asarray(y)[:, outside] == 0)  # exact zeros of a Jacobian stay exact
+    np.testing.assert_allclose(y, jax.vmap(xla, (0, None))(x, kernel), atol=1e-12)  # 288 products of order 1
+
+
+@pytest.mark.parametrize("row", [4, 5])
+@pytest.mark.parametrize("column", [6, 7])
+def test_a_pixel_reaches_its_neighbours_only(row, column, getkey):
+    x, kernel = jnp.zeros((8, 12, 12, 32)).at[:, row, column].set(1.0), jax.random.normal(getkey(), (3, 3, 32, 32))
+    assert "convolution" not in lowered(x.shape, kernel.shape)
+    with jax.default_matmul_precision("highest"):
+        y = np.array(jax.jit(jax.vmap(conv3x3, (0, None)))(x, kernel))
+    flipped = np.asarray(kernel)[::-1, ::-1, :].sum(2)
+    inside = y[:, row - 1 : row + 2, column - 1 : column + 2]
+    np.testing.assert_allclose(inside, np.broadcast_to(flipped, inside.shape), atol=1e-4)
+    inside[:] = 0
+    assert not y.any()
+
+
+@pytest.mark.parametrize(
+    ("shape", "features", "options"),
+    [
+        ((8, 14, 14), (32, 32), {"precision": "default"}),  # training compiles faster without
+        ((8, 14, 14), (32, 32), {"dtype": jnp.bfloat16}),
+        ((8, 14, 14), (31, 32), {}),
+        ((8, 14, 14), (32, 31), {}),
+        ((8, 14, 14), (32, 288), {}),
+        ((5, 14, 14), (32, 32), {}),
+        ((9, 64, 64), (32, 32), {}),
+    ],
+)
+def test_sizes_and_types_that_stay_with_xla(shape, features, options):
+    assert "convolution" in lowered((*shape, features[0]), (3, 3, *features), **options)
+
+
+def test_a_batch_of_unknown_size_is_exported(getkey):
+    x, kernel = jax.random.normal(getkey(), (8, 14, 14, 32)), jax.random.normal(getkey(), (3, 3, 32, 32))
+    shape = jax.export.symbolic_shape("batch, 14, 14, 32")
+    with jax.default_matmul_precision("highest"):
+        exported = jax.export.export(jax.jit(jax.vmap(conv3x3, (0, None))), platforms=["cpu", "cuda", "tpu"])(
+            jax.ShapeDtypeStruct(shape, jnp.float32), kernel
+        )
+        expected = jax.jit(jax.vmap(conv3x3, (0, None)))(x, kernel)
+    np.testing.assert_allclose(exported.call(x, kernel), expected, atol=5e-5)  # another sum of 288 products
 
 
 def test_low_precision_is_promoted_as_elsewhere(arrays):

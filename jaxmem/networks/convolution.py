@@ -6,8 +6,8 @@ transposed `jax.lax.conv_general_dilated`, whose kernel JAX hands over as (row, 
 the same convolution with a transposition rule of its own, that swaps and flips the kernel itself.
 
 Small images with many features (the lower half of Stable Diffusion's UNet) are one matrix product over gathered
-neighbourhoods on the CPU, where that was measured to be faster than XLA's convolution, and many tangents of a small
-network go through Winograd's products; see `_convolve_on_cpu`.
+neighbourhoods on the CPU, where that was measured to be faster than XLA's convolution, and batches of small images (the
+tangents of a Jacobian) go through Winograd's products where the highest precision is asked for; see `_convolve_on_cpu`.
 """
 
 import math
@@ -25,7 +25,8 @@ _LAYOUT = ("NHWC", "HWIO", "NHWC")
 def conv3x3(x: Float[Array, "..."], kernel: Float[Array, "..."]) -> Float[Array, "rows columns out"]:
     """The 3×3 convolution of one image, stride 1, zero padding: ``y[i, j] = sum_ab x[i + a - 1, j + b - 1] k[a, b]``.
 
-    Batch it with `jax.vmap`; differentiable any number of times, in both modes.
+    Batch it with `jax.vmap`; differentiable any number of times, in both modes. Under the highest precision, on a CPU,
+    rounding may be small in norm only, not sum by sum; see `_winograd`.
 
     Raises:
         ValueError: for other ranks, a kernel that is not 3×3, or features that disagree.
@@ -75,21 +76,21 @@ def _convolve_on_cpu(x: Array, kernel: Array, *, precision: str | None, transpos
 
 
 def _winograd_is_faster(x: Array, kernel: Array) -> bool:
-    """Whether one core took less time for `_winograd` than for XLA's convolution, in a loop.
+    """Whether `_winograd` takes less time than XLA's convolution: by sizes, from measurements on one core, in a loop.
 
     Milliseconds by convolution and by Winograd: 56 tangents of 14×14 pixels and 32 features 2.1 and 1.4, of 7×7 and 64
-    2.1 and 1.4, of 8×8 and 128 9.8 and 5.6. But with 16 features 1.10 and 1.06, from 32 to 12 1.3 and 1.8; and the
-    maps of parts, four times as large as x and y, should fit the cache: 56 of 32×32 take 12 and 16 with 32 features,
-    48 and 43 with 64. So x may have 2²⁰ numbers with few features and 2²² with more, which bounds the scratch, too.
+    2.1 and 1.4, of 8×8 and 128 9.8 and 5.6. But with 16 features 1.10 and 1.06, from 32 to 12 1.3 and 1.8. With few
+    pixels nothing is gained (two of 14×14: 0.08 and 0.08); and its maps, four times as large as x and y, should fit the
+    cache: 56 of 32×32 and 32 features 12 and 16, of 64×64 and 64 355 and 484. The upper bound is one of scratch, too.
 
-    It is not less exact: the sums are shorter (root mean square of float32 rounding 1.7e-7 of the result at 32
-    features, 2.6e-7 at 64; the convolution's 2.1e-7 and 3.5e-7). But it takes 0.6 s more to compile, and a training
-    step, whose kernel gradients are no faster, gains nothing: so it is for those who ask for the highest precision,
-    as spectra do and training does not.
+    Compiling takes about a second more for each convolution (the 56 columns of the default U-Net 5.8 instead of 4.2 s),
+    and a training step, whose kernel gradients are no faster beside it, gains nothing. So it is for those who ask for
+    the highest precision, as spectra do and training does not.
     """
+    if any(map(jax.export.is_symbolic_dim, x.shape)) or x.dtype not in (jnp.float32, jnp.float64):
+        return False
     few, many = sorted(kernel.shape[2:])
-    fits = x.size <= (2**22 if few >= 64 else 2**20)
-    return few >= 32 and many <= 256 and fits and math.prod(x.shape[:3]) >= 256 and x.dtype.itemsize >= 4
+    return few >= 32 and many <= 256 and 2**10 <= math.prod(x.shape[:3]) <= 2**15
 
 
 def _winograd(x: Array, kernel: Array, precision: str | None) -> Array:
@@ -97,7 +98,13 @@ def _winograd(x: Array, kernel: Array, precision: str | None) -> Array:
 
     In one dimension two outputs of the pixels ``d0 … d3`` and taps ``g0, g1, g2`` are ``m0 + m1 + m2`` and
     ``m1 - m2 - m3``, where ``m0 = (d0 - d2) g0``, ``m1 = (d1 + d2) (g0 + g1 + g2) / 2``,
-    ``m2 = (d2 - d1) (g0 - g1 + g2) / 2`` and ``m3 = (d1 - d3) g2``; here that of rows holds that of columns.
+    ``m2 = (d2 - d1) (g0 - g1 + g2) / 2`` and ``m3 = (d1 - d3) g2``. The same along rows, where each of the four
+    products is such a filtering along columns.
+
+    Rounding is that of a convolution in norm: root mean squares of 1.7e-7 (convolution: 2.1e-7) of the result with 32
+    features, 2.7e-7 (3.7e-7) with 64, 3.6e-7 (3.7e-7) with 128, 5.0e-7 (3.8e-7) with 256, Gaussian numbers in float32.
+    It is not that of each sum: where one tap or pixel is far larger than the others of its square, they get its
+    rounding error, and the result of zero taps is not an exact zero. Pixels further apart stay exactly unrelated.
     """
     batch, rows, columns, features = x.shape
     high, wide = -(-rows // 2), -(-columns // 2)  # squares of four outputs; what sticks out is cut off at the end
