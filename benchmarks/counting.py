@@ -202,9 +202,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=100)
     parser.add_argument("--other-seeds", type=int, default=8, help="for the comparison with other methods")
     parser.add_argument("--rows", type=Path, default=Path("runs") / "benchmark-counting.jsonl")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="a folder")
     arguments = parser.parse_args()
-    arguments.rows.parent.mkdir(parents=True, exist_ok=True)
+    for folder in (arguments.rows.parent, arguments.out):
+        folder.mkdir(parents=True, exist_ok=True)
     known = {}
     if arguments.rows.exists():
         for line in arguments.rows.read_text().splitlines():
