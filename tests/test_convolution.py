@@ -154,6 +154,8 @@ def test_a_pixel_reaches_its_neighbours_only(row, column, getkey):
         ((8, 14, 14), (32, 288), {}),
         ((5, 14, 14), (32, 32), {}),
         ((9, 64, 64), (32, 32), {}),
+        ((5, 64, 64), (64, 32), {}),
+        ((5, 64, 64), (32, 64), {}),
     ],
 )
 def test_sizes_and_types_that_stay_with_xla(shape, features, options):

@@ -79,9 +79,10 @@ def _winograd_is_faster(x: Array, kernel: Array) -> bool:
     """Whether `_winograd` takes less time than XLA's convolution: by sizes, from measurements on one core, in a loop.
 
     Milliseconds by convolution and by Winograd: 56 tangents of 14×14 pixels and 32 features 2.1 and 1.4, of 7×7 and 64
-    2.1 and 1.4, of 8×8 and 128 9.8 and 5.6. But with 16 features 1.10 and 1.06, from 32 to 12 1.3 and 1.8. With few
-    pixels nothing is gained (two of 14×14: 0.08 and 0.08); and its maps, four times as large as x and y, should fit the
-    cache: 56 of 32×32 and 32 features 12 and 16, of 64×64 and 64 355 and 484. The upper bound is one of scratch, too.
+    2.1 and 1.4, of 8×8 and 128 9.8 and 5.6, of 24×24 and 32 6.5 and 4.9. But with 16 features 1.10 and 1.06, from 32 to
+    12 1.3 and 1.8. With few pixels nothing is gained (two of 14×14: 0.08 and 0.08), and its maps, four times as large
+    as x and y, should fit the cache: of 24×24 from 64 to 32 13 and 16, of 64×64 and 64 355 and 484. So x and y may have
+    2²⁰ numbers, which bounds the scratch, too.
 
     Compiling takes about a second more for each convolution (the 56 columns of the default U-Net 5.8 instead of 4.2 s),
     and a training step, whose kernel gradients are no faster beside it, gains nothing. So it is for those who ask for
@@ -90,7 +91,8 @@ def _winograd_is_faster(x: Array, kernel: Array) -> bool:
     if any(map(jax.export.is_symbolic_dim, x.shape)) or x.dtype not in (jnp.float32, jnp.float64):
         return False
     few, many = sorted(kernel.shape[2:])
-    return few >= 32 and many <= 256 and 2**10 <= math.prod(x.shape[:3]) <= 2**15
+    pixels = math.prod(x.shape[:3])
+    return few >= 32 and many <= 256 and pixels >= 2**10 and pixels * many <= 2**20
 
 
 def _winograd(x: Array, kernel: Array, precision: str | None) -> Array:
