@@ -37,7 +37,7 @@ TORCH: dict[str, dict[str, Any]] = {
     f"torch.func.{name}, {threads} threads": {"transform": name, "chunks": chunks, "threads": threads, "env": PASSIVE}
     for threads in sorted({CORES, 1}, reverse=True)
     for name, chunks in CHUNKS.items()
-} | {"torch.func.jacrev, as it comes": {"transform": "jacrev", "chunks": (112,), "threads": CORES, "env": {}}}
+} | {"torch.func.jacrev, as it comes": {"transform": "jacrev", "chunks": (112, 196), "threads": CORES, "env": {}}}
 
 
 def all_points(count: int) -> np.ndarray:

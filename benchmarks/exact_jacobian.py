@@ -335,8 +335,8 @@ def readme_section(result: dict[str, Any]) -> str:
             "",
             f"Matrix products and convolutions as plain sums are {result['matrix_product_flop'] / 1e9:.0f} GFLOP; at"
             f" the {max(result['gemm_gflop_per_s'].values())} GFLOP/s that one large product reaches here they would"
-            f" take {floor:.2f} s, and we take {ours / floor:.1f} times that (Winograd's convolutions need fewer). The"
-            " first call includes compilation.",
+            f" take {floor:.2f} s, and we take {ours / floor:.1f} times that (Winograd's convolutions need fewer"
+            " multiplications). The first call includes compilation.",
         ]
     )
 

@@ -75,19 +75,30 @@ def test_vmap_over_any_axis(in_axes, getkey):
 
 
 def lowered(shape, kernel_shape, dtype=jnp.float32, precision="highest"):
+    """The convolution, and its transpose alone, as XLA gets them."""
     x, kernel = jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct(kernel_shape, dtype)
     with jax.default_matmul_precision(precision):
-        return jax.jit(jax.vmap(conv3x3, (0, None))).lower(x, kernel).as_text()
+        y = jax.eval_shape(jax.vmap(conv3x3, (0, None)), x, kernel)
+        forward = jax.jit(jax.vmap(conv3x3, (0, None))).lower(x, kernel)
+        transpose = jax.jit(lambda y, k: jax.linear_transpose(lambda x: jax.vmap(conv3x3, (0, None))(x, k), x)(y))
+        return forward.as_text(), transpose.lower(y, kernel).as_text()
+
+
+def convolves(*args, **options):
+    """Whether XLA's convolution is used, the same both ways."""
+    forward, transpose = ("convolution" in text for text in lowered(*args, **options))
+    assert forward == transpose
+    return forward
 
 
 @pytest.mark.parametrize(
     ("size", "features"),
-    [((8, 14, 14), (32, 32)), ((21, 7, 7), (33, 64)), ((12, 9, 10), (64, 32)), ((1024, 1, 1), (32, 32))],
+    [((8, 14, 14), (32, 32)), ((21, 7, 7), (33, 64)), ((12, 9, 10), (64, 32)), ((15, 6, 13), (32, 32))],
 )
 def test_products_of_the_highest_precision(size, features, getkey):
     x, kernel = jax.random.normal(getkey(), (*size, features[0])), jax.random.normal(getkey(), (3, 3, *features))
     cotangent = jax.random.normal(getkey(), (*size, features[1]))
-    assert "convolution" not in lowered(x.shape, kernel.shape)  # else this tests XLA
+    assert not convolves(x.shape, kernel.shape)  # else this tests XLA
 
     @jax.jit
     def value_and_gradients(x, kernel, cotangent):
@@ -116,6 +127,7 @@ def test_products_of_the_highest_precision(size, features, getkey):
 def test_products_of_the_highest_precision_in_tangents(getkey):
     x, dx = jax.random.normal(getkey(), (2, 6, 14, 14, 32))
     kernel, dkernel = jax.random.normal(getkey(), (2, 3, 3, 32, 32))
+    assert not convolves(x.shape, kernel.shape)
     with jax.default_matmul_precision("highest"):
         _, tangent = jax.jit(lambda *a: jax.jvp(jax.vmap(conv3x3, (0, None)), a[:2], a[2:]))(x, kernel, dx, dkernel)
     expected = jax.vmap(xla, (0, None))(dx, kernel) + jax.vmap(xla, (0, None))(x, dkernel)
@@ -124,7 +136,7 @@ def test_products_of_the_highest_precision_in_tangents(getkey):
 
 def test_products_of_the_highest_precision_in_float64(x64, getkey):
     x, kernel = jax.random.normal(getkey(), (8, 14, 14, 32)), jax.random.normal(getkey(), (3, 3, 32, 32))
-    assert "convolution" not in lowered(x.shape, kernel.shape, jnp.float64)
+    assert not convolves(x.shape, kernel.shape, jnp.float64)
     with jax.default_matmul_precision("highest"):
         y = jax.jit(jax.vmap(conv3x3, (0, None)))(x, kernel)
     np.testing.assert_allclose(y, jax.vmap(xla, (0, None))(x, kernel), atol=1e-12)  # 288 products of order 1
@@ -134,7 +146,7 @@ def test_products_of_the_highest_precision_in_float64(x64, getkey):
 @pytest.mark.parametrize("column", [6, 7])
 def test_a_pixel_reaches_its_neighbours_only(row, column, getkey):
     x, kernel = jnp.zeros((8, 12, 12, 32)).at[:, row, column].set(1.0), jax.random.normal(getkey(), (3, 3, 32, 32))
-    assert "convolution" not in lowered(x.shape, kernel.shape)
+    assert not convolves(x.shape, kernel.shape)
     with jax.default_matmul_precision("highest"):
         y = np.array(jax.jit(jax.vmap(conv3x3, (0, None)))(x, kernel))
     flipped = np.asarray(kernel)[::-1, ::-1, :].sum(2)
@@ -152,17 +164,29 @@ def test_a_pixel_reaches_its_neighbours_only(row, column, getkey):
         ((8, 14, 14), (31, 32), {}),
         ((8, 14, 14), (32, 31), {}),
         ((8, 14, 14), (32, 288), {}),
+        ((8, 14, 14), (32, 32), {"dtype": jnp.float16}),
         ((5, 14, 14), (32, 32), {}),
+        ((300, 5, 6), (32, 32), {}),
         ((9, 64, 64), (32, 32), {}),
         ((5, 64, 64), (64, 32), {}),
         ((5, 64, 64), (32, 64), {}),
+        ((0, 14, 14), (32, 32), {}),
     ],
 )
 def test_sizes_and_types_that_stay_with_xla(shape, features, options):
-    assert "convolution" in lowered((*shape, features[0]), (3, 3, *features), **options)
+    assert convolves((*shape, features[0]), (3, 3, *features), **options)
 
 
-def test_a_batch_of_unknown_size_is_exported(getkey):
+def test_sizes_at_the_bounds():
+    for shape, features in [((8, 64, 64), (32, 32)), ((64, 8, 8), (32, 256)), ((40, 6, 6), (256, 256))]:
+        assert not convolves((*shape, features[0]), (3, 3, *features))
+
+
+def test_float64_fills_the_cache_with_half_the_pixels(x64):
+    assert convolves((8, 64, 64, 32), (3, 3, 32, 32), jnp.float64)
+
+
+def test_unknown_sizes_are_exported(getkey):
     x, kernel = jax.random.normal(getkey(), (8, 14, 14, 32)), jax.random.normal(getkey(), (3, 3, 32, 32))
     shape = jax.export.symbolic_shape("batch, 14, 14, 32")
     with jax.default_matmul_precision("highest"):
@@ -170,6 +194,10 @@ def test_a_batch_of_unknown_size_is_exported(getkey):
             jax.ShapeDtypeStruct(shape, jnp.float32), kernel
         )
         expected = jax.jit(jax.vmap(conv3x3, (0, None)))(x, kernel)
+        (features,) = jax.export.symbolic_shape("features")
+        jax.export.export(jax.jit(jax.vmap(conv3x3, (0, None))), platforms=["cpu"])(
+            x, jax.ShapeDtypeStruct((3, 3, 32, features), jnp.float32)
+        )
     np.testing.assert_allclose(exported.call(x, kernel), expected, atol=5e-5)  # another sum of 288 products
 
 

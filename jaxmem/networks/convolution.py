@@ -78,21 +78,23 @@ def _convolve_on_cpu(x: Array, kernel: Array, *, precision: str | None, transpos
 def _winograd_is_faster(x: Array, kernel: Array) -> bool:
     """Whether `_winograd` takes less time than XLA's convolution: by sizes, from measurements on one core, in a loop.
 
-    Milliseconds by convolution and by Winograd: 56 tangents of 14×14 pixels and 32 features 2.1 and 1.4, of 7×7 and 64
-    2.1 and 1.4, of 8×8 and 128 9.8 and 5.6, of 24×24 and 32 6.5 and 4.9. But with 16 features 1.10 and 1.06, from 32 to
-    12 1.3 and 1.8. With few pixels nothing is gained (two of 14×14: 0.08 and 0.08), and its maps, four times as large
-    as x and y, should fit the cache: of 24×24 from 64 to 32 13 and 16, of 64×64 and 64 355 and 484. So x and y may have
-    2²⁰ numbers, which bounds the scratch, too.
+    Milliseconds by convolution and by Winograd in float32: 56 tangents of 14×14 pixels and 32 features 2.1 and 1.4, of
+    7×7 and 64 2.1 and 1.4, of 8×8 and 128 9.8 and 5.6, of 24×24 and 32 6.5 and 4.9. With 16 features hardly anything is
+    gained (1.10 and 1.06), from 32 to 12 a third is lost. Nothing is gained with few pixels (two of 14×14: 0.08 and
+    0.08), and the smallest images are mostly padding (1,300 of 5×5 and 32: 13 and 19). The maps of its parts, at least
+    four times as large as x and y, should fit the cache: of 24×24 from 64 to 32 13 and 16, of 64×64 and 64 355 and 484.
+    So x and y may have 4 MB each; for 167 of 14×14 and 32, which have that, the scratch is 21 MB.
 
-    Compiling takes about a second more for each convolution (the 56 columns of the default U-Net 5.8 instead of 4.2 s),
-    and a training step, whose kernel gradients are no faster beside it, gains nothing. So it is for those who ask for
-    the highest precision, as spectra do and training does not.
+    Compiling takes longer (a first `batch_spectra` of the default U-Net 5.8 instead of 3.3 s), and a training step,
+    whose kernel gradients are no faster beside it, gains nothing. So it is for those who ask for the highest precision,
+    as spectra do and training does not.
     """
-    if any(map(jax.export.is_symbolic_dim, x.shape)) or x.dtype not in (jnp.float32, jnp.float64):
+    if any(map(jax.export.is_symbolic_dim, (*x.shape, *kernel.shape))) or x.dtype not in (jnp.float32, jnp.float64):
         return False
     few, many = sorted(kernel.shape[2:])
     pixels = math.prod(x.shape[:3])
-    return few >= 32 and many <= 256 and pixels >= 2**10 and pixels * many <= 2**20
+    fits = pixels * many * x.dtype.itemsize <= 2**22
+    return few >= 32 and many <= 256 and min(x.shape[1:3]) >= 6 and pixels >= 2**10 and fits
 
 
 def _winograd(x: Array, kernel: Array, precision: str | None) -> Array:
