@@ -45,9 +45,12 @@ def conv3x3(x: Float[Array, "..."], kernel: Float[Array, "..."]) -> Float[Array,
 
 def _convolve(x: Array, kernel: Array, *, precision: str | None, transposed: bool) -> Array:
     """The convolution of a batch, or its transpose (in x), which is that with the flipped and swapped kernel."""
-    if transposed:
-        kernel = kernel[::-1, ::-1].swapaxes(2, 3)
+    kernel = _flipped(kernel) if transposed else kernel
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_LAYOUT, precision=precision)
+
+
+def _flipped(kernel: Array) -> Array:
+    return kernel[::-1, ::-1].swapaxes(2, 3)
 
 
 def _convolve_on_cpu(x: Array, kernel: Array, *, precision: str | None, transposed: bool) -> Array:
@@ -59,7 +62,7 @@ def _convolve_on_cpu(x: Array, kernel: Array, *, precision: str | None, transpos
     """
     batch, rows, columns, features = x.shape
     if precision == "highest" and _winograd_is_faster(x, kernel):
-        return _winograd(x, kernel[::-1, ::-1].swapaxes(2, 3) if transposed else kernel, precision)
+        return _winograd(x, _flipped(kernel) if transposed else kernel, precision)
     if rows * columns > 256 or features < 512:
         return _convolve(x, kernel, precision=precision, transposed=transposed)
     matrix = kernel.reshape(-1, kernel.shape[3])  # (neighbours and features in, features out)
