@@ -1,6 +1,7 @@
 """Strict JAX, a compilation cache, and what tests share."""
 
 import importlib
+import json
 import os
 import sys
 import tempfile
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from parity import Parity, Row, table
 
 CACHE = Path(os.environ.get("JAXMEM_TEST_CACHE", Path(tempfile.gettempdir()) / "jaxmem-test-cache"))
 
@@ -58,6 +60,27 @@ def x64():
     """Double precision for the duration of one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def parity(record_property):
+    """Compares with float64; see `parity.py`. ``--parity FILE`` writes the errors of all comparisons."""
+    return Parity(lambda row: record_property("parity", row))
+
+
+def pytest_addoption(parser):
+    parser.addoption("--parity", metavar="FILE", help="write all comparisons with float64 as JSON, and print them")
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if not config.getoption("parity"):
+        return
+    reports = [report for group in terminalreporter.stats.values() for report in group]
+    calls = [report for report in reports if getattr(report, "when", None) == "call"]
+    rows = [Row(*value) for report in calls for name, value in report.user_properties if name == "parity"]
+    Path(config.getoption("parity")).write_text(json.dumps(rows, indent=0) + "\n")
+    terminalreporter.section("relative errors against float64, the largest of each kind")
+    terminalreporter.write("\n".join(table(rows)) + "\n")
 
 
 def optional_import(name: str):

@@ -2,24 +2,30 @@
 
 import jax.numpy as jnp
 import numpy as np
+from parity import double_module, in_double
 
 
 def channels_last(tensor):
+    """What torch has for one example, as an array of JAX; in float64, which JAX would round, as one of NumPy."""
     array = tensor.detach().numpy()
-    return jnp.asarray(array.transpose(1, 2, 0) if array.ndim == 3 else array)
+    array = array.transpose(1, 2, 0) if array.ndim == 3 else array
+    return array if array.dtype == np.float64 else jnp.asarray(array)
 
 
-def close(ours, theirs, tolerance):
-    theirs = np.asarray(channels_last(theirs))
-    assert ours.shape == theirs.shape
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * np.abs(theirs).max())
+def _doubled(value, torch):
+    """Tensors, in whatever holds them, in float64."""
+    if isinstance(value, torch.Tensor):
+        return value.double() if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {key: _doubled(item, torch) for key, item in value.items()}
+    return type(value)(_doubled(item, torch) for item in value) if isinstance(value, tuple | list) else value
 
 
-def compare_blocks(torch, theirs, ours, x, cond, tolerance) -> int:
+def compare_blocks(torch, parity, theirs, ours, x, cond) -> int:
     """Feed every block of a UNet what it gets in diffusers' network, compare what comes out, count the comparisons.
 
     Levels first, then every attention, feed-forward, ResNet block and layer on its own: a fault cannot hide behind a
-    residual connection.
+    residual connection. The truth is diffusers' block in float64 for the same input.
     """
     inputs, outputs, handles = {}, {}, []
 
@@ -35,48 +41,66 @@ def compare_blocks(torch, theirs, ours, x, cond, tolerance) -> int:
         theirs(x, torch.tensor(501), cond)
     for handle in handles:
         handle.remove()
-    context, time = channels_last(cond[0]), ours.embed_time(501, jnp.float32)
-    close(time, outputs["time_embedding"][0], tolerance)
+    time = channels_last(outputs["time_embedding"][0])
+    blocks = dict(theirs.named_modules())
 
     def of(name, key, position):
         args, kwargs = inputs[name]
         return kwargs[key] if key in kwargs else args[position]
 
-    compared = 1
+    def compare(kind, name, f, module, *arguments):
+        args, kwargs = inputs[name]
+        with torch.no_grad():
+            truth = double_module(torch, blocks[name])(*_doubled(args, torch), **_doubled(kwargs, torch))
+        peer, truth = (_first_of_batch(value, torch) for value in (outputs[name], truth))
+        parity.check(f"UNet: {kind}", f(module, *arguments), peer, truth, in_double(f, module, *arguments))
+
+    compare(
+        "TimestepEmbedding", "time_embedding", call, ours.time_embedding, channels_last(of("time_embedding", "", 0)[0])
+    )
+    compared, context = 1, channels_last(cond[0])
     for level, block in enumerate(ours.down_blocks):
         name = f"down_blocks.{level}"
-        y, skips = block(channels_last(of(name, "hidden_states", 0)[0]), time, context)
-        close(y, outputs[name][0][0], tolerance)
-        for skip, expected in zip(skips, outputs[name][1], strict=True):
-            close(skip, expected[0], tolerance)
+        compare("DownBlock", name, call, block, channels_last(of(name, "hidden_states", 0)[0]), time, context)
         compared += 1
-    middle = ours.mid_block(channels_last(of("mid_block", "hidden_states", 0)[0]), time, context)
-    close(middle, outputs["mid_block"][0], tolerance)
+    hidden = channels_last(of("mid_block", "hidden_states", 0)[0])
+    compare("MidBlock", "mid_block", call, ours.mid_block, hidden, time, context)
     for level, block in enumerate(ours.up_blocks):
         name = f"up_blocks.{level}"
         x_in = channels_last(of(name, "hidden_states", 0)[0])
         skips = [channels_last(skip[0]) for skip in of(name, "res_hidden_states_tuple", 1)]
-        close(block(x_in, skips, time, context), outputs[name][0], tolerance)
+        compare("UpBlock", name, call, block, x_in, skips, time, context)
         compared += 1
-    for name, output in outputs.items():
+    for name in outputs:
         module = _follow(ours, name)
         kind = type(module).__name__
         if kind == "Attention":
             hidden = channels_last(of(name, "hidden_states", 0)[0])
             encoder = inputs[name][1].get("encoder_hidden_states")
-            close(module(hidden, hidden if encoder is None else channels_last(encoder[0])), output[0], tolerance)
+            compare(kind, name, call, module, hidden, hidden if encoder is None else channels_last(encoder[0]))
         elif kind == "ResnetBlock":
-            close(module(channels_last(inputs[name][0][0][0]), time), output[0], tolerance)
+            compare(kind, name, call, module, channels_last(inputs[name][0][0][0]), time)
         elif kind in ("FeedForward", "GEGLU", "GroupNorm", "LayerNorm", "Downsample", "Upsample", "Conv", "Linear"):
             hidden = of(name, "hidden_states", 0)
             # Those of the time embedding were compared above, and a downsampler's convolution of stride 2 with it.
             if hidden.ndim == 2 or (kind == "Conv" and "downsamplers" in name):
                 continue
-            close(module(channels_last(hidden[0])), output[0], tolerance)
+            compare(kind, name, call, module, channels_last(hidden[0]))
         else:
             continue
         compared += 1
     return compared
+
+
+def call(module, *args):
+    return module(*args)
+
+
+def _first_of_batch(value, torch):
+    """The outputs of a block for the one example there is, in our layout."""
+    if isinstance(value, torch.Tensor):
+        return channels_last(value[0])
+    return tuple(_first_of_batch(item, torch) for item in value)
 
 
 def _follow(module, name):

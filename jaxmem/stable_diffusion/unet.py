@@ -1,6 +1,5 @@
 """Stable Diffusion's conditional UNet (diffusers' ``UNet2DConditionModel``) for one latent, channels last."""
 
-import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -24,11 +23,13 @@ from jaxmem.stable_diffusion.layers import (
 )
 
 
-def sinusoids(t: Array, features: int, *, flip: bool, shift: float | int) -> Float[Array, " features"]:
+def sinusoids(
+    t: Array, features: int, *, flip: bool, shift: float | int, dtype: Any = jnp.float32
+) -> Float[Array, " features"]:
     """``[sin(t w), cos(t w)]``, cosines first if flipped, with ``w_k = 10000^(-k / (features/2 - shift))``."""
     half = features // 2
-    frequencies = np.exp(-math.log(10_000) * np.arange(half, dtype=np.float32) / (half - shift)).astype(np.float32)
-    angles = t.astype(jnp.float32) * frequencies
+    frequencies = 10_000.0 ** (-np.arange(half) / (half - shift))  # float64, rounded once: the same on every machine
+    angles = t.astype(dtype) * jnp.asarray(frequencies, dtype)
     parts = [jnp.cos(angles), jnp.sin(angles)] if flip else [jnp.sin(angles), jnp.cos(angles)]
     return jnp.concatenate(parts)
 
@@ -233,6 +234,7 @@ class UNet(nnx.Module):
             self.config.block_out_channels[0],
             flip=self.config.flip_sin_to_cos,
             shift=self.config.freq_shift,
+            dtype=jnp.promote_types(dtype, jnp.float32),  # of fewer bits, angles up to 999 would lose their fractions
         )
         return self.time_embedding(waves.astype(dtype))
 

@@ -1,0 +1,147 @@
+"""What two programs of one function may differ by: float64 is the truth, the peer's own float32 error the measure.
+
+Two float32 programs differ by the rounding of both, and how much that is depends on the network, the CPU and the
+compiler's flags: no constant is right everywhere. So each is held against the same function in float64,
+
+    error = ‖found − truth‖ / ‖truth‖    (2-norms),
+
+and ours may be off by `MULTIPLE` times the peer's error. That says whether we round as well as the peer. Whether it is
+the same function, ours in float64 says, where rounding hides nothing: a wrong epsilon, activation or transposed kernel
+gives 1e-7 to 1 there.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+EPS = float(np.finfo(np.float32).eps)
+
+# Rounding errors of different operations are about independent, so norms of errors go with the square roots of the
+# numbers of terms that an accumulator sums. One accumulator has √n; vector units spread a sum over 4 lanes (SSE) to 16
+# (AVX-512), several of each: up to 64 accumulators, whose errors are √64 = 8 times smaller. The peer may have any of
+# them, and so may we.
+MULTIPLE = 8
+
+# In float64 everything rounds 2⁻²⁹ times as much as in float32. The bound is 2⁻²³ (EPS) times that of float32, which
+# leaves 2⁶ for library functions (exp, erf, sin) that are less exact there, in units of their last digit.
+EXACT = EPS
+
+
+class Row(NamedTuple):
+    """One comparison: relative errors against float64 of ours, the peer's, and ours in float64 (None: not compared)."""
+
+    name: str
+    ours: float
+    peer: float
+    exact: float | None
+
+
+def error(found: Any, truth: Any) -> float:
+    """``‖found − truth‖ / ‖truth‖``, in float64; of a truth that is zero, ``‖found‖``."""
+    found, truth = np.asarray(found), np.asarray(truth)
+    if found.shape != truth.shape:
+        raise AssertionError(f"expected shape {truth.shape}, got {found.shape}")
+    scale = float(np.linalg.norm(truth.astype(np.float64).reshape(-1)))
+    return float(np.linalg.norm((found.astype(np.float64) - truth).reshape(-1))) / (scale or 1.0)
+
+
+def widened(tree: Any) -> Any:
+    """A pytree or Flax module with its floating-point arrays in float64; to be called where JAX has it."""
+    if isinstance(tree, nnx.Module):
+        graphdef, state = nnx.split(tree)
+        return nnx.merge(graphdef, widened(state))
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(leaf, jnp.float64) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else leaf,
+        tree,
+    )
+
+
+def in_double(f: Callable[..., Any], *args: Any) -> Any:
+    """``f(*args)`` computed in float64, as NumPy arrays."""
+    with jax.enable_x64(True):
+        return jax.tree.map(np.asarray, f(*map(widened, args)))
+
+
+def bound(peer: float, multiple: float = MULTIPLE) -> float:
+    """The largest error of ours; a peer that was lucky, or computes in float64, counts as one rounding of each entry."""
+    return multiple * max(peer, EPS)
+
+
+class Parity:
+    """Compares, and gives the rows to whoever records them (the fixture of that name: pytest's report)."""
+
+    def __init__(self, record: Callable[[Row], None]) -> None:
+        self._record = record
+
+    def check(
+        self, name: str, ours: Any, peer: Any, truth: Any, exact: Any = None, *, multiple: float = MULTIPLE
+    ) -> None:
+        """Arrays of one shape, or pytrees of them, leaf by leaf: ours, the peer's, the truth, ours in float64."""
+        leaves = [jax.tree.leaves(tree) for tree in (ours, peer, truth)]
+        for mine, theirs, true, double in zip(
+            *leaves, [None] * len(leaves[0]) if exact is None else jax.tree.leaves(exact), strict=True
+        ):
+            row = Row(name, error(mine, true), error(theirs, true), None if double is None else error(double, true))
+            self._record(row)
+            allowed = bound(row.peer, multiple)
+            said = f"{name}: off float64 by {row.ours:.2e}, the peer by {row.peer:.2e}"
+            # "not <=": NaN fails, too.
+            if not row.ours <= allowed:
+                raise AssertionError(
+                    f"{said}; expected at most {allowed:.2e} ({multiple} times the larger of it and eps)"
+                )
+            if row.exact is not None and not row.exact <= EXACT * allowed:
+                raise AssertionError(f"{said}; in float64 ours is off by {row.exact:.2e}: another function")
+
+    def functions(
+        self,
+        name: str,
+        ours: Callable[..., Any],
+        peer: Callable[..., Any],
+        *args: Any,
+        multiple: float = MULTIPLE,
+    ) -> None:
+        """Two JAX functions of the same arguments; the truth is the peer's in float64."""
+        truth = in_double(peer, *args)
+        self.check(name, ours(*args), peer(*args), truth, in_double(ours, *args), multiple=multiple)
+
+
+def double_module(torch: Any, module: Any) -> Any:
+    """A torch module's copy in float64, and its timestep features as well, which diffusers computes in float32."""
+    twin = copy.deepcopy(module).double()
+
+    class Exact(torch.nn.Module):
+        def __init__(self, inner: Any) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, timesteps: Any) -> Any:
+            inner, half = self.inner, self.inner.num_channels // 2
+            exponents = torch.arange(half, dtype=torch.float64) / (half - inner.downscale_freq_shift)
+            angles = timesteps.double()[:, None] * inner.scale * 10_000.0**-exponents
+            parts = [angles.sin(), angles.cos()]
+            return torch.cat(parts[::-1] if inner.flip_sin_to_cos else parts, dim=-1)
+
+    if hasattr(twin, "time_proj"):
+        twin.time_proj = Exact(twin.time_proj)
+    return twin
+
+
+def table(rows: list[Row]) -> list[str]:
+    """Markdown: of each name the largest errors, and the largest ratio that `MULTIPLE` bounds."""
+    lines = ["| compared | number | ours | peer | ratio, at most | ours in float64 |", "|---|---|---|---|---|---|"]
+    for name in dict.fromkeys(row.name for row in rows):
+        same = [row for row in rows if row.name == name]
+        ratio = max(row.ours / max(row.peer, EPS) for row in same)
+        exact = [row.exact for row in same if row.exact is not None]
+        largest = f"{max(exact):.1e}" if exact else ""
+        lines.append(
+            f"| {name} | {len(same)} | {max(row.ours for row in same):.1e} | {max(row.peer for row in same):.1e}"
+            f" | {ratio:.2f} | {largest} |"
+        )
+    return lines
