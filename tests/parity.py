@@ -33,12 +33,18 @@ EXACT = EPS
 
 
 class Row(NamedTuple):
-    """One comparison: relative errors against float64 of ours, the peer's, and ours in float64 (None: not compared)."""
+    """One comparison: relative errors against float64."""
 
     name: str
     ours: float
     peer: float
-    exact: float | None
+    exact: float | None  # ours in float64, or not compared
+    inputs: float = 0.0  # the truth itself, of inputs and parameters that are one rounding away, or not asked for
+
+    @property
+    def bound(self) -> float:
+        """The largest error of ours; that of a peer which was lucky counts as one rounding of each entry."""
+        return MULTIPLE * max(self.peer, self.inputs, EPS)
 
 
 def error(found: Any, truth: Any) -> float:
@@ -67,48 +73,43 @@ def in_double(f: Callable[..., Any], *args: Any) -> Any:
         return jax.tree.map(np.asarray, f(*map(widened, args)))
 
 
-def bound(peer: float, multiple: float = MULTIPLE) -> float:
-    """The largest error of ours; a peer that was lucky, or computes in float64, counts as one rounding of each entry."""
-    return multiple * max(peer, EPS)
-
-
 class Parity:
     """Compares, and gives the rows to whoever records them (the fixture of that name: pytest's report)."""
 
     def __init__(self, record: Callable[[Row], None]) -> None:
         self._record = record
 
-    def check(
-        self, name: str, ours: Any, peer: Any, truth: Any, exact: Any = None, *, multiple: float = MULTIPLE
-    ) -> None:
-        """Arrays of one shape, or pytrees of them, leaf by leaf: ours, the peer's, the truth, ours in float64."""
-        leaves = [jax.tree.leaves(tree) for tree in (ours, peer, truth)]
-        for mine, theirs, true, double in zip(
-            *leaves, [None] * len(leaves[0]) if exact is None else jax.tree.leaves(exact), strict=True
-        ):
-            row = Row(name, error(mine, true), error(theirs, true), None if double is None else error(double, true))
-            self._record(row)
-            allowed = bound(row.peer, multiple)
-            said = f"{name}: off float64 by {row.ours:.2e}, the peer by {row.peer:.2e}"
-            # "not <=": NaN fails, too.
-            if not row.ours <= allowed:
-                raise AssertionError(
-                    f"{said}; expected at most {allowed:.2e} ({multiple} times the larger of it and eps)"
-                )
-            if row.exact is not None and not row.exact <= EXACT * allowed:
-                raise AssertionError(f"{said}; in float64 ours is off by {row.exact:.2e}: another function")
+    def check(self, name: str, ours: Any, peer: Any, truth: Any, exact: Any = None, *, inputs: Any = None) -> None:
+        """Arrays of one shape, or pytrees of them, leaf by leaf: ours, the peer's, the truth, ours in float64.
 
-    def functions(
-        self,
-        name: str,
-        ours: Callable[..., Any],
-        peer: Callable[..., Any],
-        *args: Any,
-        multiple: float = MULTIPLE,
-    ) -> None:
+        ``inputs`` is the truth of inputs and parameters that are one rounding away. It belongs where few numbers decide
+        about the error (one timestep's logarithm, multiplied by all the network does): the peer may have rounded those
+        few by luck, which no average over an array shows.
+        """
+        count = len(jax.tree.leaves(truth))
+        columns = [
+            [None] * count if tree is None else jax.tree.leaves(tree) for tree in (ours, peer, truth, exact, inputs)
+        ]
+        for mine, theirs, true, double, rounded in zip(*columns, strict=True):
+            row = Row(
+                name,
+                error(mine, true),
+                error(theirs, true),
+                None if double is None else error(double, true),
+                0.0 if rounded is None else error(rounded, true),
+            )
+            self._record(row)
+            # "not <=": NaN fails, too.
+            if not row.ours <= row.bound or not (row.exact is None or row.exact <= EXACT * row.bound):
+                raise AssertionError(
+                    f"{name}: expected to be off float64 by at most {row.bound:.2e} ({MULTIPLE} times the largest of"
+                    f" the peer's {row.peer:.2e}, rounded inputs' {row.inputs:.2e} and eps), and in float64 by"
+                    f" {EXACT * row.bound:.2e}; got {row.ours:.2e} and, in float64, {row.exact}"
+                )
+
+    def functions(self, name: str, ours: Callable[..., Any], peer: Callable[..., Any], *args: Any) -> None:
         """Two JAX functions of the same arguments; the truth is the peer's in float64."""
-        truth = in_double(peer, *args)
-        self.check(name, ours(*args), peer(*args), truth, in_double(ours, *args), multiple=multiple)
+        self.check(name, ours(*args), peer(*args), in_double(peer, *args), in_double(ours, *args))
 
 
 def double_module(torch: Any, module: Any) -> Any:
@@ -137,7 +138,7 @@ def table(rows: list[Row]) -> list[str]:
     lines = ["| compared | number | ours | peer | ratio, at most | ours in float64 |", "|---|---|---|---|---|---|"]
     for name in dict.fromkeys(row.name for row in rows):
         same = [row for row in rows if row.name == name]
-        ratio = max(row.ours / max(row.peer, EPS) for row in same)
+        ratio = max(MULTIPLE * row.ours / row.bound for row in same)
         exact = [row.exact for row in same if row.exact is not None]
         largest = f"{max(exact):.1e}" if exact else ""
         lines.append(

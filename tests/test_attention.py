@@ -1,9 +1,12 @@
-"""Blockwise attention against a float64 sum, JAX's derivatives of the plain formula, and torch."""
+"""Blockwise attention against the plain formula, JAX's derivatives of it, and torch, each in float64."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from parity import in_double
 
 from jaxmem.networks.attention import attention
 
@@ -24,39 +27,46 @@ CASES = [(2, 64, 64, 8, 8, 16), (2, 50, 77, 8, 6, 16), (3, 10, 7, 4, 4, 64), (1,
 
 
 @pytest.mark.parametrize(("heads", "queries", "keys", "depth", "width", "block"), CASES)
-def test_value_is_the_float64_sum(heads, queries, keys, depth, width, block):
+def test_value_is_the_float64_sum(heads, queries, keys, depth, width, block, parity):
     arrays = random_qkv(heads, queries, keys, depth, width)
     q, k, v = (np.asarray(a, np.float64) for a in arrays)
     logits = q @ k.swapaxes(1, 2) / np.sqrt(depth)
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     expected = weights / weights.sum(-1, keepdims=True) @ v
-    # Logits up to 40 carry 40 · 6e-8 of rounding, the weights relatively as much, and values are up to 8.
-    np.testing.assert_allclose(attention(*arrays, block=block), expected, atol=1e-4)
+
+    def blockwise(q, k, v):
+        return attention(q, k, v, block=block)
+
+    exact = in_double(blockwise, *arrays)
+    parity.check("attention: value", blockwise(*arrays), plain(*arrays), expected, exact)
 
 
 @pytest.mark.parametrize(("heads", "queries", "keys", "depth", "width", "block"), CASES)
-def test_derivatives_are_those_of_the_plain_formula(heads, queries, keys, depth, width, block):
+def test_derivatives_are_those_of_the_plain_formula(heads, queries, keys, depth, width, block, parity):
     arrays = random_qkv(heads, queries, keys, depth, width)
     tangents = random_qkv(heads, queries, keys, depth, width, seed=1)
 
     def blockwise(q, k, v):
         return attention(q, k, v, block=block)
 
-    _, expected = jax.jvp(plain, arrays, tangents)
-    scale = np.abs(expected).max()
-    _, forward = jax.jvp(blockwise, arrays, tangents)
-    np.testing.assert_allclose(forward, expected, atol=1e-4 * scale)  # as above, relative
-    linear = jax.jit(lambda *a: jax.linearize(blockwise, *a)[1])(*arrays)
-    np.testing.assert_allclose(linear(*tangents), expected, atol=1e-4 * scale)
-    cotangent = jnp.cos(expected)
-    for f in (jax.vjp(blockwise, *arrays)[1], jax.linear_transpose(linear, *arrays)):
-        for ours, theirs in zip(f(cotangent), jax.vjp(plain, *arrays)[1](cotangent), strict=True):
-            np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
-    batched = jax.vmap(linear)(*(jnp.stack([a, 2 * a]) for a in tangents))
-    np.testing.assert_allclose(batched[1], 2 * expected, atol=2e-4 * scale)
+    def products(arrays, tangents, cotangent):
+        """Tangent and cotangents by jvp and vjp, by a linearisation and its transpose, and the tangent batched."""
+        linear = jax.jit(lambda *a: jax.linearize(blockwise, *a)[1])(*arrays)
+        batched = jax.vmap(linear)(*(jnp.stack([a, 2 * a]) for a in tangents))
+        tangents_out = [jax.jvp(blockwise, arrays, tangents)[1], linear(*tangents), batched[1] / 2]
+        return tangents_out, [
+            jax.vjp(blockwise, *arrays)[1](cotangent),
+            jax.linear_transpose(linear, *arrays)(cotangent),
+        ]
+
+    def formula(arrays, tangents, cotangent):
+        return [jax.jvp(plain, arrays, tangents)[1]] * 3, [jax.vjp(plain, *arrays)[1](cotangent)] * 2
+
+    cotangent = random_qkv(heads, queries, keys, width, width, seed=2)[0]
+    parity.functions("attention: derivatives", products, formula, arrays, tangents, cotangent)
 
 
-def test_batches_of_points_and_of_tangents(getkey):
+def test_batches_of_points_and_of_tangents(getkey, parity):
     """Under vmap points become heads, and tangents of one point share its weights; both in either order."""
     qkv = [jax.random.normal(key, (3, 2, 10, 4)) for key in jax.random.split(getkey(), 3)]
     tangents = [jax.random.normal(key, (5, 3, 2, 10, 4)) for key in jax.random.split(getkey(), 3)]
@@ -70,14 +80,11 @@ def test_batches_of_points_and_of_tangents(getkey):
         return attention(q, k, v, block=4)
 
     at = (0, 0, 0, 1)
-    ours = jax.vmap(lambda *a: products(blockwise, *a), at)(*qkv, tangents)
-    theirs = jax.vmap(lambda *a: products(plain, *a), at)(*qkv, tangents)
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-5 * np.abs(b).max())  # two float32 programs
+    ours, theirs = (jax.vmap(lambda *a, f=f: products(f, *a), at) for f in (blockwise, plain))
+    parity.functions("attention: points together", ours, theirs, *qkv, tangents)
     # Only q varies from point to point, as when several latents share a prompt.
-    shared = jax.vmap(lambda q: blockwise(q, qkv[1][0], qkv[2][0]))(qkv[0])
-    expected = jax.vmap(lambda q: plain(q, qkv[1][0], qkv[2][0]))(qkv[0])
-    np.testing.assert_allclose(shared, expected, atol=1e-5)
+    ours, theirs = (jax.vmap(f, (0, None, None)) for f in (blockwise, plain))
+    parity.functions("attention: points together", ours, theirs, qkv[0], qkv[1][0], qkv[2][0])
 
 
 def test_derivatives_of_derivatives(getkey, x64):
@@ -104,35 +111,41 @@ def test_derivatives_of_derivatives(getkey, x64):
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11)
 
 
-def test_constant_queries_keys_and_values(getkey):
+def test_constant_queries_keys_and_values(parity):
     """Tangents and cotangents of some arguments only: cross-attention has constant keys and values."""
     arrays = random_qkv(2, 6, 5, 4, 3)
     for i in range(3):
 
-        def only(f, x, i=i):
+        def only(f, arrays, x, i=i):
             return f(*(x if j == i else array for j, array in enumerate(arrays)))
 
-        linear, expected = (jax.linearize(lambda x, f=f: only(f, x), arrays[i])[1] for f in (attention, plain))
-        tangent = jnp.cos(arrays[i])
-        scale = float(jnp.abs(expected(tangent)).max())
-        np.testing.assert_allclose(linear(tangent), expected(tangent), atol=1e-4 * scale)
-        u = jnp.cos(expected(tangent))
-        ours, theirs = (jax.linear_transpose(f, arrays[i])(u)[0] for f in (linear, expected))
-        np.testing.assert_allclose(ours, theirs, atol=1e-4 * float(jnp.abs(theirs).max()))
+        def products(f, arrays, tangent, cotangent, only=only, i=i):
+            linear = jax.linearize(lambda x: only(f, arrays, x), arrays[i])[1]
+            return linear(tangent), jax.linear_transpose(linear, arrays[i])(cotangent)
+
+        ours, theirs = (partial(products, f) for f in (attention, plain))
+        cotangent = random_qkv(2, 6, 5, 3, 3, seed=1)[0]
+        parity.functions("attention: constant arguments", ours, theirs, arrays, jnp.cos(arrays[i]), cotangent)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, at its first forward-mode product
-def test_value_and_jvp_are_torchs(torch):
+def test_value_and_jvp_are_torchs(torch, parity):
     arrays, tangents = random_qkv(2, 50, 77, 8, 8), random_qkv(2, 50, 77, 8, 8, seed=1)
 
     def peer(q, k, v):
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):  # the fused one has no forward mode
             return torch.nn.functional.scaled_dot_product_attention(q, k, v)
 
-    theirs = torch.func.jvp(peer, *(tuple(torch.tensor(np.array(a)) for a in part) for part in (arrays, tangents)))
-    ours = jax.jvp(lambda *a: attention(*a, block=16), arrays, tangents)
-    for a, b in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-4 * float(b.abs().max()))
+    def theirs(dtype):
+        return torch.func.jvp(
+            peer, *(tuple(torch.tensor(np.array(a), dtype=dtype) for a in p) for p in (arrays, tangents))
+        )
+
+    def ours(arrays, tangents):
+        return jax.jvp(lambda *a: attention(*a, block=16), arrays, tangents)
+
+    exact = in_double(ours, arrays, tangents)
+    parity.check("attention: torch", ours(arrays, tangents), theirs(torch.float32), theirs(torch.float64), exact)
 
 
 def largest(jaxpr):

@@ -1,9 +1,12 @@
-"""The convolution primitive against a sum written in NumPy, torch, and XLA's own derivatives."""
+"""The convolution primitive against a sum written in NumPy, torch, and XLA's own derivatives, each in float64."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from parity import in_double
 
 from jaxmem.networks.convolution import conv3x3
 
@@ -17,27 +20,28 @@ def xla(x, kernel):
     return jax.lax.conv_general_dilated(x[None], kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))[0]
 
 
-def test_value_is_the_sum(arrays):
+def test_value_is_the_sum(arrays, parity):
     x, kernel = (np.asarray(a, np.float64) for a in arrays)
     padded = np.pad(x, ((1, 1), (1, 1), (0, 0)))
     expected = sum(padded[a : a + 6, b : b + 4] @ kernel[a, b] for a in range(3) for b in range(3))
-    np.testing.assert_allclose(conv3x3(*arrays), expected, atol=1e-5)  # float32 sums of 45 products of order 1
+    parity.check("conv3x3: value", conv3x3(*arrays), xla(*arrays), expected, in_double(conv3x3, *arrays))
 
 
-def test_value_and_gradients_are_torchs(arrays, torch):
-    x, kernel = (torch.tensor(np.array(a), requires_grad=True) for a in arrays)
-    expected = torch.nn.functional.conv2d(x.permute(2, 0, 1)[None], kernel.permute(3, 2, 0, 1), padding=1)[0]
-    (expected**3).sum().backward()
-    gradients = jax.grad(lambda *a: jnp.sum(conv3x3(*a) ** 3), (0, 1))(*arrays)
-    for ours, theirs in zip(gradients, (x.grad, kernel.grad), strict=True):
-        # float32 sums of up to 216 products, in another order
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
+def test_gradients_are_torchs(arrays, torch, parity):
+    def theirs(dtype):
+        x, kernel = (torch.tensor(np.array(a), dtype=dtype, requires_grad=True) for a in arrays)
+        y = torch.nn.functional.conv2d(x.permute(2, 0, 1)[None], kernel.permute(3, 2, 0, 1), padding=1)[0]
+        return torch.autograd.grad((y**3).sum(), (x, kernel))
+
+    ours = jax.grad(lambda *a: jnp.sum(conv3x3(*a) ** 3), (0, 1))
+    exact = in_double(ours, *arrays)
+    parity.check("conv3x3: gradients", ours(*arrays), theirs(torch.float32), theirs(torch.float64), exact)
 
 
 @pytest.mark.parametrize("argnum", [0, 1])
 @pytest.mark.parametrize("transform", ["jvp", "jacfwd", "jacrev", "fwd over rev", "rev over fwd", "vmap"])
-def test_derivatives_are_xlas(arrays, transform, argnum):
-    def apply(convolve):
+def test_derivatives_are_xlas(arrays, transform, argnum, parity):
+    def apply(convolve, *arrays):
         def f(argument):
             return jnp.tanh(convolve(*(argument if i == argnum else a for i, a in enumerate(arrays)))).sum((0, 1))
 
@@ -54,12 +58,11 @@ def test_derivatives_are_xlas(arrays, transform, argnum):
         }
         return jax.jit(nested[transform])(argument)
 
-    ours, theirs = apply(conv3x3), apply(xla)
-    np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())  # float32, sums in another order
+    parity.functions("conv3x3: derivatives", partial(apply, conv3x3), partial(apply, xla), *arrays)
 
 
 @pytest.mark.parametrize("in_axes", [(0, None), (1, None), (-1, None), (None, 0), (None, -1), (0, 0), (2, 1), (-1, 3)])
-def test_vmap_over_any_axis(in_axes, getkey):
+def test_vmap_over_any_axis(in_axes, getkey, parity):
     shapes = ((6, 4, 5), (3, 3, 5, 7))
     arrays = [
         jax.random.normal(getkey(), shape if axis is None else (2, *shape))
@@ -67,11 +70,10 @@ def test_vmap_over_any_axis(in_axes, getkey):
     ]
     arrays = [a if axis is None else jnp.moveaxis(a, 0, axis) for a, axis in zip(arrays, in_axes, strict=True)]
     one = lambda convolve: jax.vmap(convolve, in_axes)  # noqa: E731
-    np.testing.assert_allclose(one(conv3x3)(*arrays), one(xla)(*arrays), atol=2e-5)  # float32 sums of 45 products
+    parity.functions("conv3x3: mapped", one(conv3x3), one(xla), *arrays)
     both = lambda convolve: jax.vmap(jax.vmap(jax.grad(lambda x, k: jnp.sum(convolve(x, k) ** 2)), in_axes), (0, None))  # noqa: E731
     stacked = jnp.stack([arrays[0], 2 * arrays[0], -arrays[0]])
-    theirs = both(xla)(stacked, arrays[1])
-    np.testing.assert_allclose(both(conv3x3)(stacked, arrays[1]), theirs, atol=1e-5 * np.abs(theirs).max())
+    parity.functions("conv3x3: mapped", both(conv3x3), both(xla), stacked, arrays[1])
 
 
 def lowered(shape, kernel_shape, dtype=jnp.float32, precision="highest"):
@@ -95,7 +97,7 @@ def convolves(*args, **options):
     ("size", "features"),
     [((8, 14, 14), (32, 32)), ((21, 7, 7), (33, 64)), ((12, 9, 10), (64, 32)), ((15, 6, 13), (32, 32))],
 )
-def test_products_of_the_highest_precision(size, features, getkey):
+def test_products_of_the_highest_precision(size, features, getkey, parity):
     x, kernel = jax.random.normal(getkey(), (*size, features[0])), jax.random.normal(getkey(), (3, 3, *features))
     cotangent = jax.random.normal(getkey(), (*size, features[1]))
     assert not convolves(x.shape, kernel.shape)  # else this tests XLA
@@ -106,40 +108,38 @@ def test_products_of_the_highest_precision(size, features, getkey):
         return y, *transpose(cotangent)
 
     with jax.default_matmul_precision("highest"):
-        y, for_x, for_kernel = value_and_gradients(x, kernel, cotangent)
+        ours = value_and_gradients(x, kernel, cotangent)
+        exact = in_double(value_and_gradients, x, kernel, cotangent)
+    y, pull = jax.vjp(jax.vmap(xla, (0, None)), x, kernel)
+    peer = y, *pull(cotangent)
     _, rows, columns = size
     padded = np.pad(np.asarray(x, np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
     exact_kernel, exact_cotangent = np.asarray(kernel, np.float64), np.asarray(cotangent, np.float64)
-    expected, around = np.zeros_like(exact_cotangent), np.zeros_like(padded)
+    expected, around, taps = np.zeros_like(exact_cotangent), np.zeros_like(padded), np.zeros(kernel.shape)
     for a in range(3):
         for b in range(3):
             window = (slice(None), slice(a, a + rows), slice(b, b + columns))
             expected += padded[window] @ exact_kernel[a, b]
             around[window] += exact_cotangent @ exact_kernel[a, b].T
-            taps = np.einsum("nijf,nijo->fo", padded[window], exact_cotangent)
-            # float32 sums of a thousand products or more
-            np.testing.assert_allclose(for_kernel[a, b], taps, atol=5e-6 * np.abs(taps).max(initial=1))
-    # Float32 sums of up to 600 products of order 1; the largest error seen was 1e-5.
-    np.testing.assert_allclose(y, expected, atol=5e-5)
-    np.testing.assert_allclose(for_x, around[:, 1:-1, 1:-1], atol=5e-5)
+            taps[a, b] = np.einsum("nijf,nijo->fo", padded[window], exact_cotangent)
+    parity.check("conv3x3: Winograd's", ours, peer, (expected, around[:, 1:-1, 1:-1], taps), exact)
 
 
-def test_products_of_the_highest_precision_in_tangents(getkey):
+def test_products_of_the_highest_precision_in_tangents(getkey, parity):
     x, dx = jax.random.normal(getkey(), (2, 6, 14, 14, 32))
     kernel, dkernel = jax.random.normal(getkey(), (2, 3, 3, 32, 32))
     assert not convolves(x.shape, kernel.shape)
-    with jax.default_matmul_precision("highest"):
-        _, tangent = jax.jit(lambda *a: jax.jvp(jax.vmap(conv3x3, (0, None)), a[:2], a[2:]))(x, kernel, dx, dkernel)
-    expected = jax.vmap(xla, (0, None))(dx, kernel) + jax.vmap(xla, (0, None))(x, dkernel)
-    np.testing.assert_allclose(tangent, expected, atol=1e-4)  # float32, twice the sums of the test above, two roundings
+    with jax.enable_x64(True):
+        assert not convolves(x.shape, kernel.shape, jnp.float64)
 
+    def tangent(x, kernel, dx, dkernel):
+        return jax.jit(lambda *a: jax.jvp(jax.vmap(conv3x3, (0, None)), a[:2], a[2:])[1])(x, kernel, dx, dkernel)
 
-def test_products_of_the_highest_precision_in_float64(x64, getkey):
-    x, kernel = jax.random.normal(getkey(), (8, 14, 14, 32)), jax.random.normal(getkey(), (3, 3, 32, 32))
-    assert not convolves(x.shape, kernel.shape, jnp.float64)
+    def formula(x, kernel, dx, dkernel):
+        return jax.vmap(xla, (0, None))(dx, kernel) + jax.vmap(xla, (0, None))(x, dkernel)
+
     with jax.default_matmul_precision("highest"):
-        y = jax.jit(jax.vmap(conv3x3, (0, None)))(x, kernel)
-    np.testing.assert_allclose(y, jax.vmap(xla, (0, None))(x, kernel), atol=1e-12)  # 288 products of order 1
+        parity.functions("conv3x3: Winograd's", tangent, formula, x, kernel, dx, dkernel)
 
 
 @pytest.mark.parametrize("row", [4, 5])
@@ -187,7 +187,7 @@ def test_float64_fills_the_cache_with_half_the_pixels(x64):
     assert convolves((8, 64, 64, 32), (3, 3, 32, 32), jnp.float64)
 
 
-def test_unknown_sizes_are_exported(getkey):
+def test_unknown_sizes_are_exported(getkey, parity):
     x, kernel = jax.random.normal(getkey(), (8, 14, 14, 32)), jax.random.normal(getkey(), (3, 3, 32, 32))
     shape = jax.export.symbolic_shape("batch, 14, 14, 32")
     with jax.default_matmul_precision("highest"):
@@ -199,7 +199,9 @@ def test_unknown_sizes_are_exported(getkey):
         jax.export.export(jax.jit(jax.vmap(conv3x3, (0, None))), platforms=["cpu"])(
             x, jax.ShapeDtypeStruct((3, 3, 32, features), jnp.float32)
         )
-    np.testing.assert_allclose(exported.call(x, kernel), expected, atol=5e-5)  # another sum of 288 products
+    parity.check(
+        "conv3x3: exported", exported.call(x, kernel), expected, in_double(jax.vmap(xla, (0, None)), x, kernel)
+    )
 
 
 def test_low_precision_is_promoted_as_elsewhere(arrays):
@@ -245,21 +247,22 @@ def test_lowers_for_accelerators_with_the_callers_precision(arrays, platform):
 @pytest.mark.parametrize(
     ("rows", "columns", "batch"), [(8, 8, 1), (7, 8, 1), (7, 7, 1), (16, 16, 1), (4, 8, 2), (8, 8, 3)]
 )
-def test_small_images_with_many_features(rows, columns, batch, getkey):
+def test_small_images_with_many_features(rows, columns, batch, getkey, parity):
     """The matrix product that the CPU runs instead, its row padding (49 to 64 pixels) and its transpose."""
     x = jax.random.normal(getkey(), (batch, rows, columns, 520))
     kernel = jax.random.normal(getkey(), (3, 3, 520, 512)) / 70
 
-    def together(convolve):
+    def together(convolve, x, kernel, cotangent):
         def linear(x, kernel):
             return jax.vmap(lambda x: convolve(x, kernel))(x)
 
         y = linear(x, kernel)
         transposed = jax.linear_transpose(lambda x: linear(x, kernel), x)
-        return y, transposed(jnp.cos(y))[0], jax.jit(jax.vmap(linear, (0, None)))(x[None], kernel)[0]
+        return y, transposed(cotangent)[0], jax.jit(jax.vmap(linear, (0, None)))(x[None], kernel)[0]
 
-    for ours, theirs in zip(together(conv3x3), together(xla), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=2e-5 * np.abs(theirs).max())  # float32 sums of 4,680 products
+    cotangent = jax.random.normal(getkey(), (batch, rows, columns, 512))
+    arguments = x, kernel, cotangent
+    parity.functions("conv3x3: matrix product", partial(together, conv3x3), partial(together, xla), *arguments)
 
 
 def test_only_the_cpu_gets_the_matrix_product():

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from parity import EPS, in_double
 
 from jaxmem.diffusion import NoiseSchedule
 from jaxmem.networks.unet import GroupNorm, SelfAttention, UNet, fold, unfold
@@ -35,27 +36,32 @@ def test_fold_and_unfold_are_inverse_and_local(getkey):
     np.testing.assert_array_equal(folded[1, 0].reshape(2, 2, 3), x[2:4, 0:2])
 
 
-def test_group_norm_equals_flax_and_survives_a_large_mean(getkey):
+def test_group_norm_equals_flax_and_survives_a_large_mean(getkey, parity):
     norm = randomised(GroupNorm(8, 4), getkey())
     x = jax.random.normal(getkey(), (6, 4, 8))
     twin = nnx.GroupNorm(8, 4, epsilon=1e-5, use_fast_variance=False, rngs=nnx.Rngs(0))
     twin.scale[...], twin.bias[...] = norm.scale[...], norm.shift[...]
-    np.testing.assert_allclose(norm(x), twin(x[None])[0], atol=1e-5)  # float32 rounding of values of order 1
-    # 1000 has a spacing of 6e-5 in float32; the one-pass variance would be wrong by 1000² · 6e-8 = 0.06.
-    np.testing.assert_allclose(norm(x + 1000.0), norm(x), atol=1e-3)
+    parity.functions("GroupNorm", lambda norm, twin, x: norm(x), lambda norm, twin, x: twin(x[None])[0], norm, twin, x)
+    # A mean of 48 numbers near 1000 is off by at most 48 · 6e-8 · 1000 = 3e-3, in any order, and is what is left of
+    # rounding; the one-pass variance would be wrong by 1000² · 6e-8 = 0.06 at the least.
+    scale = float(jnp.abs(norm.scale[...]).max())
+    np.testing.assert_allclose(norm(x + 1000.0), norm(x), atol=4e-3 * max(scale, 1))
 
 
-def test_self_attention_equals_its_formula(getkey):
+def test_self_attention_equals_its_formula(getkey, parity):
     module = randomised(SelfAttention(8, 2, 4, rngs=nnx.Rngs(0)), getkey())
     x = jax.random.normal(getkey(), (3, 5, 8))
-    flat = np.asarray(module.norm(x), np.float64).reshape(15, 8)
-    q, k, v = np.split(flat @ np.asarray(module.qkv.kernel[...], np.float64), 3, axis=1)
-    heads = []
-    for columns in (slice(0, 4), slice(4, 8)):
-        weights = np.exp(q[:, columns] @ k[:, columns].T / 2)  # a head has 4 features
-        heads.append(weights / weights.sum(1, keepdims=True) @ v[:, columns])
-    mixed = np.concatenate(heads, 1) @ np.asarray(module.out.kernel[...], np.float64) + np.asarray(module.out.bias[...])
-    np.testing.assert_allclose(module(x), x + mixed.reshape(x.shape), atol=1e-5)  # float32 rounding of order 1
+
+    def formula(module, x):
+        q, k, v = jnp.split(module.norm(x).reshape(15, 8) @ module.qkv.kernel[...], 3, axis=1)
+        heads = []
+        for columns in (slice(0, 4), slice(4, 8)):
+            weights = jnp.exp(q[:, columns] @ k[:, columns].T / 2)  # a head has 4 features
+            heads.append(weights / weights.sum(1, keepdims=True) @ v[:, columns])
+        mixed = jnp.concatenate(heads, 1) @ module.out.kernel[...] + module.out.bias[...][None]
+        return x + mixed.reshape(x.shape)
+
+    parity.functions("SelfAttention", lambda module, x: module(x), formula, module, x)
 
 
 def test_attention_is_at_the_levels_asked_for():
@@ -78,17 +84,17 @@ def test_a_new_network_is_the_linear_denoiser(num_heads, getkey):
         np.testing.assert_allclose(module(x, jnp.int32(t), jnp.int32(3)), SCHEDULE.sigma[t] * x, rtol=2e-5)
 
 
-def test_batch_matches_single_examples(getkey):
+def test_batch_matches_single_examples(getkey, parity):
     module = randomised(small_unet(), getkey())
     x = jax.random.normal(getkey(), (3, 12, 8, 1))
     t, cond = jnp.array([0, 50, 999]), jnp.array([0, 3, 9])
     score, state = bind(module, SCHEDULE, "eps")
-    batch = jax.jit(jax.vmap(score, (None, 0, 0, 0)))(state, x, t, cond)
-    single = jax.jit(score)
-    for i in range(3):
-        one = single(state, x[i], t[i], cond[i])
-        scale = float(jnp.abs(one).max())
-        np.testing.assert_allclose(batch[i], one, atol=1e-4 * scale)  # fused float32 against single operations
+    batch, single = jax.jit(jax.vmap(score, (None, 0, 0, 0))), jax.jit(score)
+
+    def one_by_one(state, x):
+        return [single(state, x[i], t[i], cond[i]) for i in range(3)]
+
+    parity.functions("UNet of MNIST: points together", lambda *a: list(batch(*a, t, cond)), one_by_one, state, x)
 
 
 def test_derivatives_match_finite_differences_in_double_precision(getkey, x64):
@@ -172,7 +178,7 @@ def test_misuse_is_named():
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # inside torch.func.jvp
-def test_torch_twin_agrees_in_value_and_jacobian_product(getkey):
+def test_torch_twin_agrees_in_value_and_jacobian_product(getkey, parity):
     torch = pytest.importorskip("torch", reason="torch is in the test extra: pip install -e '.[test]'")
     from torch_unet import from_state, torch_score
 
@@ -183,20 +189,28 @@ def test_torch_twin_agrees_in_value_and_jacobian_product(getkey):
     for num_blocks in ((1, 2), (2, 1)):
         module = randomised(small_unet(num_blocks=num_blocks), getkey())
         score, state = bind(module, SCHEDULE, "eps")
-        model = from_state(module, state)
         x, v = jax.random.normal(getkey(), (2, 12, 8, 1))
         for t in (0, 100, 800):
-            y, dy = product(score, state, x, jnp.int32(t), jnp.int32(3), v)
-            inputs = [torch.tensor(np.array(a).transpose(2, 0, 1)) for a in (x, v)]
 
-            def f(x, t=t, model=model):
-                return torch_score(model, x, torch.tensor(t), torch.tensor(3))
+            def theirs(dtype, rounded=0.0, t=t, module=module, state=state, x=x, v=v):
+                model, generator = from_state(module, state, dtype), torch.Generator().manual_seed(0)
+                with torch.no_grad():
+                    for tensor in (*model.parameters(), *model.buffers()):
+                        tensor.mul_(1 + rounded * torch.randn(tensor.shape, generator=generator, dtype=dtype))
+                inputs = (torch.tensor(np.array(a).transpose(2, 0, 1), dtype=dtype) for a in (x, v))
+                pair = torch.func.jvp(
+                    lambda x: torch_score(model, x, torch.tensor(t), torch.tensor(3)), *((part,) for part in inputs)
+                )
+                return [part.detach().numpy().transpose(1, 2, 0) for part in pair]
 
-            ours, theirs = (y, dy), torch.func.jvp(f, (inputs[0],), (inputs[1],))
-            for a, b in zip(ours, theirs, strict=True):
-                b = b.detach().numpy().transpose(1, 2, 0)
-                # Two float32 programs; the random network cancels large numbers at t = 0: 2.4e-5 was seen on one CPU.
-                np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max())
+            def ours(state, x, v, score=score, t=t):
+                return product(score, state, x, jnp.int32(t), jnp.int32(3), v)
+
+            peer, truth, inputs = theirs(torch.float32), theirs(torch.float64), theirs(torch.float64, EPS)
+            exact = in_double(ours, state, x, v)
+            for i, name in enumerate(("score", "product")):
+                parts = (parts[i] for parts in (ours(state, x, v), peer, truth, exact))
+                parity.check(f"UNet of MNIST: {name}", *parts, inputs=inputs[i])
 
 
 @pytest.mark.parametrize("cond", [10, -1, jnp.int32(10)])

@@ -34,15 +34,15 @@ class TorchResBlock(nn.Module):
 class TorchUNet(nn.Module):
     """``forward(x, t, cond)`` with x (batch, channels, height, width), t and cond int64 of shape (batch,)."""
 
-    def __init__(self, twin: UNet) -> None:
+    def __init__(self, twin: UNet, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         height, width, channels = twin.shape
         patch, features, num_blocks = twin.patch, twin.features, twin.num_blocks
         embedding, groups = twin.time1.out_features, twin.norm.num_groups
         self.patch = patch
-        self.register_buffer("alphas", torch.tensor(twin.schedule.alpha, dtype=torch.float32))
-        self.register_buffer("sigmas", torch.tensor(twin.schedule.sigma, dtype=torch.float32))
-        self.register_buffer("frequencies", torch.tensor(np.geomspace(0.25, 8.0, 16), dtype=torch.float32))
+        self.register_buffer("alphas", torch.tensor(twin.schedule.alpha, dtype=dtype))
+        self.register_buffer("sigmas", torch.tensor(twin.schedule.sigma, dtype=dtype))
+        self.register_buffer("frequencies", torch.tensor(np.geomspace(0.25, 8.0, 16), dtype=dtype))
         self.time1, self.time2 = nn.Linear(32, embedding), nn.Linear(embedding, embedding)
         self.classes = nn.Embedding(twin.num_classes, embedding) if twin.num_classes else None
         self.stem = nn.Conv2d(channels, features[0], patch, stride=patch)
@@ -71,6 +71,7 @@ class TorchUNet(nn.Module):
         self.norm = nn.GroupNorm(groups, features[0], eps=1e-5)
         self.modulation = nn.Linear(embedding, 2 * features[0])
         self.out = nn.Conv2d(features[0], 3 * patch * patch * channels, 3, padding=1)
+        self.to(dtype)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, cond: torch.Tensor | None) -> torch.Tensor:
         alpha, sigma = (table[t][:, None, None, None] for table in (self.alphas, self.sigmas))
@@ -106,13 +107,13 @@ def torch_score(model: TorchUNet, x: torch.Tensor, t: torch.Tensor, cond: torch.
     return -model(x[None], t[None], None if cond is None else cond[None])[0] / model.sigmas[t]
 
 
-def from_state(twin: UNet, state: nnx.State) -> TorchUNet:
+def from_state(twin: UNet, state: nnx.State, dtype: torch.dtype = torch.float32) -> TorchUNet:
     """A torch model with the weights of ``state`` (as `jaxmem.bind` split it from ``twin``).
 
     Kernels here are (row, column, in, out), or (row · column · in, out) where a fold comes before; those of torch are
     (out, in, row, column).
     """
-    model, values = TorchUNet(twin), nnx.to_pure_dict(state)
+    model, values = TorchUNet(twin, dtype), nnx.to_pure_dict(state)
 
     def put(target: torch.Tensor, value: Any) -> None:
         value = torch.tensor(np.array(value))
