@@ -80,7 +80,7 @@ def pytest_terminal_summary(terminalreporter, config):
     rows = [Row(*value) for report in calls for name, value in report.user_properties if name == "parity"]
     Path(config.getoption("parity")).write_text(json.dumps(rows, indent=0) + "\n")
     terminalreporter.section("relative errors against float64, the largest of each kind")
-    terminalreporter.write("\n".join(table(rows)) + "\n")
+    terminalreporter.write("\n".join(table({"ours": rows})) + "\n")
 
 
 def optional_import(name: str):

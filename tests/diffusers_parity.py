@@ -92,6 +92,28 @@ def compare_blocks(torch, parity, theirs, ours, x, cond) -> int:
     return compared
 
 
+def check_autoencoder(torch, parity, name, theirs, ours, scale, image) -> None:
+    """Mean, deviation, and the image of the mean; all decode the same latents, so that no error counts twice."""
+
+    def torchs(vae, image, latent):
+        with torch.no_grad():
+            moments = vae.encode(image).latent_dist
+            return [scale * moments.mean[0], scale * moments.std[0], vae.decode(latent).sample[0]]
+
+    with torch.no_grad():
+        latent = theirs.encode(image).latent_dist.mean
+    peer = torchs(theirs, image, latent)
+    truth = torchs(double_module(torch, theirs), image.double(), latent.double())
+
+    def both(vae, image, latent):
+        return *vae.encode(image), vae.decode(scale * latent)
+
+    arguments = ours, channels_last(image[0]), channels_last(latent[0])
+    parts = both(*arguments), map(channels_last, peer), map(channels_last, truth), in_double(both, *arguments)
+    for part, *arrays in zip(("mean", "deviation", "decoded"), *parts, strict=True):
+        parity.check(f"{name}: {part}", *arrays)
+
+
 def call(module, *args):
     return module(*args)
 

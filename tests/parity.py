@@ -133,16 +133,20 @@ def double_module(torch: Any, module: Any) -> Any:
     return twin
 
 
-def table(rows: list[Row]) -> list[str]:
-    """Markdown: of each name the largest errors, and the largest ratio that `MULTIPLE` bounds."""
-    lines = ["| compared | number | ours | peer | ratio, at most | ours in float64 |", "|---|---|---|---|---|---|"]
-    for name in dict.fromkeys(row.name for row in rows):
-        same = [row for row in rows if row.name == name]
-        ratio = max(MULTIPLE * row.ours / row.bound for row in same)
+def table(runs: dict[str, list[Row]]) -> list[str]:
+    """Markdown: of each kind of comparison the largest errors, ours by run, and what `MULTIPLE` bounds."""
+    lines = [
+        f"| compared | number | peer | {' | '.join(runs)} | ours in float64 | ours / peer, at most |",
+        "|---" * (len(runs) + 5) + "|",
+    ]
+    every = [row for rows in runs.values() for row in rows]
+    for name in dict.fromkeys(row.name for row in every):
+        same = [row for row in every if row.name == name]
+        ours = [max((row.ours for row in rows if row.name == name), default=float("nan")) for rows in runs.values()]
         exact = [row.exact for row in same if row.exact is not None]
-        largest = f"{max(exact):.1e}" if exact else ""
         lines.append(
-            f"| {name} | {len(same)} | {max(row.ours for row in same):.1e} | {max(row.peer for row in same):.1e}"
-            f" | {ratio:.2f} | {largest} |"
+            f"| {name} | {len(same) // len(runs)} | {max(row.peer for row in same):.1e}"
+            f" | {' | '.join(f'{largest:.1e}' for largest in ours)} | {f'{max(exact):.1e}' if exact else ''}"
+            f" | {max(MULTIPLE * row.ours / row.bound for row in same):.1f} |"
         )
     return lines

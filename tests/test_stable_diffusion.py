@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny_diffusion as tiny
 from conftest import optional_import
-from diffusers_parity import call, channels_last, compare_blocks
+from diffusers_parity import call, channels_last, check_autoencoder, compare_blocks
 from flax import nnx
 from parity import double_module, in_double, widened
 
@@ -144,25 +144,7 @@ def test_autoencoder(models, torch, parity):
     pipeline, model = models
     image = torch.rand((1, 3, 16, 16), generator=torch.Generator().manual_seed(0)) * 2 - 1
     scale = model.vae_config.scaling_factor
-
-    def torchs(vae, image, latent=None):
-        with torch.no_grad():
-            moments = vae.encode(image).latent_dist
-            decoded = vae.decode(moments.mean if latent is None else latent).sample
-        return [scale * moments.mean[0], scale * moments.std[0], decoded[0]], moments.mean
-
-    peer, latent = torchs(pipeline.vae, image)
-    truth, _ = torchs(double_module(torch, pipeline.vae), image.double(), latent.double())
-
-    def ours(vae, image, latent):
-        return *vae.encode(image), vae.decode(scale * latent)
-
-    arguments = network(model, "vae"), channels_last(image[0]), channels_last(latent[0])
-    for name, *parts in zip(
-        ("mean", "deviation", "decoded"),
-        ours(*arguments), map(channels_last, peer), map(channels_last, truth), in_double(ours, *arguments), strict=True,
-    ):  # fmt: skip
-        parity.check(f"autoencoder: {name}", *parts)
+    check_autoencoder(torch, parity, "autoencoder", pipeline.vae, network(model, "vae"), scale, image)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
     assert model.decode(model.encode(pixels)).shape == pixels.shape
 
