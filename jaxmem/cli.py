@@ -1,8 +1,10 @@
 """The command line: parse, call one function, print. JAX loads only when there is work."""
 
+import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,9 +13,23 @@ import tyro
 
 from jaxmem import __version__
 from jaxmem.commands.audit import Audit, Figures, Report
+from jaxmem.commands.flags import as_flags
 from jaxmem.commands.models import Generate, Spectrum
 from jaxmem.commands.reproduce import Mnist, PaperFigures, Toy2d, Verbatim
 from jaxmem.config import MNIST_PRESETS, SD_PRESETS, TOY2D_PRESETS
+from jaxmem.terminal import visible
+
+_COMMANDS = {
+    "toy2d": Toy2d,
+    "mnist": Mnist,
+    "verbatim": Verbatim,
+    "sd": PaperFigures,
+    "generate": Generate,
+    "spectrum": Spectrum,
+    "audit": Audit,
+    "figures": Figures,
+    "report": Report,
+}
 
 
 def _parse(arguments: Sequence[str]) -> Any:
@@ -35,7 +51,7 @@ def _parse(arguments: Sequence[str]) -> Any:
             | Annotated[PaperFigures, tyro.conf.subcommand("sd", default=paper)]
         )
 
-    command = tyro.cli(
+    command = _parsed(
         tyro.conf.OmitSubcommandPrefixes[  # type: ignore[misc]
             Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
             | Annotated[Generate, tyro.conf.subcommand("generate")]
@@ -44,11 +60,46 @@ def _parse(arguments: Sequence[str]) -> Any:
             | Annotated[Figures, tyro.conf.subcommand("figures")]
             | Annotated[Report, tyro.conf.subcommand("report")]
         ],
-        prog="jaxmem",
-        args=list(arguments),
-        description="Memorization in diffusion models, by the eigenvalues of the Hessian of the learned log density.",
+        arguments,
     )
     return command.experiment if isinstance(command, Reproduce) else command
+
+
+def _parsed(commands: Any, arguments: Sequence[str]) -> Any:
+    """The command of these arguments; what a configuration refuses is its ValueError, and not tyro's box around it."""
+    shown = _Shown()
+    try:
+        with redirect_stderr(shown):
+            return tyro.cli(
+                commands,
+                prog="jaxmem",
+                args=list(arguments),
+                description="Memorization in diffusion models, by the eigenvalues of the Hessian of the learned log"
+                " density.",
+            )
+    except SystemExit as stopped:
+        cause = stopped.__context__
+        while cause is not None:
+            if isinstance(cause, ValueError) and _raised_in(cause).startswith("jaxmem."):
+                raise cause from None
+            cause = cause.__context__
+        sys.stderr.write(shown.getvalue())
+        raise
+
+
+class _Shown(io.StringIO):
+    """Standard error, kept back; colours are for a terminal, as they would be there."""
+
+    def isatty(self) -> bool:
+        return sys.__stderr__ is not None and sys.__stderr__.isatty()
+
+
+def _raised_in(error: BaseException) -> str:
+    """The module that raised an error."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "" if trace is None else trace.tb_frame.f_globals.get("__name__", "")
 
 
 def _keep_compiled_programs() -> None:
@@ -80,6 +131,9 @@ def _preset(arguments: Sequence[str]) -> str:
     return found
 
 
+_LINES = "\n"  # a message may have several
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0 done, 2 bad input, 130 interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -95,7 +149,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 0  # the reader of our output has seen enough
-    except (ValueError, OSError) as error:
-        print(f"jaxmem: {error}", file=sys.stderr)
+    except (ValueError, OSError, ImportError) as error:
+        kind = next((_COMMANDS[word] for word in arguments[:2] if word in _COMMANDS), None)
+        print(f"jaxmem: {visible(as_flags(str(error), kind, arguments), keep=_LINES)}", file=sys.stderr)
         return 2
     return 0

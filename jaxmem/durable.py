@@ -40,7 +40,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             raise ValueError(
                 f"{path}, line {i + 1}: expected a JSON object, got {line[:60]!r}; the file was changed or damaged, "
-                "delete that line and start the same command again"
+                "delete that line and start the run again"
             ) from None
     return rows
 
@@ -61,8 +61,8 @@ def clear_os_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(
-            f"{path}: cannot write: {error.strerror or error}; make room or make it writable and start the same "
-            "command again (what is finished is kept), or choose another --out"
+            f"{path}: cannot write: {error.strerror or error}; make room or make it writable and start the "
+            "run again (what is finished is kept), or choose another folder"
         ) from error
 
 

@@ -1,21 +1,39 @@
-"""Lists of prompts from text, CSV and JSON lines; a label (memorized or not) and a category where they are known."""
+"""Lists of prompts from text, tables, JSON, Parquet and folders; a label (memorized or not) and a category if known."""
 
 import csv
+import gzip
 import io
 import json
+import math
+import re
+import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 _COLUMNS = {
-    "text": ("prompt", "caption", "text"),
+    "text": ("prompt", "prompts", "caption", "captions", "text"),
     "label": ("label", "memorized"),
     "category": ("category", "type"),
 }
+_NAMES = "prompt or caption or text"  # of the column of texts, in messages
 _SEPARATORS = (",", ";", "\t", "|")
-_LABELS = {"1": True, "true": True, "yes": True, "memorized": True} | {
-    name: False for name in ("0", "false", "no", "not memorized", "unmemorized", "none")
+# Words of a label. Those of the third row say which kind of memorization it is, too: it is kept as the category.
+_TRUE = ("1", "true", "yes", "y", "memorized", "memorised", "mem")
+_FALSE = (
+    *("0", "false", "no", "n", "not memorized", "unmemorized", "nonmemorized", "not memorised", "unmemorised"),
+    *("nonmemorised", "not mem", "unmem", "nonmem", "general", "none"),
+)
+_KINDS = ("matching", "matching verbatim", "MV", "verbatim", "VM", "template", "template verbatim", "TV", "TM")
+_UNKNOWN = ("", "nan", "na", "n/a", "<na>", "null", "unknown", "?")
+_LABELS = {
+    word.lower().replace(" ", ""): label
+    for words, label in ((_TRUE, True), (_KINDS, True), (_FALSE, False), (_UNKNOWN, None))
+    for word in words
 }
+_TEXT_KINDS = (".txt", ".csv", ".tsv", ".json", ".jsonl")
+STANDARD_INPUT = Path("-")
 
 
 class Prompt(NamedTuple):
@@ -27,40 +45,59 @@ class Prompt(NamedTuple):
 
 
 NO_PROMPT = Prompt("", None, "no prompt")  #: the unconditional density, as one more prompt of an audit
+_Found = Iterator[tuple[str, Prompt]]  # where it was found, such as "line 3"
 
 
 def read_prompts(path: str | Path, limit: int | None = None, *, merge_duplicates: bool = False) -> list[Prompt]:
-    """The prompts of a file, in its order, or the first ``limit`` of them.
+    """The prompts of a file or a folder, in its order, or the first ``limit`` of them.
 
     ``.txt``: one per line, empty lines are skipped. ``.csv`` and ``.tsv``: separated by whichever of comma, semicolon,
-    tab and bar splits the header best; ``.jsonl``: one object per line. Columns, or keys, in any case: prompt, caption
-    or text; optionally label or memorized (1/0, true/false, yes/no), category or type.
+    tab and bar splits the header best. ``.jsonl``: one object, or one text, per line. ``.json``: a list of texts or of
+    objects, or an object of columns. ``.parquet``: through pandas. Each text file may be compressed (``.csv.gz``).
+    Columns, or keys, in any case: prompt, caption or text; optionally label or memorized, category or type.
+
+    A folder holds one caption per ``.txt`` file, as training scripts want them beside the images. ``-`` is standard
+    input: a table if its first line names a column of prompts, JSON if its first line is, else one prompt per line.
+
+    Labels are words such as 1, true, yes, memorized; 0, false, no, unmemorized, none; nothing where it is not known.
+    A kind of memorization (matching, template, ...) is a label and becomes the category where there is none.
+
+    In a table a cell in quotes may go over several lines. Where cells are separated by tabs, quotes are often part of
+    the text: a line whose quotes do not close in it is then read as it stands, if it has as many cells as the header.
 
     Args:
-        path: the file, UTF-8, with or without a byte order mark.
+        path: the file, UTF-8 or, with a byte order mark, UTF-16; the folder; or ``-``.
         limit: how many prompts to return; the whole file is checked all the same.
         merge_duplicates: take a prompt that comes several times once, if its labels and categories agree.
 
     Raises:
-        ValueError: the file is not there, empty, of another kind, not UTF-8, damaged, or names a prompt twice; the line
-            is named.
+        ValueError: the file is not there, empty, of another kind, in another encoding, damaged, has quotes that can be
+            read in two ways, or names a prompt twice; the line is named.
+        ImportError: pandas or what it reads Parquet with is missing.
     """
     path = Path(path)
     if limit is not None and limit < 1:
         raise ValueError(f"limit: expected at least 1 prompt, got {limit}")
-    readers: dict[str, Callable[[Path, str], Iterator[tuple[int, Prompt]]]] = {
-        ".txt": _lines,
-        ".csv": _table,
-        ".tsv": _table,
-        ".jsonl": _objects,
-    }
-    if path.suffix.lower() not in readers:
-        raise ValueError(f"{path}: expected a file of prompts named .txt, .csv, .tsv or .jsonl, got {path.suffix!r}")
-    text = _decode(path)
-    found = [(f"line {line}", prompt) for line, prompt in readers[path.suffix.lower()](path, text)]
+    name = "standard input" if path == STANDARD_INPUT else str(path)
+    found = list(_read(path, name))
     if not found:
-        raise ValueError(f"{path}: expected at least one prompt, got an empty file")
-    return merge(found, str(path), merge_duplicates=merge_duplicates)[:limit]
+        what = "a folder of empty captions" if path.is_dir() else "an empty file"
+        raise ValueError(f"{name}: expected at least one prompt, got {what}")
+    return merge(found, name, merge_duplicates=merge_duplicates)[:limit]
+
+
+def as_prompts(items: Any, what: str = "prompts") -> list[Prompt]:
+    """Texts and `Prompt` objects as `Prompt` objects.
+
+    Raises:
+        ValueError: a single text instead of a list of them, or something else than a text or a `Prompt` in the list.
+    """
+    if isinstance(items, str | bytes | Path) or not isinstance(items, Iterable):
+        raise ValueError(
+            f"{what}: expected a list of texts or of Prompt objects, got {items!r:.60}; write [{items!r:.60}], or read"
+            f" a file with jaxmem.prompts.read_prompts"
+        )
+    return [_as_prompt(item, f"{what}[{number}]") for number, item in enumerate(items)]
 
 
 def merge(found: Sequence[tuple[str, Prompt]], where: str, *, merge_duplicates: bool = False) -> list[Prompt]:
@@ -87,7 +124,7 @@ def merge(found: Sequence[tuple[str, Prompt]], where: str, *, merge_duplicates: 
         raise ValueError(
             f"{where}: expected each prompt once, got {line} equal to {before} ({_short(text)})"
             + (f" and {len(twice) - 1} more duplicates" if len(twice) > 1 else "")
-            + "; delete them, or merge them with --merge-duplicates"
+            + "; delete them, or merge them with `merge_duplicates`"
         )
     return [prompt for _, prompt in first.values()]
 
@@ -101,8 +138,11 @@ def gather(
     """The prompts of several files, each with a label for those of its prompts that have none.
 
     Raises:
-        ValueError: as `read_prompts`, or a prompt is in two files.
+        ValueError: as `read_prompts`, or a prompt is in two files, or standard input is named twice.
     """
+    files = list(files)
+    if sum(Path(path) == STANDARD_INPUT for paths, _ in files for path in paths) > 1:
+        raise ValueError("prompts: expected standard input (-) once, got it several times; save it as a file")
     found = []
     for paths, label in files:
         for path in paths:
@@ -123,7 +163,7 @@ def first_of_each(prompts: Sequence[Prompt], number: int) -> list[Prompt]:
     if all(prompt.category is None for prompt in prompts):
         raise ValueError(
             f"prompts: expected a category of each, such as a column 'category', got none in {len(prompts)} prompts;"
-            f" without categories there is jaxmem audit"
+            f" an audit needs none"
         )
     kinds: dict[str, list[Prompt]] = {}
     for prompt in prompts:
@@ -137,12 +177,63 @@ def first_of_each(prompts: Sequence[Prompt], number: int) -> list[Prompt]:
     return [prompt for kind in kinds.values() for prompt in kind[:number]]
 
 
-def _decode(path: Path) -> str:
+def _read(path: Path, name: str) -> _Found:
+    if path == STANDARD_INPUT:
+        text = _decode(name, sys.stdin.buffer.read())
+        return _readers()[_kind_of(text)](name, text)
+    if path.is_dir():
+        return _folder(path)
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    packed = suffixes[-1:] == [".gz"]
+    kind = suffixes[-1 - packed] if len(suffixes) > packed else ""
+    if kind not in (*_TEXT_KINDS, ".parquet") or (packed and kind == ".parquet"):
+        raise ValueError(
+            f"{path}: expected a folder of captions or a file of prompts named {', '.join(_TEXT_KINDS)} (or one of"
+            f" these with .gz) or .parquet, got {''.join(path.suffixes[-2:] if packed else path.suffixes[-1:])!r}"
+        )
     if not path.is_file():
         raise ValueError(f"{path}: expected a file of prompts, got no such file")
-    content = path.read_bytes()
+    if kind == ".parquet":
+        return _parquet(path)
+    return _readers()[kind](name, _decode(name, _unpacked(path) if packed else path.read_bytes()))
+
+
+def _readers() -> dict[str, Callable[[str, str], _Found]]:
+    return {".txt": _lines, ".csv": _table, ".tsv": _table, ".json": _json, ".jsonl": _objects}
+
+
+def _kind_of(text: str) -> str:
+    """What standard input holds, by its first line."""
+    first = next((line for line in io.StringIO(text, newline=None) if line.strip()), "")
+    if text.lstrip()[:1] in ("{", "["):
+        for kind, part in ((".jsonl", first), (".json", text)):
+            try:
+                if isinstance(json.loads(part), dict if kind == ".jsonl" else dict | list):
+                    return kind
+            except (ValueError, RecursionError):
+                pass
+    names = re.split(r"[,;\t|]", first)
+    return ".csv" if any(name.strip(' "\n').lower() in _COLUMNS["text"] for name in names) else ".txt"
+
+
+def _unpacked(path: Path) -> bytes:
+    try:
+        return gzip.decompress(path.read_bytes())
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: expected a file compressed by gzip, got a damaged one ({error})") from None
+
+
+def _decode(name: str, content: bytes) -> str:
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")) and not content.startswith(b"\xff\xfe\0\0"):
+        try:
+            return content.decode("utf-16")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{name}: expected text in UTF-16, as its first bytes say, got {error}") from None
     if b"\0" in content:
-        raise ValueError(f"{path}: expected text in UTF-8, got zero bytes, as UTF-16 has them; save the file as UTF-8")
+        raise ValueError(
+            f"{name}: expected text in UTF-8, got zero bytes, as UTF-16 and files that are no text have them; save the"
+            f" file as UTF-8"
+        )
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -150,55 +241,214 @@ def _decode(path: Path) -> str:
         start = error.start + (3 if content.startswith(b"\xef\xbb\xbf") else 0)
         line = content.count(b"\n", 0, start) + 1
         raise ValueError(
-            f"{path}, line {line}: expected text in UTF-8, got byte 0x{content[start]:02x} at position {start};"
+            f"{name}, line {line}: expected text in UTF-8, got byte 0x{content[start]:02x} at position {start};"
             f" save the file as UTF-8"
         ) from None
 
 
-def _lines(_: Path, text: str) -> Iterator[tuple[int, Prompt]]:
+def _lines(_: str, text: str) -> _Found:
     for number, line in enumerate(io.StringIO(text, newline=None), 1):
         if line.strip():
-            yield number, Prompt(line.strip())
+            yield f"line {number}", Prompt(line.strip())
 
 
-def _table(path: Path, text: str) -> Iterator[tuple[int, Prompt]]:
-    if not text.strip():
+def _folder(path: Path) -> _Found:
+    files = sorted(p for p in path.iterdir() if p.suffix.lower() == ".txt" and not p.name.startswith("."))
+    if not files:
+        raise ValueError(
+            f"{path}: expected a folder with one caption per .txt file, got none of these in it; give the folder that"
+            f" holds them, or the file of prompts itself (such as metadata.jsonl)"
+        )
+    for file in files:
+        captions = [prompt for _, prompt in _lines(str(file), _decode(str(file), file.read_bytes()))]
+        if len(captions) > 1:
+            raise ValueError(
+                f"{file}: expected one caption per file of a folder, got {len(captions)} lines; write it in one line,"
+                f" or give the file itself if each line is a prompt"
+            )
+        yield from ((file.name, prompt) for prompt in captions)
+
+
+# --- Tables -----------------------------------------------------------------------------------------------------------
+
+
+def _table(name: str, text: str) -> _Found:
+    lines = list(io.StringIO(text, newline=""))  # ends as they are: a cell in quotes keeps its line breaks
+    head = next((number for number, line in enumerate(lines) if line.strip()), None)
+    if head is None:
         return
-    header = text.lstrip("\r\n").splitlines()[0]
-    separator = max(_SEPARATORS, key=lambda sep: len(next(csv.reader([header], delimiter=sep))))
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    try:
-        names = next(row for row in reader if row)
-        chosen = _choose(names, f"{path}: expected a column named {' or '.join(_COLUMNS['text'])}, got the columns")
-        line = reader.line_num + 1  # where the next row begins
-        for row in reader:
-            number, line = line, reader.line_num + 1
-            if not any(cell.strip() for cell in row):
-                continue
-            if len(row) != len(names):
+    separator = max(_SEPARATORS, key=lambda sep: len(next(csv.reader([lines[head]], delimiter=sep))))
+    if name.lower().removesuffix(".gz").endswith(".tsv") and separator not in lines[head]:
+        separator = "\t"  # of one column
+    (number, names), *rows = _rows(name, lines, head, separator)
+    chosen = _choose(names, f"{name}: expected a column named {_NAMES}, got the columns")
+    results = names[: len(RESULTS_COLUMNS)] == list(RESULTS_COLUMNS)
+    for number, row in rows:
+        if len(row) != len(names):
+            raise ValueError(
+                f"{name}, line {number}: expected {len(names)} columns as in the header, got {len(row)}; quote"
+                f" prompts that hold the separator {separator!r}"
+            )
+        values = {part: row[names.index(column)] for part, column in chosen.items()}
+        if results:
+            values = {part: from_cell(cell) for part, cell in values.items()}
+        yield f"line {number}", _prompt(f"{name}, line {number}", values)
+
+
+def _rows(name: str, lines: list[str], first: int, separator: str) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a table with their line numbers, the header first; empty ones are left out.
+
+    A row is one line, or several where a cell in quotes goes over them. A stray quote looks like the beginning of such
+    a cell, and would swallow the rows up to the next stray quote. Of a cell over several lines at most one line has as
+    many separators as the header, unless its text has separators, too. Where more lines have, they are rows: between
+    tabs, which no text has, they are read so; else that can be meant in two ways and is refused.
+    """
+    cell = rf'(?:"(?:[^"]|"")*+"|(?!")[^{re.escape(separator)}\r\n]*+)'
+    whole = re.compile(rf"{cell}(?:{re.escape(separator)}{cell})*+(?:\r\n|\r|\n)?")
+    unclosed = re.compile(rf'(?:{cell}{re.escape(separator)})*+"(?:[^"]|"")*+')
+    tabs, width = separator == "\t", 0
+
+    def literal(line: str) -> list[str]:
+        return line.rstrip("\r\n").split(separator)
+
+    def stands(line: str) -> bool:
+        """Whether a line taken as it is may be a row; after a comma prose goes on with a space, a cell does not."""
+        cells = literal(line)
+        return len(cells) == width and (tabs or not any(part.startswith(" ") for part in cells[1:]))
+
+    number = first
+    while number < len(lines):
+        start, text = number, lines[number]
+        number += 1
+        if not text.strip():
+            continue
+        where = f"{name}, line {start + 1}: expected CSV, got"
+        while not whole.fullmatch(text) and unclosed.fullmatch(text) and number < len(lines):
+            # only a line with a quote can close the cell
+            to = next((n for n in range(number, len(lines)) if '"' in lines[n]), len(lines) - 1) + 1
+            text += "".join(lines[number:to])
+            number = to
+        standing = sum(map(stands, lines[start:number])) if width else 0
+        several = number - start > 1
+        if whole.fullmatch(text) and not (tabs and width > 1 and several and standing == number - start):
+            if several and standing > 1 and (width > 1 or tabs) and 2 * standing > number - start:
                 raise ValueError(
-                    f"{path}, line {number}: expected {len(names)} columns as in the header, got {len(row)}; quote"
-                    f" prompts that hold the separator {separator!r}"
+                    f"{where} a quote that opens in this line and closes in line {number}, though {standing} of these"
+                    f" lines are rows by themselves; delete the two quotes, or the line breaks if it is one prompt"
                 )
-            yield number, _prompt(path, number, {name: row[names.index(column)] for name, column in chosen.items()})
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: expected CSV, got a damaged row ({error})") from None
+            try:
+                row = next(csv.reader(lines[start:number], delimiter=separator, strict=True))
+            except csv.Error as error:  # a cell of more than 131,072 characters
+                raise ValueError(f"{where} a damaged row ({error})") from None
+        elif tabs and width and stands(lines[start]):
+            row, number = literal(lines[start]), start + 1
+        elif unclosed.fullmatch(text):
+            raise ValueError(f"{where} a quote that is never closed; close it, or write it twice in a quoted cell")
+        else:
+            to = f" of line {number}" if number > start + 1 else ""
+            raise ValueError(
+                f"{where} a damaged row (a quote closes before the end of its cell{to}); write a quote that is part of"
+                f" the text twice, in a quoted cell"
+            )
+        width = width or len(row)
+        if any(part.strip() for part in row):
+            yield start + 1, row
 
 
-def _objects(path: Path, text: str) -> Iterator[tuple[int, Prompt]]:
+# The beginning of what a spreadsheet takes for a formula. Full-width signs are ones in some languages.
+_FORMULA = re.compile(r"'*\s*?[=+\-@＝＋－＠\t\r\n]")
+RESULTS_COLUMNS = ("prompt", "label", "category", "truncated")  #: first ones of an audit's results.csv
+
+
+def as_cell(text: str) -> str:
+    """A text as the cell of a table that no spreadsheet takes for a formula: behind an apostrophe where it would.
+
+    Quotes do not help: ``"=1+1"`` is computed by LibreOffice 7.4 as ``=1+1`` is, and Excel reads cells alike.
+    """
+    return "'" + text if _FORMULA.match(text) else text
+
+
+def from_cell(cell: str) -> str:
+    """The text of a cell that `as_cell` made."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell[1:]) else cell
+
+
+# --- JSON and Parquet -------------------------------------------------------------------------------------------------
+
+
+def _objects(name: str, text: str) -> _Found:
     for number, line in enumerate(io.StringIO(text), 1):
         if not line.strip():
             continue
+        where = f"{name}, line {number}"
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}, line {number}: expected a JSON object, got {line[:40]!r} ({error})") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number}: expected a JSON object, got {type(row).__name__}")
-        chosen = _choose(
-            list(row), f"{path}, line {number}: expected a key named {' or '.join(_COLUMNS['text'])}, got the keys"
-        )
-        yield number, _prompt(path, number, {name: row[key] for name, key in chosen.items()})
+            raise ValueError(f"{where}: expected a JSON object, got {line[:40]!r} ({error})") from None
+        yield f"line {number}", _row(where, row)
+
+
+def _json(name: str, text: str) -> _Found:
+    if not text.strip():
+        return
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{name}: expected JSON, a list of prompts, got {text.lstrip()[:40]!r} ({error}); name a file with one"
+            f" object per line .jsonl"
+        ) from None
+    if isinstance(value, dict):
+        chosen = _choose(list(value), f"{name}: expected a list, or a key named {_NAMES}, got the keys")
+        columns = {part: _column(name, key, value[key]) for part, key in chosen.items()}
+        if len({len(column) for column in columns.values()}) > 1:
+            lengths = ", ".join(f"{len(columns[part])} of {key!r}" for part, key in chosen.items())
+            raise ValueError(f"{name}: expected columns of one length, got {lengths}")
+        names = [_COLUMNS[part][0] for part in columns]
+        value = [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    if not isinstance(value, list):
+        raise ValueError(f"{name}: expected a list of prompts, got {type(value).__name__}")
+    for number, row in enumerate(value, 1):
+        yield f"prompt {number}", _row(f"{name}, prompt {number}", row)
+
+
+def _column(name: str, key: str, values: Any) -> list[Any]:
+    if isinstance(values, dict):  # by its index, as pandas writes columns
+        values = list(values.values())
+    if not isinstance(values, list):
+        raise ValueError(f"{name}: expected a list under the key {key!r}, got {values!r:.40}")
+    return values
+
+
+def _row(where: str, row: Any) -> Prompt:
+    if isinstance(row, str):
+        return _prompt(where, {"text": row})
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: expected a JSON object, got {type(row).__name__}")
+    chosen = _choose(list(row), f"{where}: expected a key named {_NAMES}, got the keys")
+    return _prompt(where, {name: row[key] for name, key in chosen.items()})
+
+
+def _parquet(path: Path) -> _Found:
+    missing = f"{path}: expected pandas with pyarrow, which read .parquet files, got none; pip install pandas pyarrow"
+    try:
+        import pandas
+    except ImportError:
+        raise ImportError(missing) from None
+    try:
+        frame = pandas.read_parquet(path)
+    except ImportError:
+        raise ImportError(missing) from None
+    except Exception as error:  # each engine has its own
+        raise ValueError(f"{path}: expected a Parquet file, got one that pandas cannot read ({error})") from None
+    chosen = _choose(list(map(str, frame.columns)), f"{path}: expected a column named {_NAMES}, got the columns")
+    frame.columns = frame.columns.map(str)
+    columns = [frame[column].astype(object).where(frame[column].notna(), None).tolist() for column in chosen.values()]
+    for number, values in enumerate(zip(*columns, strict=True), 1):
+        yield f"row {number}", _prompt(f"{path}, row {number}", dict(zip(chosen, values, strict=True)))
+
+
+# --- One prompt -------------------------------------------------------------------------------------------------------
 
 
 def _choose(names: list[str], expected: str) -> dict[str, str]:
@@ -214,27 +464,61 @@ def _choose(names: list[str], expected: str) -> dict[str, str]:
     return chosen
 
 
-def _prompt(path: Path, line: int, values: dict[str, Any]) -> Prompt:
+def _prompt(where: str, values: dict[str, Any]) -> Prompt:
     text = values["text"]
     if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"{path}, line {line}: expected a prompt, got {text!r}; delete the line")
+        raise ValueError(f"{where}: expected a prompt, got {text!r:.60}; delete the line")
+    _refuse_no_text(text, where)
+    label, category = _label(values.get("label"), where), values.get("category")
+    category = "" if category is None else str(category).strip()
+    if not category and _word(values.get("label")) in [kind.lower().replace(" ", "") for kind in _KINDS]:
+        category = str(values["label"]).strip()
+    return Prompt(text.strip(), label, category or None)
+
+
+def _refuse_no_text(text: str, where: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:  # JSON can escape half of a pair
-        raise ValueError(f"{path}, line {line}: expected text, got half a surrogate pair in {text!r:.60}") from None
-    label, category = values.get("label"), values.get("category")
-    if isinstance(label, float) and label.is_integer():
-        label = int(label)
-    name = str("" if label is None else int(label) if isinstance(label, bool) else label).strip().lower()
-    if name in ("1.0", "0.0"):  # pandas writes a column of whole numbers with gaps so
-        name = name[0]
-    if name and name not in _LABELS:
+        raise ValueError(f"{where}: expected text, got half a surrogate pair in {text!r:.60}") from None
+    if "\0" in text:
+        raise ValueError(f"{where}: expected text, got a zero character in {text!r:.60}; delete it")
+
+
+def _word(label: Any) -> str:
+    """A label as it stands in the list of words: words without what is between them, numbers without decimals."""
+    if isinstance(label, bool):
+        return str(int(label))
+    if isinstance(label, float):
+        return "" if math.isnan(label) else f"{label:g}"
+    word = re.sub(r"(?<=[a-z])[\s_-]+(?=[a-z])", "", str("" if label is None else label).strip().lower())
+    return word[0] if word in ("1.0", "0.0") else word
+
+
+def _label(label: Any, where: str) -> bool | None:
+    word = _word(label)
+    if word not in _LABELS:
         raise ValueError(
-            f"{path}, line {line}: expected a label 1 or 0, true or false, yes or no, memorized or unmemorized, or"
-            f" nothing, got {label!r}"
+            f"{where}: expected a label 1 or 0, or a word for memorized ({', '.join((*_TRUE[1:], *_KINDS))}), for not"
+            f" memorized ({', '.join(_FALSE[1:])}) or for not known (unknown, n/a or nothing), got {label!r:.40}"
         )
-    category = "" if category is None else str(category).strip()
-    return Prompt(text.strip(), _LABELS[name] if name else None, category or None)
+    return _LABELS[word]
+
+
+def _as_prompt(item: Any, where: str) -> Prompt:
+    prompt = Prompt(item) if isinstance(item, str) else item
+    if not (
+        isinstance(prompt, Prompt)
+        and isinstance(prompt.text, str)
+        and (prompt.label is None or isinstance(prompt.label, bool))
+        and (prompt.category is None or isinstance(prompt.category, str))
+    ):
+        raise ValueError(
+            f"{where}: expected a text, or Prompt(text, label, category) with a label True, False or None, got"
+            f" {item!r:.80}"
+        )
+    _refuse_no_text(prompt.text, where)
+    return prompt
 
 
 def _short(text: str) -> str:

@@ -38,7 +38,7 @@ from jaxmem.durable import (
 FORMAT = 1
 PACKAGES = ("jaxmem", "jax", "jaxlib", "flax", "optax", "numpy")
 # A unit is done when its row is there: without its arrays it has to be undone.
-_AGAIN = "delete the line of its unit in results-*.jsonl, and metrics.json, and start the same command again"
+_AGAIN = "delete the line of its unit in results-*.jsonl, and metrics.json, and start the run again"
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]{0,149}")
 
 
@@ -68,14 +68,14 @@ class Run:
         """
         directory = Path(directory)
         if directory.exists() and not directory.is_dir():
-            raise ValueError(f"{directory}: expected a directory for the run, got a file; choose another --out")
+            raise ValueError(f"{directory}: expected a directory for the run, got a file; choose another folder")
         wanted = as_json({"format": FORMAT, "config": config, **provenance}, "manifest")
         _refuse_absolute_paths(wanted)
         here = _environment()
         path = directory / "manifest.json"
         process = _process_index() if process is None else process
         created = not path.exists() and _create_manifest(path, wanted | here, process)
-        manifest = wanted | here if created else read_json(path, "move the directory away, or choose another --out")
+        manifest = wanted | here if created else read_json(path, "move the directory away, or choose another folder")
         if not created:
             _refuse_differences(directory, wanted, manifest)
         with clear_os_errors(directory):
@@ -106,8 +106,8 @@ class Run:
         path = directory / "manifest.json"
         if not path.is_file():
             raise ValueError(
-                f"{directory}: expected a run directory, got no manifest.json in it; give the folder that was the "
-                "--out of a command"
+                f"{directory}: expected a run directory, got no manifest.json in it; give the folder that "
+                "a run was written to"
             )
         return cls(directory, read_json(path, "restore it, or run the experiment again elsewhere"), 0)
 
@@ -201,7 +201,7 @@ class Run:
             ValueError: the run is not finished, or the file is damaged.
         """
         self._expect_finished()
-        return read_json(self.directory / "metrics.json", "delete it and start the same command again")
+        return read_json(self.directory / "metrics.json", "delete it and start the run again")
 
     def spectra(self) -> dict[str, Shaped[np.ndarray, "..."]]:
         """The arrays of ``spectra.npz`` of a finished run.
@@ -217,14 +217,14 @@ class Run:
         except Exception as error:  # zipfile, zlib and numpy each have their own for a damaged file
             raise ValueError(
                 f"{path}: expected a whole .npz file, got {type(error).__name__}: {error}; delete metrics.json and "
-                "start the same command again"
+                "start the run again"
             ) from None
 
     def _expect_finished(self) -> None:
         if not self.finished:
             raise ValueError(
-                f"{self.directory}: expected a finished run, got one without metrics.json; start the same command "
-                "again to continue it"
+                f"{self.directory}: expected a finished run, got one without metrics.json; start the run again "
+                "to continue it"
             )
 
     def _array(self, key: str) -> Path:
@@ -318,7 +318,7 @@ def _refuse_differences(directory: Path, wanted: dict[str, Any], manifest: dict[
         raise ValueError(
             f"{directory}: expected a run of the same config, got another one ({differences}); give the same values to "
             "continue it (where one has a field that the other lacks, with the version of jaxmem that made it), "
-            "or choose another --out"
+            "or choose another folder"
         )
 
 
@@ -331,7 +331,7 @@ def _create_manifest(path: Path, manifest: dict[str, Any], process: int) -> bool
     if foreign and not path.exists():
         raise ValueError(
             f"{directory}: expected a new or empty directory or a run, got {len(foreign)} other entries "
-            f"({', '.join(foreign[:3])}{', …' if len(foreign) > 3 else ''}); choose another --out"
+            f"({', '.join(foreign[:3])}{', …' if len(foreign) > 3 else ''}); choose another folder"
         )
     with clear_os_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)

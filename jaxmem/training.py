@@ -198,7 +198,7 @@ def train(
         probabilities: with which each example is drawn, summing to 1; equal ones by default.
         checkpoint_dir: where to keep checkpoints and resume from; None keeps none.
         on_step: called with (steps done, steps in all) after every step.
-        name: of the recipe in the configuration, for error messages: its options are ``--name.learning-rate``, ….
+        name: of the recipe in the configuration, for error messages: its values are ``name.learning_rate``, ….
 
     Raises:
         ValueError: if data and conditions disagree, the newest checkpoint is damaged, another model's or of another
@@ -224,7 +224,6 @@ def train(
     second_from = round(config.second_order_start * config.num_steps)
     losses: list[np.ndarray] = []
     pending: list[Array] = []
-    option = name.replace("_", "-")
     if on_step is not None:
         on_step(first, config.num_steps)
     for step in range(first, config.num_steps):
@@ -238,7 +237,7 @@ def train(
             if not np.isfinite(means).all():
                 raise ValueError(
                     f"{name}: the loss became {means[0]} (second order {means[1]}) before step {step + 1}; lower"
-                    f" --{option}.learning-rate or --{option}.second-order-weight, in a new --out"
+                    f" `{name}.learning_rate` or `{name}.second_order_weight`, in a new folder"
                 )
             losses.append(np.array([step + 1, *means]))
         if saving or step + 1 == config.num_steps:
@@ -246,7 +245,7 @@ def train(
             if not _finite(now):
                 raise ValueError(
                     f"{name}: the parameters became NaN or infinite before step {step + 1} though the loss is"
-                    f" {means[0]}: its gradient is not finite; lower --{option}.learning-rate, in a new --out, or look"
+                    f" {means[0]}: its gradient is not finite; lower `{name}.learning_rate`, in a new folder, or look"
                     f" for a square root or a division at 0 in the score"
                 )
             if checkpoint_dir is not None:

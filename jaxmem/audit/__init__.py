@@ -2,5 +2,6 @@
 
 from jaxmem.audit.engine import run_audit
 from jaxmem.audit.result import AuditResult, Directions, read_audit
+from jaxmem.audit.summary import read_results
 
-__all__ = ["AuditResult", "Directions", "read_audit", "run_audit"]
+__all__ = ["AuditResult", "Directions", "read_audit", "read_results", "run_audit"]

@@ -1,7 +1,7 @@
 """Run an audit: settle it, say what it takes, do its stages, finish the run."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from jaxmem.audit.trajectory import run_images, run_trajectory
 from jaxmem.audit.work import Work, embed, starting_noise
 from jaxmem.config import AuditConfig
 from jaxmem.progress import Progress, Say, quiet, silent
-from jaxmem.prompts import Prompt, merge
+from jaxmem.prompts import Prompt, as_prompts, merge
 from jaxmem.runs import Run
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
 from jaxmem.stages import wall_seconds
@@ -28,11 +28,11 @@ from jaxmem.stages import wall_seconds
 
 def run_audit(
     model: StableDiffusion,
-    prompts: Sequence[Prompt],
+    prompts: Iterable[str | Prompt],
     config: AuditConfig,
     out: str | Path | None,
     *,
-    neutral: Sequence[Prompt] = (),
+    neutral: Iterable[str | Prompt] = (),
     name: str = "",
     progress: Progress = silent,
     say: Say = quiet,
@@ -41,7 +41,7 @@ def run_audit(
 
     Args:
         model: see `StableDiffusion.load`.
-        prompts: the prompts that are audited; see `jaxmem.prompts.read_prompts`.
+        prompts: the prompts that are audited: texts, or `Prompt` objects as `jaxmem.prompts.read_prompts` gives them.
         config: how.
         out: folder of the run; None says what it would take and returns nothing.
         neutral: prompts that ranks are compared with (percentiles); they are measured in the same run.
@@ -58,15 +58,16 @@ def run_audit(
             folder that holds another run; nothing was written then.
         OSError: the folder cannot be written; the same call continues.
     """
+    prompts, neutral = as_prompts(prompts), as_prompts(neutral, "neutral")
     every = [*prompts, *neutral]
     both = {prompt.text for prompt in prompts} & {prompt.text for prompt in neutral}
     if both:
         raise ValueError(
-            f"reference: expected prompts that are not audited, got {len(both)} that are ({min(both)!r:.60}); take them"
+            f"neutral: expected prompts that are not audited, got {len(both)} that are ({min(both)!r:.60}); take them"
             f" out of one of the two lists"
         )
     merge(
-        [(f"{'audited' if n < len(prompts) else 'reference'} prompt {n + 1}", p) for n, p in enumerate(every)],
+        [(f"{'audited' if n < len(prompts) else 'neutral'} prompt {n + 1}", p) for n, p in enumerate(every)],
         "prompts",
     )
     if any(prompt.category == "all" for prompt in prompts):

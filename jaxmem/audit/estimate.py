@@ -59,7 +59,7 @@ def estimate(work: Work) -> Estimate:
     x, t, cond = work.batch(work.first(filled), plan.timesteps[0], work.cond(filled))
     compiled = evaluate.lower(work.score, work.spread_state, x, t, cond, work.mesh).compile()
     evaluation_bytes = sum(memory.program_bytes(compiled))
-    remedy = "take a smaller --batch"
+    remedy = "take a smaller `batch`"
     memory.require(evaluation_bytes, f"one evaluation of {plan.batch} point(s)", remedy)
     shapes = (
         jax.ShapeDtypeStruct((plan.batch, *plan.latent_shape), jnp.float32),
@@ -69,7 +69,7 @@ def estimate(work: Work) -> Estimate:
     programs = compile_programs(work.score, work.model.state, *shapes, symmetric=plan.method == "lanczos")
     spectrum_bytes = _spectrum_bytes(plan, evaluation_bytes, programs)
     memory.require(programs.peak_bytes, f"products of {plan.batch} point(s) together", remedy)
-    memory.require(spectrum_bytes, "the spectra", "take --method lanczos or none, or a smaller --batch or --num-steps")
+    memory.require(spectrum_bytes, "the spectra", "take `method` lanczos or none, or a smaller `batch` or `num_steps`")
 
     def evaluations() -> Any:
         return work.scores(x, plan.timesteps[0], cond)

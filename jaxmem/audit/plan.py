@@ -69,7 +69,7 @@ class Plan:
         if method == "eigh" and size > LARGEST_EXACT:
             raise ValueError(
                 f"method: expected 'lanczos' for latents of {size} dimensions, got 'eigh', which takes up to"
-                f" {LARGEST_EXACT}; for counts add --count-budget"
+                f" {LARGEST_EXACT}; for counts add a `count_budget`"
             )
         if method == "lanczos" and config.num_steps > size:
             raise ValueError(f"num_steps: expected 1 to {size} (the size of a latent), got {config.num_steps}")
@@ -82,7 +82,7 @@ class Plan:
         if config.count_budget is not None and method == "eigh":
             raise ValueError(
                 f"count_budget: expected none with method 'eigh', whose counts are exact, got {config.count_budget};"
-                f" for estimates add --method lanczos or none"
+                f" for estimates add `method` lanczos or none"
             )
         if config.directions and method == "none":
             raise ValueError(
@@ -98,7 +98,7 @@ class Plan:
         if config.directions and not two:
             raise ValueError(
                 f"directions: expected 0 for one sample of one prompt, got {config.directions}: they compare two; add"
-                f" --noises or prompts"
+                f" `noises` or prompts"
             )
         directions = config.directions if config.directions is not None else 3 if method == "eigh" and two else 0
         wants_spectra = method != "none" or config.count_budget is not None

@@ -104,12 +104,12 @@ def _prompts(run: Run, plan: Plan) -> list[Prompt]:
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"{run.directory}: expected prompts with label and category in the config of manifest.json, got none"
-            f" ({type(error).__name__}: {error}); restore it, or run the audit again in a new --out"
+            f" ({type(error).__name__}: {error}); restore it, or run the audit again in a new folder"
         ) from None
     if len(prompts) != plan.num_prompts + plan.num_reference:
         raise ValueError(
             f"{run.directory}: expected {plan.num_prompts + plan.num_reference} prompts in manifest.json, as in its"
-            f" plan, got {len(prompts)}; restore it, or run the audit again in a new --out"
+            f" plan, got {len(prompts)}; restore it, or run the audit again in a new folder"
         )
     return prompts
 

@@ -14,6 +14,7 @@ from jaxmem.memorization.registry import Detector
 from jaxmem.memorization.sharpness import below_bound
 from jaxmem.memorization.standing import percentile, rank
 from jaxmem.memorization.thresholds import threshold_split
+from jaxmem.prompts import RESULTS_COLUMNS, as_cell, from_cell
 
 
 def summarise(result: AuditResult, truncated: list[bool]) -> dict[str, Any]:
@@ -102,9 +103,11 @@ def _held_out(result: AuditResult) -> dict[str, Any]:
 
 
 def write_table(directory: Path, metrics: dict[str, Any], detectors: tuple[Detector, ...]) -> Path:
-    """``results.csv``, for ``pandas.read_csv``: one row per prompt; of each detector score, rank and percentile.
+    """``results.csv``, for pandas and spreadsheets: one row per prompt; of each detector score, rank and percentile.
 
-    Of counts that were estimated there are the ends of the 95 % interval, ``low`` and ``high``, too.
+    Of counts that were estimated there are the ends of the 95 % interval, ``low`` and ``high``, too. A prompt or a
+    category that a spreadsheet would compute stands behind an apostrophe (`jaxmem.prompts.as_cell`), which
+    `read_results` takes away.
     """
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
@@ -112,13 +115,41 @@ def write_table(directory: Path, metrics: dict[str, Any], detectors: tuple[Detec
     names = [(detector.name, part, ending) for detector in detectors for part, ending in kinds]
     estimated = [detector.name for detector in detectors if detector.name in metrics["prompts"][0]["intervals"]]
     ends = [f"{name} {end}" for name in estimated for end in ("low", "high")]
-    writer.writerow(["prompt", "label", "category", "truncated", *(name + ending for name, _, ending in names), *ends])
+    writer.writerow([*RESULTS_COLUMNS, *(name + ending for name, _, ending in names), *ends])
     for row in metrics["prompts"]:
         label = "" if row["label"] is None else int(row["label"])
         cells = [row[part][name] for name, part, _ in names]
         cells += [end for name in estimated for end in row["intervals"][name]]
         cells = ["" if cell is None or cell != cell else repr(cell) for cell in cells]
-        writer.writerow([row["prompt"], label, row["category"] or "", int(row["truncated"]), *cells])
+        writer.writerow([as_cell(row["prompt"]), label, as_cell(row["category"] or ""), int(row["truncated"]), *cells])
     path = directory / "results.csv"
     write_atomically(path, lambda stream: stream.write(text.getvalue().encode()))
     return path
+
+
+def read_results(path: str | Path) -> Any:
+    """The table ``results.csv`` of an audit as a pandas DataFrame, every prompt and category as it was given.
+
+    ``pandas.read_csv`` alone differs in two ways: a text that a spreadsheet would compute, such as ``=1+1``, keeps the
+    apostrophe that stands before it in the file, and a prompt such as ``NA`` or ``null`` is taken for a missing one.
+
+    Args:
+        path: the folder of the run, or the file.
+
+    Raises:
+        ValueError: the folder has no such file.
+        ImportError: pandas is missing.
+    """
+    try:
+        import pandas
+    except ImportError:
+        raise ImportError(
+            "read_results: expected pandas, which makes the table, got none; pip install pandas"
+        ) from None
+    path = Path(path)
+    file = path / "results.csv" if path.is_dir() else path
+    if not file.is_file():
+        raise ValueError(f"{path}: expected a finished audit with its results.csv, got no such file")
+    return pandas.read_csv(
+        file, encoding="utf-8", converters={"prompt": from_cell, "category": lambda cell: from_cell(cell) or None}
+    )

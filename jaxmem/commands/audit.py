@@ -21,7 +21,8 @@ class Audit:
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")] = ""
     """A diffusers folder, or a hub id such as CompVis/stable-diffusion-v1-4; by default the small model shipped."""
     prompts: tuple[Path, ...] = ()
-    """Files of prompts (.txt, .csv with any separator, .jsonl), with labels and categories or without."""
+    """Files of prompts: .txt, .csv or .tsv with any separator, .json, .jsonl, .parquet; also .gz of the text ones, a
+    folder with one caption per .txt file, or - for standard input. With labels and categories or without."""
     memorized: tuple[Path, ...] = ()
     """More files, of prompts that are known to be memorized where they have no label."""
     not_memorized: tuple[Path, ...] = ()

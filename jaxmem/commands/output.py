@@ -4,15 +4,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from jaxmem.terminal import visible
+
 
 def say(line: str) -> None:
     """One line for whoever waits, beside the results."""
-    print(line, file=sys.stderr, flush=True)
+    print(visible(line), file=sys.stderr, flush=True)
 
 
 def sayer(dry_run: bool) -> Callable[[str], None]:
     """Where an audit says what it takes: that is the result of a dry run, and beside the results of any other."""
-    return print if dry_run else say
+    return (lambda line: print(visible(line))) if dry_run else say
 
 
 def model_name(source: str) -> str:
@@ -26,7 +28,7 @@ def write_page(run: Path, out: Path | None = None) -> None:
     from jaxmem.report.html import write_report
 
     path = write_report(run, out)
-    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+    print(f"{visible(str(path))} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
 def show_run(directory: Path) -> None:

@@ -8,6 +8,7 @@ import tyro
 
 from jaxmem.commands.output import model_name, say, sayer, show_run, write_page
 from jaxmem.config import AuditConfig, MnistConfig, Toy2dConfig, VerbatimConfig
+from jaxmem.terminal import visible
 
 Preset = Literal["small", "paper"]
 
@@ -118,4 +119,4 @@ class PaperFigures:
 
             write_page(out)
             for path in draw(read_audit(Run.read(out)), out / "figures"):
-                print(path)
+                print(visible(str(path)))

@@ -279,7 +279,7 @@ def _read_cached(name: str) -> bytes:
             return _checked(Path(path).read_bytes(), name, Path(path))
     raise ValueError(
         f"MNIST file {name}: expected to download it, got no usable answer from {len(MIRRORS)} mirrors "
-        f"({'; '.join(failures)}); put the four IDX files in a folder and name it by --data-dir or ${ENVIRONMENT}"
+        f"({'; '.join(failures)}); put the four IDX files in a folder and name it by `data_dir` or ${ENVIRONMENT}"
     )
 
 

@@ -149,7 +149,7 @@ def choose_samples(config: MnistConfig, run: Run, digits: Digits, progress: Prog
         raise ValueError(
             f"only {len(new)} of {config.num_general_samples} samples of digit {config.general_digit} are clearly new"
             f" (calibrated distance at least {config.new_threshold}), {config.num_analysed} were asked for:"
-            f" train longer, sample more (--num-general-samples) or lower --new-threshold, in a new --out"
+            f" train longer, sample more (`num_general_samples`) or lower `new_threshold`, in a new folder"
         )
     analysed = np.concatenate([new, copies])
     return {

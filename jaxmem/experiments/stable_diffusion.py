@@ -160,7 +160,7 @@ def _compile(model: StableDiffusion, config: SpectrumConfig, batch: int, say: Sa
         f" {memory.gigabytes(programs.peak_bytes)} for linearisation and products of {batch} point(s) at once,"
         f" {memory.gigabytes(basis)} for the Krylov basis, of {memory.gigabytes(memory.available_bytes())} free"
     )
-    memory.require(needed, "the spectrum", "take a smaller --batch or --num-steps, or another --method")
+    memory.require(needed, "the spectrum", "take a smaller `batch` or `num_steps`, or another `method`")
     return programs
 
 

@@ -169,7 +169,7 @@ def sample_paths(
     if memorized.all() or not memorized.any():
         raise ValueError(
             f"{int(memorized.sum())} of {len(samples)} samples landed on the duplicated point: no pair of paths to"
-            f" compare; train longer (--training.num-steps), in a new --out"
+            f" compare; train longer (`training.num_steps`), in a new folder"
         )
     chosen = [int(memorized.argmax()), int((~memorized).argmax())]
     return samples, np.stack([kept[t][chosen] for t in range(SCHEDULE.num_timesteps)], 1)

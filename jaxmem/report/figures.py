@@ -41,5 +41,5 @@ def of_this_version(run: Run) -> Iterator[None]:
     except KeyError as error:
         raise ValueError(
             f"{run.directory}: expected {error} among the results of a {run.manifest.get('experiment')} run, got none;"
-            f" it was written by another version: draw it with that one, or run the experiment again in a new --out"
+            f" it was written by another version: draw it with that one, or run the experiment again in a new folder"
         ) from error

@@ -40,8 +40,8 @@ def write_report(run: str | Path | Run, out: str | Path | None = None) -> Path:
     experiment = run.manifest.get("experiment")
     if experiment != "audit":
         raise ValueError(
-            f"{run.directory}: expected a run of jaxmem audit, got {experiment!r} as the experiment of its manifest;"
-            " jaxmem figures draws the others"
+            f"{run.directory}: expected the run of an audit, got {experiment!r} as the experiment of its manifest;"
+            " jaxmem.report.figures.draw draws the others"
         )
     from jaxmem.audit import read_audit
 

@@ -24,7 +24,7 @@ def draw(result: AuditResult, folder: Path, training: np.ndarray | None = None) 
     if not kinds or not result.eigenvalues.shape[2] or not result.eigenvalues.shape[3]:
         raise ValueError(
             f"audit: expected prompts with categories and spectra, got {len(kinds)} categories and"
-            f" {result.eigenvalues.shape[2]} timesteps with spectra; add a category column, and a --method"
+            f" {result.eigenvalues.shape[2]} timesteps with spectra; add a category column, and a `method`"
         )
     made = [folder / "figure6.png", folder / "figure7.png"]
     _figure6(result, kinds, made[0], training)

@@ -9,6 +9,8 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from jaxmem.terminal import visible
+
 # Okabe and Ito's palette, distinguishable with every common colour vision deficiency.
 MEMORIZED = "#D55E00"
 GENERAL = "#0072B2"
@@ -36,7 +38,7 @@ _RC: Any = {
 
 def plain(text: str, length: int = 40) -> str:
     """Text that matplotlib shows as it is, in one line and shortened: a dollar sign would begin a formula."""
-    text = " ".join(text.split())
+    text = " ".join(visible(text, keep="\n\t\r").split())
     return (text if len(text) <= length else text[: length - 1] + "…").replace("$", r"\$")
 
 

@@ -1,8 +1,12 @@
 """What a run found, as a table and a few sentences for the terminal."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -11,6 +15,10 @@ from jaxmem.audit import read_audit
 from jaxmem.report.audit_view import AuditView
 from jaxmem.report.figures import of_this_version
 from jaxmem.runs import Run
+from jaxmem.terminal import visible
+
+_NARROWEST = 20  # of a column of prompts: what is narrower says nothing
+_LONGEST = 60  # characters of a prompt
 
 
 def print_summary(directory: Path, figures: list[Path], console: Console) -> None:
@@ -24,7 +32,7 @@ def print_summary(directory: Path, figures: list[Path], console: Console) -> Non
     products = f"{metrics['num_products']:,} Jacobian products; " if metrics["num_products"] else ""
     console.print(f"\n{products}{minutes:.1f} minutes in all. Figures:")
     for path in figures:
-        console.print(f"  {path}", highlight=False, soft_wrap=True, markup=False)
+        _print_path(path, console)
 
 
 def print_audit(directory: Path, console: Console) -> None:
@@ -32,30 +40,102 @@ def print_audit(directory: Path, console: Console) -> None:
     run = Run.read(directory)
     view, metrics = AuditView(read_audit(run)), run.metrics()
     shown = [view.detectors[d].name for d in view.leads][:5]
-    table = Table(title="The most memorized prompts, in the order of the page: score (rank)")
-    table.add_column("prompt", overflow="ellipsis", max_width=60, no_wrap=True)
-    for name in shown:
-        table.add_column(name, justify="right")
+    rows = []
     for n in view.order[:10].tolist():
         row = metrics["prompts"][n]
-        cells = [
+        numbers = [
             "" if row["scores"][name] is None else f"{row['scores'][name]:.4g} ({row['rank'][name]})" for name in shown
         ]
-        table.add_row(Text(row["prompt"]), *cells)
-    console.print(table)
+        rows.append([row["prompt"], *numbers])
+    title = "The most memorized prompts, in the order of the page: score (rank)"
+    _print_table(title, ["prompt", *shown], rows, console, words="prompt")
     for name in shown if metrics["evaluation"] else ():
         areas = []
         for kind, found in metrics["evaluation"][name].items():
             if found["auc"] is not None:
                 ends = found["auc_interval"]
-                areas.append(f"{kind} {found['auc']:.3f}" + (f" ({ends[0]:.3f} to {ends[1]:.3f})" if ends else ""))
+                areas.append(
+                    f"{visible(kind)} {found['auc']:.3f}" + (f" ({ends[0]:.3f} to {ends[1]:.3f})" if ends else "")
+                )
         if areas:
             console.print(f"{name}: AUC against the labels: {'; '.join(areas)}", highlight=False, markup=False)
     console.print(
         f"{metrics['num_evaluations']:,} evaluations, {metrics['num_products']:,} products,"
         f" {metrics['wall_seconds']['total'] / 60:.1f} minutes. One row per prompt:"
     )
-    console.print(f"  {directory / 'results.csv'}", highlight=False, soft_wrap=True, markup=False)
+    _print_path(directory / "results.csv", console)
+
+
+def _print_path(path: Path, console: Console) -> None:
+    console.print(f"  {visible(str(path))}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _print_table(
+    title: str, names: Sequence[str], rows: Sequence[Sequence[str]], console: Console, words: str = ""
+) -> None:
+    """Print a table whose numbers are whole at any width; the column ``words`` has texts of others and gives way.
+
+    Where the widest line of numbers does not fit, headers and then cells go over several lines; where that is not
+    enough, every row is a list.
+    """
+    texts = names.index(words) if words else -1
+    cells = [[visible(cell) for cell in row] for row in rows]
+    for narrow in (False, True):
+        widths = [_width(name, [row[i] for row in cells], narrow) for i, name in enumerate(names)]
+        left = console.width - sum(w for i, w in enumerate(widths) if i != texts) - 2 * len(names)  # spaces between
+        longest = 0 if texts < 0 else max([cell_len(words), *(cell_len(row[texts]) for row in cells)])
+        if left >= min(_NARROWEST, longest):
+            if texts >= 0:
+                widths[texts] = min(left, longest, _LONGEST)
+            break
+    else:
+        _print_list(title, names, cells, texts, console)
+        return
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=True, show_edge=False, padding=(0, 1, 0, 0))
+    for i, (name, width) in enumerate(zip(names, widths, strict=True)):
+        justify: Any = "left" if i == texts else "right"
+        table.add_column(
+            Text(_broken(name, width)), justify=justify, width=width, overflow="fold", vertical="top", no_wrap=False
+        )
+    for row in cells:
+        shown = [Text(cell) for cell in row]
+        if texts >= 0:
+            shown[texts].truncate(_LONGEST, overflow="ellipsis")
+        table.add_row(*shown)
+    console.print(table)
+
+
+def _print_list(title: str, names: Sequence[str], rows: Sequence[Sequence[str]], texts: int, console: Console) -> None:
+    """Each row as a line of its text, and its numbers with their names below it."""
+    console.print(title, highlight=False, markup=False)
+    for row in rows:
+        first = texts if texts >= 0 else 0
+        head = Text(row[first] if texts >= 0 else f"{names[0]} {row[0]}")
+        head.truncate(_LONGEST, overflow="ellipsis")
+        console.print(head, overflow="fold")
+        for i, (name, cell) in enumerate(zip(names, row, strict=True)):
+            if i != first and cell:
+                console.print(Text(f"  {name}: {cell}"), overflow="fold")
+
+
+def _width(name: str, cells: Sequence[str], narrow: bool) -> int:
+    """Of a column of numbers: of its longest cell, or part of it between spaces, and of the parts of its header."""
+    parts = [part for cell in cells for part in (cell.split() if narrow else [cell])]
+    return max(cell_len(part) for part in [*parts, *_pieces(name)])
+
+
+def _pieces(name: str) -> list[str]:
+    """Where a header may be broken: at spaces, after hyphens, before the timestep."""
+    return re.findall(r" ?(?:@?[^\s@-]+-?|[@-]+)", name)
+
+
+def _broken(name: str, width: int) -> str:
+    lines = [""]
+    for piece in _pieces(name):
+        if lines[-1] and cell_len(lines[-1] + piece) > width:
+            lines.append("")
+        lines[-1] += piece if lines[-1] else piece.lstrip()
+    return "\n".join(lines)
 
 
 def _spread(row: dict[str, float]) -> str:
@@ -65,20 +145,21 @@ def _spread(row: dict[str, float]) -> str:
 def _mnist(metrics: dict[str, Any], config: dict[str, Any], console: Console) -> None:
     general, memorized = f"digit {config['general_digit']}", f"digit {config['memorized_digit']}"
     analysed = metrics["num_samples"]["analysed"]
-    table = Table(title="Positive eigenvalues of the Hessian of log p_t, of 784: mean (smallest to largest)")
-    columns = ("timestep", f"{general}, general", f"{memorized}, memorized", "AUC", "tangent count, the same two")
-    for name in columns:
-        table.add_column(name, justify="right")
+    names = ["timestep", f"{general}, general", f"{memorized}, memorized", "AUC", "tangent count, the same two"]
+    rows = []
     for t in reversed(metrics["positive_count"]):
         counts, free = metrics["positive_count"][t], metrics["tangent_count"][t]
-        table.add_row(
-            t,
-            _spread(counts["general"]),
-            _spread(counts["memorized"]),
-            f"{metrics['auc_positive_count'][t]:.3f}",
-            f"{free['general']['mean']:.1f} / {free['memorized']['mean']:.1f}",
+        rows.append(
+            [
+                t,
+                _spread(counts["general"]),
+                _spread(counts["memorized"]),
+                f"{metrics['auc_positive_count'][t]:.3f}",
+                f"{free['general']['mean']:.1f} / {free['memorized']['mean']:.1f}",
+            ]
         )
-    console.print(table)
+    title = "Positive eigenvalues of the Hessian of log p_t, of 784: mean (smallest to largest)"
+    _print_table(title, names, rows, console)
     copies = metrics["memorized_are_the_training_image"]
     distance, last = metrics["nearest_train_distance"], next(iter(metrics["positive_count"]))
     first = metrics["positive_count"][last]
@@ -120,16 +201,15 @@ def _verdict(metrics: dict[str, Any], t: str, memorized: str) -> str:
 
 def _toy2d(metrics: dict[str, Any], config: dict[str, Any], console: Console) -> None:
     share = config["num_copies"] / (config["num_copies"] + config["num_gaussian"])
-    table = Table(title="Error of the learned Hessian, ‖learned − exact‖ / ‖exact‖, in per cent")
-    for name in ("timestep", "memorized path", "general path", "first order only: memorized", "general"):
-        table.add_column(name, justify="right")
+    names = ["timestep", "memorized path", "general path", "first order only: memorized", "general"]
     sources = (metrics["hessian_rel_error"], metrics["first_order"]["hessian_rel_error"])
+    rows = []
     for t in ("900", "500", "300", "200", "100", "50", "20"):
         errors = [source[t][path] for source in sources for path in ("memorized", "general")]
-        table.add_row(t, *(f"{error:.1%}".rstrip("%") for error in errors))
+        rows.append([t, *(f"{error:.1%}".rstrip("%") for error in errors)])
     medians = [100 * source["hessian_rel_error_median"] for source in (metrics, metrics["first_order"])]
-    table.add_row("median 20–900", f"{medians[0]:.2f}", "", f"{medians[1]:.2f}", "", style="bold")
-    console.print(table)
+    rows.append(["median 20–900", f"{medians[0]:.2f}", "", f"{medians[1]:.2f}", ""])
+    _print_table("Error of the learned Hessian, ‖learned − exact‖ / ‖exact‖, in per cent", names, rows, console)
     console.print(
         f"{metrics['memorized_fraction']:.1%} of {config['num_samples']:,} samples landed on the duplicated point,"
         f" which is {share:.1%} of the data. On the path to it the exact Hessian falls to −I/σ²: a sharp isolated peak;"
@@ -151,16 +231,15 @@ def _spectrum(metrics: dict[str, Any], config: dict[str, Any], console: Console)
         f"Ritz values of the Hessian of log p_t at t = {metrics['timestep']} (sigma {metrics['sigma']:.4f}),"
         f" {metrics['method']}, dimension {metrics['dimension']:,}; ± is the residual"
     )
-    table = Table(title=title)
-    for name in ("image", "prompt", "largest", "smallest", "above 0", "asymmetry"):
-        table.add_column(name, justify="left" if name == "prompt" else "right")
+    rows = []
     for point in metrics["points"]:
         largest = f"{point['largest'][0]:.4g} ± {point['largest_residuals'][0]:.1g}"
         smallest = f"{point['smallest'][-1]:.4g} ± {point['smallest_residuals'][-1]:.1g}"
-        words = Text(point["prompt"]) if point["kind"] == "conditional" else Text("(no prompt)", style="italic")
+        words = point["prompt"] if point["kind"] == "conditional" else "(no prompt)"
         positive = f"{point['num_positive_ritz_values']} of {point['num_ritz_values']}"
-        table.add_row(str(point["image"]), words, largest, smallest, positive, f"{point['asymmetry']:.1%}")
-    console.print(table)
+        rows.append([str(point["image"]), words, largest, smallest, positive, f"{point['asymmetry']:.1%}"])
+    names = ["image", "prompt", "largest", "smallest", "above 0", "asymmetry"]
+    _print_table(title, names, rows, console, words="prompt")
     exact = (
         "of the symmetric part ½(J + Jᵀ), which has at least as many positive eigenvalues as Ritz values above 0"
         if config["method"] == "lanczos"
@@ -175,15 +254,12 @@ def _spectrum(metrics: dict[str, Any], config: dict[str, Any], console: Console)
 
 def _verbatim(metrics: dict[str, Any], config: dict[str, Any], console: Console) -> None:  # noqa: ARG001
     kinds = ("none", "template", "matching")
-    table = Table(title="Positive eigenvalues of 256: the model, and exactly the caption's training set")
-    table.add_column("t", justify="right")
-    for kind in kinds:
-        table.add_column(kind, justify="right")
-    table.add_column("AUC, matching", justify="right")
+    rows = []
     for t, row in metrics["counts"].items():
         cells = [f"{row[kind]['positive'][0]:.1f}, {row[kind]['positive_of_training_set'][0]:.1f}" for kind in kinds]
-        table.add_row(t, *cells, f"{metrics['auc']['audit'][f'positive-count@t{t}']['matching']['auc']:.3f}")
-    console.print(table)
+        rows.append([t, *cells, f"{metrics['auc']['audit'][f'positive-count@t{t}']['matching']['auc']:.3f}"])
+    title = "Positive eigenvalues of 256: the model, and exactly the caption's training set"
+    _print_table(title, ["t", *kinds, "AUC, matching"], rows, console)
     for name, found in metrics["earliest"].items():
         times = ", ".join(f"{kind} {'never' if t is None else f't = {t}'}" for kind, t in found.items())
         console.print(f"{name}: AUC 0.95 from {times}", highlight=False)

@@ -1,0 +1,69 @@
+"""The names of Python arguments in the library's messages, as the flags of a command: translated here alone.
+
+The library writes ``batch: expected at least 1, got 0`` or ``take a smaller `batch```: the name of an argument, or of a
+field of a configuration, leads the message or stands in backquotes. It writes of ``another folder`` where a new run has
+to go, which is what every command calls ``--out``.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Annotated, Any, get_args, get_origin
+
+from tyro.conf import Positional
+
+# Arguments of the library that several flags of a command give.
+_SEVERAL = {"neutral": ("reference", "neutral")}
+_POSITIONAL = get_args(Positional[str])[1]
+
+
+def as_flags(message: str, command: type[Any] | None, arguments: Sequence[str]) -> str:
+    """A message of the library in the words of a command, which was called with these arguments.
+
+    A name that is a field of several configurations, as ``num_steps`` of two trainings, becomes the flag that was
+    given, or that of the part which the message begins with. Names that are no flag of the command stay as they are.
+    """
+    names = {} if command is None else dict(_names(command))
+    given = {argument.partition("=")[0] for argument in arguments}
+    lead = re.match(r"[a-z0-9_]+(?:\.[a-z0-9_]+)*(?: \+ [a-z0-9_]+)*(?=(?:\[\d+\])?: )", message)
+    part = lead[0] if lead else ""
+
+    def flag(name: str) -> str | None:
+        wanted = _SEVERAL.get(name, (name,))
+        found = [shown for path, shown in names.items() for one in wanted if path == one or path.endswith(f".{one}")]
+        exact = [names[one] for one in wanted if one in names]
+        of_part = [shown for shown in found if shown.startswith(f"--{_dashed(part)}.")]
+        for chosen in ([shown for shown in found if shown in given], exact, of_part):
+            if chosen:
+                return " or ".join(chosen)
+        return found[0] if len(found) == 1 else None
+
+    # A folder may be called as an argument is: then the first word is no name of an argument.
+    if lead and part not in arguments:
+        translated = " + ".join(flag(name) or name for name in part.split(" + "))
+        message = translated + message[lead.end() :]
+    message = re.sub(r"`([a-z0-9_.]+)`", lambda match: flag(match[1]) or match[1], message)
+    if names.get("out") == "--out" and "config" in {field.name for field in fields(command)}:  # type: ignore[arg-type]
+        message = re.sub(r"\b(another|a new) folder\b", r"\1 --out", message)
+    return message
+
+
+def _names(command: type[Any], path: str = "", prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Names of Python, with those of their configurations before them, and the flags that they are given by."""
+    for field in fields(command):
+        kind: Any = field.type
+        marks: tuple[Any, ...] = ()
+        if get_origin(kind) is Annotated:
+            kind, *marks = get_args(kind)
+        if is_dataclass(kind):
+            hidden = any(getattr(mark, "name", None) == "" for mark in marks)  # tyro.conf.arg(name="")
+            inner = "" if hidden else f"{field.name}."
+            yield from _names(kind, path + inner, prefix + _dashed(inner))  # type: ignore[arg-type]
+        elif _POSITIONAL in marks:
+            yield path + field.name, field.name.upper()
+        else:
+            yield path + field.name, f"--{prefix}{_dashed(field.name)}"
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
