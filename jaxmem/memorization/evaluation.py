@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from sklearn import metrics
 
+from jaxmem.extras import require
 from jaxmem.memorization.bootstrap import interval, resampled_rates
 from jaxmem.memorization.standing import sign_of
 
@@ -57,6 +57,7 @@ def roc(scores: Any, labels: Any, *, memorized_is: str) -> Roc:
 
     Raises:
         ValueError: bad shapes, scores that are not finite, one kind of labels only, or an unknown direction.
+        MissingExtra: scikit-learn, of jaxmem[audit], is not installed.
     """
     scores, labels = np.asarray(scores, np.float64), np.asarray(labels)
     if scores.ndim != 1 or labels.shape != scores.shape or labels.dtype != bool or not np.isfinite(scores).all():
@@ -67,6 +68,9 @@ def roc(scores: Any, labels: Any, *, memorized_is: str) -> Roc:
     if labels.all() or not labels.any():
         raise ValueError(f"labels: expected both kinds, got {labels.sum()} memorized of {labels.size}")
     sign = sign_of(memorized_is)
+    require("audit", "ROC curves")
+    from sklearn import metrics
+
     # Points in between are kept: the last one within a limit may be one of them.
     fpr, tpr, thresholds = metrics.roc_curve(labels, sign * scores, drop_intermediate=False)
     return Roc(fpr, tpr, sign * thresholds)
@@ -126,7 +130,7 @@ def evaluate(
         drawn = resampled_rates(sign * scores, labels, FPR_LIMITS, seed=seed, num_resamples=num_resamples)
         auc_interval = interval(drawn[:, 0])
         intervals = [None if rate is None else interval(drawn[:, 1 + i]) for i, rate in enumerate(rates)]
-    auc = float(metrics.auc(curve.fpr, curve.tpr))
+    auc = float(np.trapezoid(curve.tpr, curve.fpr))
     return Evaluation(auc, auc_interval, rates[0], rates[1], (intervals[0], intervals[1]), *sizes, *prompts)
 
 
