@@ -5,8 +5,10 @@ BIN := $(VENV)/bin
 OUT ?= runs
 # An index to take torch from before everything else, for the CPU build.
 TORCH_INDEX ?=
+# Of pyproject.toml, for tests; without parity, tests that compare with torch and diffusers skip.
+EXTRAS ?= test,parity,notebook
 
-.PHONY: venv venv-test demo demo-mnist test fast-tests test-slow lint bench bench-long notebooks clean
+.PHONY: venv venv-test demo demo-mnist test fast-tests test-slow lint dist bench bench-long notebooks clean
 
 venv: $(VENV)/ready
 venv-test: $(VENV)/ready-test
@@ -14,12 +16,12 @@ venv-test: $(VENV)/ready-test
 $(VENV)/ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --editable '.[audit]'
 	touch $@
 
 $(VENV)/ready-test: $(VENV)/ready
 	$(if $(TORCH_INDEX),$(BIN)/python -m pip install --quiet torch==2.13.0 --index-url $(TORCH_INDEX))
-	$(BIN)/python -m pip install --quiet --editable '.[test,notebook]'
+	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
 	touch $@
 
 # The shipped model, all of its captions; the last line is the page to open.
@@ -48,6 +50,10 @@ fast-tests: venv-test
 test-slow: venv-test
 	$(BIN)/python -m pytest -m slow
 
+# sdist and wheel in dist/, installed into an empty environment and tried there.
+dist: venv-test
+	scripts/dist.sh $(abspath $(BIN)/python)
+
 bench: venv-test
 	$(BIN)/python benchmarks/exact_jacobian.py
 	$(BIN)/python benchmarks/batch_spectra.py
@@ -63,4 +69,4 @@ notebooks: venv-test
 	$(BIN)/python notebooks/execute.py
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) dist .pytest_cache .ruff_cache .mypy_cache

@@ -27,7 +27,7 @@ class NoiseSchedule:
     takes them from cos² (Nichol and Dhariwal 2021, offset 0.008, beta at most 0.999) and ignores the two bounds.
     """
 
-    kind: str = "linear"  # a ScheduleKind
+    kind: ScheduleKind = "linear"
     num_timesteps: int = 1000
     beta_start: float = 1e-4
     beta_end: float = 0.02
@@ -109,7 +109,7 @@ def _refuse_whole_numbers(name: str, array: Any) -> None:
         raise ValueError(f"{name}: expected floating point, got {jnp.result_type(array)}; convert and scale it first")
 
 
-def to_eps(prediction: str, output: Any, x: Any, alpha: Any, sigma: Any) -> Any:
+def to_eps(prediction: Prediction, output: Any, x: Any, alpha: Any, sigma: Any) -> Any:
     """The noise estimate behind a network's output; ``prediction`` is one of `Prediction`.
 
     ``eps``: itself; ``v``: ``alpha v + sigma x``; ``x0``: ``(x - alpha x0) / sigma``; ``flow`` (the velocity of
@@ -131,7 +131,7 @@ def to_eps(prediction: str, output: Any, x: Any, alpha: Any, sigma: Any) -> Any:
     raise ValueError(f"prediction: expected one of {get_args(Prediction)}, got {prediction!r}")
 
 
-def to_score(prediction: str, output: Any, x: Any, alpha: Any, sigma: Any) -> Any:
+def to_score(prediction: Prediction, output: Any, x: Any, alpha: Any, sigma: Any) -> Any:
     """The score ``s = -eps / sigma`` behind a network's output (see `to_eps`)."""
     if prediction == "score":
         return output

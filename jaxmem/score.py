@@ -26,7 +26,7 @@ class NetworkScore:
 
     graphdef: nnx.GraphDef
     schedule: NoiseSchedule
-    prediction: str  # a Prediction
+    prediction: Prediction
 
     def __call__(self, state: Any, x: Float[Array, "*shape"], t: Any, cond: Any) -> Float[Array, "*shape"]:
         alpha, sigma = self.schedule.at(t, x.dtype)
@@ -57,7 +57,7 @@ class NetworkScore:
         return f"NetworkScore({', '.join([*names, str(self.schedule), repr(self.prediction)])})"
 
 
-def bind(module: nnx.Module, schedule: NoiseSchedule, prediction: str) -> tuple[NetworkScore, nnx.State]:
+def bind(module: nnx.Module, schedule: NoiseSchedule, prediction: Prediction) -> tuple[NetworkScore, nnx.State]:
     """Split a Flax module into a hashable score function and its parameters.
 
     The module is called as ``module(x, t, cond)`` on one example and returns an array shaped like ``x``, which

@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 
 import jax
+import jaxtyping
 import pytest
 from parity import Parity, Row, table
 
@@ -56,6 +57,14 @@ def getkey():
 
 
 @pytest.fixture
+def unchecked():
+    """Calls as users make them: without the type checks of the tests, before which our own errors would never come."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
 def x64():
     """Double precision for the duration of one test."""
     with jax.enable_x64(True):
@@ -84,13 +93,13 @@ def pytest_terminal_summary(terminalreporter, config):
 
 
 def optional_import(name: str):
-    """Import a test-only peer, or skip with the reason; its own import warnings are not ours."""
+    """Import a peer, or skip with the reason; its own import warnings are not ours."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return importlib.import_module(name)
         except ImportError:
-            pytest.skip(f"{name} is not installed: pip install 'jaxmem[test]' brings it (README, Development)")
+            pytest.skip(f"{name} is not installed: it comes with jaxmem[test,parity] (README, Development)")
 
 
 @pytest.fixture(scope="session")
@@ -101,6 +110,6 @@ def torch():
 
 @pytest.fixture(scope="session")
 def diffusers():
-    """The schedulers and pipelines we compare with, or a skip."""
+    """The schedulers and pipelines we compare with, or a skip; without torch diffusers has stand-ins that raise."""
     optional_import("torch")
     return optional_import("diffusers")

@@ -162,6 +162,7 @@ def test_add_noise_and_nearest():
         ),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input_is_named(make, match):
     with pytest.raises(ValueError, match=match):
         make()

@@ -328,6 +328,7 @@ ONE, FLAGS = np.arange(4.0), np.arange(4) < 2
         (lambda: percentile(ONE, [np.nan], memorized_is="high"), "reference: expected at least one score"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_misuse_is_refused(call: Any, message: str):
     with pytest.raises(ValueError, match=message):
         call()

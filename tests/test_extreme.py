@@ -488,6 +488,7 @@ def _nan_score(state, x, t, cond):
         ),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input_is_named(changes, match):
     operator = changes.pop("operator", MatrixOperator(rotated(SPECTRA["even"])))
     operator = operator() if callable(operator) else operator

@@ -85,6 +85,7 @@ def test_every_detector_says_what_it_is():
         ),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_impossible_lists_are_refused(arguments: dict, message: str):
     with pytest.raises(ValueError, match=message):
         detectors(**arguments)

@@ -133,6 +133,7 @@ def test_a_perfect_network_of_each_kind_gives_the_closed_form(prediction, t):
     np.testing.assert_allclose(score(state, jnp.asarray(x, jnp.float32), jnp.int32(t), None), exact, rtol=tolerance)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_unknown_predictions_are_refused():
     with pytest.raises(ValueError, match=r"prediction: expected one of .*got 'epsilon'"):
         bind(Affine(3, rngs=nnx.Rngs(0)), SCHEDULE, "epsilon")

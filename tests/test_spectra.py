@@ -396,6 +396,7 @@ def _ok_score(state, x, t, cond):
         ),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input_is_named(call, match):
     with pytest.raises(ValueError, match=match):
         call(MatrixOperator(jnp.eye(4)))

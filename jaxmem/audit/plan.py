@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxmem.config import AuditConfig
 from jaxmem.memorization.detectors import ANISOTROPY_WEIGHTS
+from jaxmem.memorization.registry import AuditMethod
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
 
 LARGEST_EXACT = 2048  #: dimensions up to which the whole spectrum is computed by default
@@ -45,7 +46,7 @@ class Plan:
     sigma: tuple[float, ...]
     spectral_timesteps: tuple[int, ...]  #: descending, among ``timesteps``
     anisotropy_timestep: int | None  #: of the evaluation off the trajectory
-    method: str
+    method: AuditMethod
     num_steps: int
     count_budget: int | None
     directions: int

@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxmem.audit.plan import Plan
 from jaxmem.audit.scores import Raw, costs, count_intervals, detector_scores
-from jaxmem.memorization.registry import Detector
+from jaxmem.memorization.registry import AuditMethod, Detector
 from jaxmem.prompts import Prompt
 from jaxmem.runs import Run
 
@@ -34,7 +34,7 @@ class AuditResult(NamedTuple):
     spectral_timesteps: np.ndarray  #: (K,) descending, among ``timesteps``
     eigenvalues: np.ndarray  #: (N, M, K, L) descending: all of the symmetric part, or Ritz values; L = 0 for "none"
     noise: np.ndarray  #: (N, M, K) what rounding can have moved an eigenvalue by, measured
-    method: str  #: "eigh", "lanczos" or "none"
+    method: AuditMethod
     images: np.ndarray | None  #: (N, M, h, w, 3) uint8, zeros where ``sampled`` is False; None if there is not one
     sampled: np.ndarray  #: (N, M) bool: the image is there
     directions: Directions | None

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxmem.audit.plan import Plan
 from jaxmem.memorization.detectors import SCORE_EVOLUTION_STEPS, TILES_PER_SIDE
-from jaxmem.memorization.registry import Detector, detectors
+from jaxmem.memorization.registry import Detector, Family, detectors
 from jaxmem.memorization.table import score_table
 from jaxmem.runs import Run
 
@@ -34,7 +34,7 @@ def detector_scores(plan: Plan, raw: Raw) -> tuple[tuple[Detector, ...], np.ndar
     counted = plan.count_budget is not None
     images = raw.images
     tiled = images is not None and plan.noises > 1 and not any(side % TILES_PER_SIDE for side in images.shape[1:3])
-    families = {
+    families: dict[Family, bool] = {
         "wen": True,
         "jeon": True,
         "score-evolution": len(plan.timesteps) >= SCORE_EVOLUTION_STEPS,

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
+from jaxmem.extras import require
+
 # SHA-256 of the decompressed bytes: the .gz of the mirrors differ in their headers, the content does not.
 SHA256 = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -261,6 +263,7 @@ def _checked(blob: bytes, name: str, path: Path) -> bytes:
 
 def _read_cached(name: str) -> bytes:
     """One file from the user's cache folder, downloaded on first use."""
+    require("audit", "downloading MNIST")
     import pooch
 
     failures = []

@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from sklearn.metrics import roc_auc_score
 
 from jaxmem.config import MnistConfig
 from jaxmem.data.mnist import Digits, select_digits, to_pixels
 from jaxmem.diffusion import DDIM, NoiseSchedule, sample_ddim
 from jaxmem.experiments.spectra import record_spectra
+from jaxmem.extras import require
 from jaxmem.memorization.distances import calibrated_l2, nearest_training
 from jaxmem.memorization.sharpness import below_bound, positive_count, tangent_count
 from jaxmem.networks.unet import UNet
@@ -50,7 +50,9 @@ def run_mnist(config: MnistConfig, out: Path, progress: Progress = silent) -> di
 
     Raises:
         ValueError: if ``out`` holds another run, or the data are missing or damaged; before any work.
+        MissingExtra: packages of jaxmem[audit] are not installed; before any work.
     """
+    require("audit", "the MNIST experiment")
     digits = select_digits(
         config.general_digit,
         config.memorized_digit,
@@ -207,6 +209,8 @@ def _per_class(values: np.ndarray, memorized: np.ndarray, statistics: dict[str, 
 
 def mnist_metrics(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     """Everything in ``metrics.json`` but the seconds, from the arrays of ``spectra.npz`` alone."""
+    from sklearn.metrics import roc_auc_score
+
     eigenvalues, memorized = arrays["eigenvalues"], np.asarray(arrays["memorized"], bool)
     timesteps = [int(t) for t in arrays["timestep"]]
     spread = {"mean": np.mean, "min": np.min, "max": np.max}

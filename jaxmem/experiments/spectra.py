@@ -19,6 +19,7 @@ from jaxmem.runs import Run
 from jaxmem.score import Score
 from jaxmem.spectra import Spectrum, batch_spectra
 from jaxmem.spectra.batch import check_points, start_keys
+from jaxmem.spectra.result import Method
 
 
 def shared_units(run: Run, keys: Sequence[str], task: str, progress: Progress = silent) -> Iterator[str]:
@@ -115,7 +116,7 @@ def _table(found: Spectrum) -> np.ndarray:
     )
 
 
-def _spectrum(table: np.ndarray, starts: Any, method: str, dtype: Any) -> Spectrum:
+def _spectrum(table: np.ndarray, starts: Any, method: Method, dtype: Any) -> Spectrum:
     """What `_table` was made of."""
     size = (table.shape[1] - 4) // (1 if method == "eigh" else 2)
     values, (num_products, status, asymmetry, noise) = table[:, :size], table[:, -4:].real.T

@@ -14,6 +14,7 @@ from jaxmem.memorization.bootstrap import mean_interval
 from jaxmem.memorization.distances import nearest_training
 from jaxmem.memorization.evaluation import evaluate_categories
 from jaxmem.memorization.sharpness import positive_count, tangent_count
+from jaxmem.memorization.standing import End
 from jaxmem.oracles import EmpiricalScore
 from jaxmem.progress import Progress
 from jaxmem.runs import Run
@@ -126,7 +127,7 @@ def areas_over_time(course: AuditResult) -> dict[str, dict[str, list[tuple[int, 
     """
     labels = [prompt.label for prompt in course.prompts]
     categories = [prompt.category for prompt in course.prompts]
-    scores: dict[str, list[tuple[int, np.ndarray, str]]] = {}
+    scores: dict[str, list[tuple[int, np.ndarray, End]]] = {}
     for d, detector in enumerate(course.detectors):
         if detector.timestep is not None:
             column = (detector.timestep, course.scores[..., d], detector.memorized_is)

@@ -11,14 +11,15 @@ with all their noises, memorized and other ones apart (their numbers were chosen
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from sklearn import metrics
 
+from jaxmem.extras import require
 from jaxmem.memorization.bootstrap import interval, resampled_rates
-from jaxmem.memorization.standing import sign_of
+from jaxmem.memorization.standing import End, sign_of
 
+Per = Literal["point", "prompt"]  #: what one example is
 FPR_LIMITS = (0.01, 0.03)  #: as in the tables of Jeon et al. 2025, here as upper limits
 
 
@@ -44,7 +45,7 @@ class Evaluation(NamedTuple):
     num_negative_prompts: int
 
 
-def roc(scores: Any, labels: Any, *, memorized_is: str) -> Roc:
+def roc(scores: Any, labels: Any, *, memorized_is: End) -> Roc:
     """The ROC curve of examples, every distinct score a threshold (ties are passed together); scikit-learn's.
 
     An example is called memorized if its score is at least (``memorized_is="high"``) or at most (``"low"``) the
@@ -57,6 +58,7 @@ def roc(scores: Any, labels: Any, *, memorized_is: str) -> Roc:
 
     Raises:
         ValueError: bad shapes, scores that are not finite, one kind of labels only, or an unknown direction.
+        MissingExtra: scikit-learn, of jaxmem[audit], is not installed.
     """
     scores, labels = np.asarray(scores, np.float64), np.asarray(labels)
     if scores.ndim != 1 or labels.shape != scores.shape or labels.dtype != bool or not np.isfinite(scores).all():
@@ -67,6 +69,9 @@ def roc(scores: Any, labels: Any, *, memorized_is: str) -> Roc:
     if labels.all() or not labels.any():
         raise ValueError(f"labels: expected both kinds, got {labels.sum()} memorized of {labels.size}")
     sign = sign_of(memorized_is)
+    require("audit", "ROC curves")
+    from sklearn import metrics
+
     # Points in between are kept: the last one within a limit may be one of them.
     fpr, tpr, thresholds = metrics.roc_curve(labels, sign * scores, drop_intermediate=False)
     return Roc(fpr, tpr, sign * thresholds)
@@ -76,8 +81,8 @@ def evaluate(
     scores: Any,
     labels: Any,
     *,
-    memorized_is: str,
-    per: str = "point",
+    memorized_is: End,
+    per: Per = "point",
     seed: int = 0,
     num_resamples: int = 1000,
 ) -> Evaluation:
@@ -126,7 +131,7 @@ def evaluate(
         drawn = resampled_rates(sign * scores, labels, FPR_LIMITS, seed=seed, num_resamples=num_resamples)
         auc_interval = interval(drawn[:, 0])
         intervals = [None if rate is None else interval(drawn[:, 1 + i]) for i, rate in enumerate(rates)]
-    auc = float(metrics.auc(curve.fpr, curve.tpr))
+    auc = float(np.trapezoid(curve.tpr, curve.fpr))
     return Evaluation(auc, auc_interval, rates[0], rates[1], (intervals[0], intervals[1]), *sizes, *prompts)
 
 
@@ -135,8 +140,8 @@ def evaluate_categories(
     labels: Sequence[bool | None],
     categories: Sequence[str | None],
     *,
-    memorized_is: str,
-    per: str = "point",
+    memorized_is: End,
+    per: Per = "point",
     seed: int = 0,
     num_resamples: int = 1000,
 ) -> dict[str, Evaluation]:
@@ -175,7 +180,7 @@ def per_prompt(scores: Any) -> np.ndarray:
     return scores if scores.ndim == 1 else scores.mean(1)
 
 
-def as_prompts(scores: Any, labels: Any, per: str) -> tuple[np.ndarray, np.ndarray]:
+def as_prompts(scores: Any, labels: Any, per: Per) -> tuple[np.ndarray, np.ndarray]:
     """Scores as (N, M) and labels as (N,), or a ValueError."""
     scores, labels = np.asarray(scores, np.float64), np.asarray(labels)
     if per not in ("point", "prompt"):

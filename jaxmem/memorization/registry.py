@@ -2,12 +2,15 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from jaxmem.memorization.detectors import ANISOTROPY_WEIGHTS, SCORE_EVOLUTION_STEPS
+from jaxmem.memorization.standing import End
 
-METHODS = ("eigh", "lanczos", "none")
-FAMILIES = ("wen", "jeon", "score-evolution", "anisotropy", "tiled-l2", "spectrum")
+AuditMethod = Literal["eigh", "lanczos", "none"]
+Family = Literal["wen", "jeon", "score-evolution", "anisotropy", "tiled-l2", "spectrum"]
+METHODS: tuple[AuditMethod, ...] = get_args(AuditMethod)
+FAMILIES: tuple[Family, ...] = get_args(Family)
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class Detector:
     title: str  #: for tables
     formula: str
     paper: str
-    memorized_is: str  #: ``"high"`` or ``"low"``, fixed beforehand and never turned by the data
+    memorized_is: End  #: ``"high"`` or ``"low"``, fixed beforehand and never turned by the data
     as_released: str  #: where public code differs from the paper; empty where it does not
     on_trajectory: bool  #: needs only what a sampler visits anyway
     is_count: bool  #: whole numbers, with ties
@@ -33,7 +36,7 @@ class _Statistic(NamedTuple):
     title: str
     formula: str
     paper: str
-    memorized_is: str
+    memorized_is: End
     extreme: bool = False  # means the same for the Ritz values of some Lanczos steps
     is_count: bool = False
     as_released: str = ""
@@ -59,9 +62,9 @@ _SPECTRAL = {
 def detectors(
     num_steps: int,
     *,
-    families: Collection[str] | None = None,
+    families: Collection[Family] | None = None,
     spectral_timesteps: Sequence[int] = (),
-    method: str = "none",
+    method: AuditMethod = "none",
     k: int = 5,
     num_noises: int = 1,
     counted: bool = False,

@@ -1,19 +1,21 @@
 """Where a prompt stands: its place in a list, and its percentile in a reference list. Needs no labels."""
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import scipy.stats
 
+End = Literal["high", "low"]  #: the end of a detector's scores that means memorized
 
-def sign_of(memorized_is: str) -> int:
+
+def sign_of(memorized_is: End) -> int:
     """1 where high scores mean memorized, -1 where low ones do."""
     if memorized_is not in ("high", "low"):
         raise ValueError(f"memorized_is: expected 'high' or 'low', got {memorized_is!r}")
     return 1 if memorized_is == "high" else -1
 
 
-def rank(scores: Any, *, memorized_is: str) -> np.ndarray:
+def rank(scores: Any, *, memorized_is: End) -> np.ndarray:
     """Places among the scores themselves, 1 the most memorized; equal scores share the better place; NaN stays NaN."""
     scores = np.asarray(scores, np.float64)
     there = ~np.isnan(scores)
@@ -22,7 +24,7 @@ def rank(scores: Any, *, memorized_is: str) -> np.ndarray:
     return places
 
 
-def percentile(scores: Any, reference: Any, *, memorized_is: str) -> np.ndarray:
+def percentile(scores: Any, reference: Any, *, memorized_is: End) -> np.ndarray:
     """Where scores stand in a reference list: the percentage of it that is less memorized, half of what is equal.
 
     100 is above all of the list, 50 its middle. For prompts without labels: how unusual a prompt is among neutral

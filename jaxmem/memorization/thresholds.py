@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmem.memorization.evaluation import as_prompts, roc
-from jaxmem.memorization.standing import sign_of
+from jaxmem.memorization.evaluation import Per, as_prompts, roc
+from jaxmem.memorization.standing import End, sign_of
 
 
 class Split(NamedTuple):
@@ -27,9 +27,9 @@ def threshold_split(
     scores: Any,
     labels: Any,
     *,
-    memorized_is: str,
+    memorized_is: End,
     categories: Sequence[str | None] | None = None,
-    per: str = "point",
+    per: Per = "point",
     limit: float = 0.01,
     seed: int = 0,
 ) -> Split | None:

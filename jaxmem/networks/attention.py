@@ -217,7 +217,7 @@ def _primitive(name: str, run: Callable[..., list[Array]], num_primals: int) -> 
     mlir.register_lowering(primitive, mlir.lower_fun(run, multiple_results=True))
 
     def batch(args: Sequence[Any], dims: Sequence[Any], **options: Any) -> tuple[list[Array], list[int]]:
-        mapped = [d is not batching.not_mapped for d in dims]
+        mapped = [d is not None for d in dims]
         (size,) = {a.shape[d] for a, d, m in zip(args, dims, mapped, strict=True) if m}
         heads_axis = [0] * num_primals + [1] * (len(args) - num_primals)
         into_tangents = not any(mapped[:num_primals])
@@ -226,7 +226,7 @@ def _primitive(name: str, run: Callable[..., list[Array]], num_primals: int) -> 
             if into_tangents and axis == 0:
                 return array
             target = 0 if into_tangents else axis
-            if dim is batching.not_mapped:
+            if dim is None:
                 array = jnp.broadcast_to(
                     jnp.expand_dims(array, target), (*array.shape[:target], size, *array.shape[target:])
                 )

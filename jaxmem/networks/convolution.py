@@ -157,7 +157,7 @@ def _transpose_kernel(cotangent: Array, x: Array, kernel: Any, **options: Any) -
 
 def _batch(args: tuple[Any, Any], dims: tuple[Any, Any], **options: Any) -> tuple[Array, int]:
     (x, kernel), (x_dim, kernel_dim) = args, dims
-    if kernel_dim is not batching.not_mapped:  # a batch of networks: XLA's grouped convolution
+    if kernel_dim is not None:  # a batch of networks: XLA's grouped convolution
         return jax.vmap(lambda x, k: _convolve(x, k, **options), dims)(x, kernel), 0
     x = jnp.moveaxis(x, x_dim, 0)
     y = conv3x3_p.bind(x.reshape(-1, *x.shape[2:]), kernel, **options)

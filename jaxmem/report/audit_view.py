@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxmem.audit.plan import EARLIEST_JUDGED, JUDGED, judged
 from jaxmem.memorization.sharpness import positive_count, tangent_count
-from jaxmem.memorization.standing import percentile, rank
+from jaxmem.memorization.standing import End, percentile, rank
 from jaxmem.report.style import CATEGORIES, GENERAL, MEMORIZED
 
 STRONG, ENOUGH = 99.0, 100  # percentile from which a prompt stands out; in a shorter list it is beyond all of it
@@ -60,7 +60,7 @@ class AuditView:
         """(N, D): 1 is the most memorized by a detector; ties share the best place."""
         return self._each(lambda scores, _, direction: rank(scores, memorized_is=direction))
 
-    def _each(self, judge: Callable[[np.ndarray, int, str], np.ndarray]) -> np.ndarray:
+    def _each(self, judge: Callable[[np.ndarray, int, End], np.ndarray]) -> np.ndarray:
         """(N, D) of what ``judge`` says of a detector's scores, its number and the direction that means memorized."""
         columns = [judge(self.scores[:, d], d, one.memorized_is) for d, one in enumerate(self.detectors)]
         return np.stack(columns, 1) if columns else self.scores
@@ -104,7 +104,7 @@ class AuditView:
         """(N, D): per cent of the reference prompts that are less memorized; NaN without any."""
         reference = mean(np.asarray(self.result.reference_scores, np.float64), 1)  # (R, D)
 
-        def judge(scores: np.ndarray, d: int, direction: str) -> np.ndarray:
+        def judge(scores: np.ndarray, d: int, direction: End) -> np.ndarray:
             if not (~np.isnan(reference[:, d])).any():
                 return np.full(len(scores), np.nan)
             return percentile(scores, reference[:, d], memorized_is=direction)

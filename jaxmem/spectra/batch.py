@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -105,7 +105,7 @@ def batch_spectra(
     t: Any,
     cond: Any = None,
     *,
-    method: str = "eigh",
+    method: Literal["eigh", "lanczos", "arnoldi"] = "eigh",
     num_steps: int | None = None,
     key: Any = None,
     points: int = 1,

@@ -29,7 +29,7 @@ class Spectrum(NamedTuple):
     asymmetry: np.ndarray  #: ‖A - Aᵀ‖ / ‖A‖, Frobenius; by one random probe for Krylov methods
     noise: np.ndarray  #: how far rounding can have moved an eigenvalue, measured (see `rounding_noise`)
     dtype: Any  #: of the products
-    method: str  #: a `Method`
+    method: Method
     seed: np.ndarray | None  #: key data of the start vector; None for dense methods and for a given start
 
     def converged(self, rtol: float = 1e-4) -> np.ndarray:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from jaxmem.jacobian import ScoreJacobian, require_finite
 from jaxmem.krylov import Factorization, Status, arnoldi, lanczos, scaled_norm
 from jaxmem.operators import Operator
-from jaxmem.spectra.result import Spectrum, check_method, order_descending, rounding_noise
+from jaxmem.spectra.result import Method, Spectrum, check_method, order_descending, rounding_noise
 from jaxmem.spectra.ritz import Ritz, ritz_pairs, ritz_vectors
 
 
@@ -104,7 +104,7 @@ def check_operator(operator: Operator, caller: str) -> None:
 
 def spectrum(
     operator: Operator,
-    method: str = "eigh",
+    method: Method = "eigh",
     *,
     num_steps: int | None = None,
     key: Any = None,
@@ -170,7 +170,7 @@ def spectrum(
     )
 
 
-def _dense_spectrum(operator: Operator, method: str, vectors: bool, chunk: int) -> Spectrum:
+def _dense_spectrum(operator: Operator, method: Method, vectors: bool, chunk: int) -> Spectrum:
     matrix, product_noise = (np.asarray(part, np.float64) for part in dense_and_noise(operator, chunk))
     if not np.isfinite(matrix).all():
         raise ValueError("operator: its matrix holds NaN or infinity; check the parameters, the point and the timestep")

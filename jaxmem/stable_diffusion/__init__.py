@@ -1,1 +1,5 @@
 """Stable Diffusion in Flax, from diffusers weights."""
+
+from jaxmem.extras import require
+
+require("audit", "Stable Diffusion")

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from jaxmem.diffusion import NoiseSchedule
+from jaxmem.diffusion import NoiseSchedule, Prediction, ScheduleKind
 from jaxmem.stable_diffusion.settings import (
     SettingsReader,
     are_sizes,
@@ -342,8 +342,8 @@ class VAEConfig:
         }
 
 
-_BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
-_PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+_BETAS: dict[str, ScheduleKind] = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
+_PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
 
 @dataclass(frozen=True)
@@ -351,7 +351,7 @@ class SchedulerConfig:
     """The noise schedule of a folder, what its network predicts, and where DDIM steps."""
 
     schedule: NoiseSchedule
-    prediction: str = "eps"  #: a `jaxmem.diffusion.Prediction`
+    prediction: Prediction = "eps"
     steps_offset: int = 1
     final_alpha_one: bool = False
 
