@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from jaxmem import __version__
-from jaxmem.config import MNIST_PRESETS, SD_PRESETS, TOY2D_PRESETS
+from jaxmem.config import MNIST_PRESETS, SD_PRESETS, TOY2D_PRESETS, FilesConfig
 from jaxmem.extras import MissingExtra, require
 from jaxmem.terminal import visible
 
@@ -27,7 +27,7 @@ def _parse(arguments: Sequence[str]) -> Any:
     # A preset decides the defaults of all other flags, so it is looked up before they are parsed.
     toy2d = _unfilled(Toy2d, TOY2D_PRESETS, preset, out=tyro.MISSING)
     mnist = _unfilled(Mnist, MNIST_PRESETS, preset, out=tyro.MISSING)
-    given: dict[str, Any] = {"model": tyro.MISSING, "prompts": tyro.MISSING, "out": None}
+    given: dict[str, Any] = {"model": tyro.MISSING, "prompts": tyro.MISSING, "out": None, "files": FilesConfig()}
     paper = _unfilled(PaperFigures, SD_PRESETS, preset, **given, per_category=30, dry_run=False)
 
     @dataclass(frozen=True)

@@ -195,6 +195,16 @@ class AutoencoderConfig:
 
 
 @dataclass(frozen=True)
+class FilesConfig:
+    """How a model's files are read, where they are not clear or not known."""
+
+    ignore_setting: tuple[str, ...] = ()
+    """Names of settings that are refused and, as you know, cannot change what the model computes. Recorded."""
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = None
+    """What the network predicts, in place of what the scheduler's file says. Recorded."""
+
+
+@dataclass(frozen=True)
 class GenerateConfig:
     """Images of prompts by guided DDIM sampling."""
 

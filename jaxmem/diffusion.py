@@ -16,6 +16,9 @@ from jaxtyping import Array, Float, Int, Shaped
 
 Prediction = Literal["eps", "v", "x0", "flow", "score"]
 ScheduleKind = Literal["linear", "scaled_linear", "cosine"]
+Spacing = Literal["leading", "trailing", "linspace"]
+
+_LAST_ALPHA = 2.0**-12  # of a schedule without signal at its end: the root of diffusers' 2⁻²⁴
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,19 @@ class NoiseSchedule:
     The tables follow from the betas: ``alpha_t² = prod_{s<=t} (1 - beta_s)``. ``linear`` spaces beta evenly (Ho et al.
     2020: 1e-4 to 0.02), ``scaled_linear`` spaces sqrt(beta) evenly (Stable Diffusion: 0.00085 to 0.012), ``cosine``
     takes them from cos² (Nichol and Dhariwal 2021, offset 0.008, beta at most 0.999) and ignores the two bounds.
+    ``trained_betas``, one per timestep, replace all of that.
+
+    ``zero_terminal_snr`` (Lin et al. 2024, Algorithm 1) shifts and scales alpha so that the first stays and the last is
+    0. With 0 itself the last score would be ``-x`` whatever the network says, and no step could be made from it, so the
+    last alpha is 2⁻¹², as in diffusers' Euler, DPM-Solver and UniPC.
     """
 
     kind: ScheduleKind = "linear"
     num_timesteps: int = 1000
     beta_start: float = 1e-4
     beta_end: float = 0.02
+    trained_betas: tuple[float, ...] = ()
+    zero_terminal_snr: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(ScheduleKind):
@@ -41,6 +51,17 @@ class NoiseSchedule:
             raise ValueError(
                 f"betas: expected 0 < beta_start <= beta_end < 1, got {self.beta_start} and {self.beta_end}"
             )
+        if self.trained_betas and len(self.trained_betas) != self.num_timesteps:
+            raise ValueError(
+                f"trained_betas: expected {self.num_timesteps} numbers (num_timesteps), got {len(self.trained_betas)}"
+            )
+        if not all(0 < beta < 1 for beta in self.trained_betas):
+            raise ValueError(
+                f"trained_betas: expected numbers between 0 and 1, got {min(self.trained_betas)} to"
+                f" {max(self.trained_betas)}"
+            )
+        if self.zero_terminal_snr and self.num_timesteps < 2:
+            raise ValueError("zero_terminal_snr: expected at least 2 timesteps, got 1")
 
     @classmethod
     def stable_diffusion(cls) -> "NoiseSchedule":
@@ -48,7 +69,9 @@ class NoiseSchedule:
         return cls("scaled_linear", 1000, 0.00085, 0.012)
 
     @cached_property
-    def betas(self) -> np.ndarray:
+    def _betas(self) -> np.ndarray:
+        if self.trained_betas:
+            return np.asarray(self.trained_betas, np.float64)
         if self.kind == "linear":
             return np.linspace(self.beta_start, self.beta_end, self.num_timesteps)
         if self.kind == "scaled_linear":
@@ -57,9 +80,21 @@ class NoiseSchedule:
         return np.minimum(1 - knots[1:] / knots[:-1], 0.999)
 
     @cached_property
+    def betas(self) -> np.ndarray:
+        """Noise added per timestep, ``1 - alpha_t² / alpha_{t-1}²``, float64, shape (num_timesteps,)."""
+        if not self.zero_terminal_snr:
+            return self._betas
+        return -np.expm1(np.diff(self._log_alpha_squared, prepend=0.0))
+
+    @cached_property
     def _log_alpha_squared(self) -> np.ndarray:
         # Sums of log1p keep sigma accurate where alpha² is within rounding of 1 (a float32 product loses 3 digits).
-        return np.cumsum(np.log1p(-self.betas))
+        table = np.cumsum(np.log1p(-self._betas))
+        if self.zero_terminal_snr:
+            alpha = np.exp(0.5 * table)
+            shifted = (alpha[:-1] - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))
+            table = 2 * np.log(np.append(shifted, _LAST_ALPHA))
+        return table
 
     @cached_property
     def alpha(self) -> np.ndarray:
@@ -160,11 +195,14 @@ def ddim_step(
 
 @dataclass(frozen=True)
 class DDIM:
-    """The deterministic DDIM sampler (Song et al. 2021a) with diffusers' "leading" timesteps.
+    """The deterministic DDIM sampler (Song et al. 2021a) with diffusers' timesteps.
 
-    ``timesteps = steps_offset + k (T // num_steps)`` for k from ``num_steps - 1`` down to 0. The last step goes to
-    (alpha, sigma) = (1, 0) if ``final_alpha_one`` (diffusers' ``set_alpha_to_one``, its default), else to the table's
-    first entry (Stable Diffusion, with ``steps_offset=1``).
+    ``spacing`` (Lin et al. 2024, Table 2; n is ``num_steps``): "leading" visits ``steps_offset + k (T // n)`` for k
+    from n - 1 down to 0; "trailing" visits ``round(T - k T/n) - 1`` for k from 0 to n - 1, "linspace" n evenly spaced
+    timesteps from T - 1 to 0, both whatever ``steps_offset`` is. Each step goes from t to ``t - T // n``, as in
+    diffusers, which is not always the timestep that comes next: "linspace" is off by 0.4 on average with 50 steps of
+    1,000, by 11 with 10. The last step goes to (alpha, sigma) = (1, 0) if ``final_alpha_one`` (diffusers'
+    ``set_alpha_to_one``, its default), else to the table's first entry (Stable Diffusion, with ``steps_offset=1``).
 
     ``clip`` is for few steps: the noise stays that of the unclipped image, so that every step adds what clipping took
     away, and over 1,000 steps a sample can drift off into noise.
@@ -175,15 +213,18 @@ class DDIM:
     steps_offset: int = 0
     final_alpha_one: bool = True
     clip: float | None = None
+    spacing: str = "leading"  # a Spacing
 
     def __post_init__(self) -> None:
         size = self.schedule.num_timesteps
+        if self.spacing not in get_args(Spacing):
+            raise ValueError(f"spacing: expected one of {get_args(Spacing)}, got {self.spacing!r}")
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip: expected a positive number or None, got {self.clip}")
         if not 1 <= self.num_steps <= size:
             raise ValueError(f"num_steps: expected 1 to {size} (the schedule's length), got {self.num_steps}")
         last = (self.num_steps - 1) * (size // self.num_steps) + self.steps_offset
-        if self.steps_offset < 0 or last >= size:
+        if self.spacing == "leading" and (self.steps_offset < 0 or last >= size):
             raise ValueError(
                 f"steps_offset: the first timestep would be {last}, outside the schedule's 0 to {size - 1};"
                 f" got steps_offset={self.steps_offset} with num_steps={self.num_steps}"
@@ -192,8 +233,13 @@ class DDIM:
     @cached_property
     def timesteps(self) -> np.ndarray:
         """The visited timesteps, descending, shape (num_steps,)."""
-        stride = self.schedule.num_timesteps // self.num_steps
-        return np.arange(self.num_steps)[::-1] * stride + self.steps_offset
+        size, steps = self.schedule.num_timesteps, self.num_steps
+        if self.spacing == "trailing":
+            # For some numbers of steps rounding gives diffusers one timestep more, -1, which is none.
+            return np.round(np.arange(size, 0, -size / steps)[:steps]).astype(int) - 1
+        if self.spacing == "linspace":
+            return np.linspace(0, size - 1, steps).round().astype(int)[::-1]
+        return np.arange(steps)[::-1] * (size // steps) + self.steps_offset
 
     def nearest(self, timesteps: Sequence[int]) -> list[int]:
         """For each timestep the nearest one this sampler visits."""

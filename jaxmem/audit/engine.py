@@ -14,14 +14,15 @@ from jaxmem.audit.directions import run_directions
 from jaxmem.audit.estimate import estimate
 from jaxmem.audit.operators import run_anisotropy, run_counts, run_jeon, run_spectra
 from jaxmem.audit.plan import Plan
-from jaxmem.audit.result import read_audit
+from jaxmem.audit.result import read_audit, read_warnings
 from jaxmem.audit.summary import summarise, write_table
-from jaxmem.audit.trajectory import run_images, run_trajectory
+from jaxmem.audit.trajectory import run_images, run_start, run_trajectory
 from jaxmem.audit.work import Work, embed, starting_noise
 from jaxmem.config import AuditConfig
 from jaxmem.progress import Progress, Say, quiet, silent
 from jaxmem.prompts import Prompt, as_prompts, merge
 from jaxmem.runs import Run
+from jaxmem.stable_diffusion.first_step import contradiction
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
 from jaxmem.stages import wall_seconds
 
@@ -111,9 +112,15 @@ def run_audit(
     for line in expected.lines:
         say(line)
     if out is None:
+        warning = contradiction(model.scheduler.prediction, expected.noise_share)
+        if warning:
+            say(f"warning: {warning}")
         return {}
     run = open_run(out) if run is None else run
     work = replace(work, run=run)
+    run_start(work, plan.timesteps[0])
+    for warning in read_warnings(run)[len(model.reading.warnings) :]:  # those of its files were said when it was loaded
+        say(f"warning: {warning}")
     run_trajectory(work, expected.evaluation_bytes)
     run_jeon(work, expected.programs)
     run_anisotropy(work, expected.evaluation_bytes)
@@ -132,6 +139,7 @@ def _finish(run: Run, plan: Plan, truncated: list[bool], name: str) -> dict[str,
     result = read_audit(run)
     metrics = summarise(result, truncated)
     metrics["model"] = name
+    metrics["warnings"] = list(result.warnings)
     metrics["num_products"] = sum(row["products"] for row in run.rows())
     metrics["num_evaluations"] = sum(row["evaluations"] for row in run.rows())
     metrics["costs"] = result.costs
@@ -170,7 +178,7 @@ def _identity(model: StableDiffusion, texts: Sequence[str]) -> dict[str, Any]:
         "text_encoder": asdict(model.text_encoder_config),
         "vae": asdict(model.vae_config),
         "scheduler": asdict(model.scheduler),
-    }
+    } | model.reading.decisions
 
 
 def _refuse_nonfinite(model: StableDiffusion) -> None:

@@ -47,6 +47,7 @@ class Estimate(NamedTuple):
     evaluation_bytes: int  #: of one batch, beside the parameters; also for the next two
     spectrum_bytes: int
     lines: list[str]  #: for whoever waits
+    noise_share: float | None  #: of the outputs that were timed, see `jaxmem.stable_diffusion.first_step`
 
 
 def estimate(work: Work) -> Estimate:
@@ -92,6 +93,7 @@ def estimate(work: Work) -> Estimate:
         _lines(
             plan, seconds, (evaluation, product), max(evaluation_bytes, programs.peak_bytes, spectrum_bytes), programs
         ),
+        work.noise_share(first, x, plan.timesteps[0]),
     )
 
 

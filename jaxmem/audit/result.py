@@ -9,6 +9,7 @@ from jaxmem.audit.scores import Raw, costs, count_intervals, detector_scores
 from jaxmem.memorization.registry import AuditMethod, Detector
 from jaxmem.prompts import Prompt
 from jaxmem.runs import Run
+from jaxmem.stable_diffusion.first_step import contradiction
 
 
 class Directions(NamedTuple):
@@ -44,6 +45,7 @@ class AuditResult(NamedTuple):
     reference: list[Prompt]  #: R, which ranks are compared with
     reference_scores: np.ndarray  #: (R, M, D)
     intervals: dict[str, np.ndarray]  #: (N, M, 2) 95 % intervals of counts that were estimated, by their detector
+    warnings: tuple[str, ...] = ()  #: what may be wrong with the model as it was read, see `read_warnings`
 
     @property
     def spectral_sigma(self) -> np.ndarray:
@@ -93,7 +95,17 @@ def read_audit(run: Run) -> AuditResult:
         reference=prompts[n:],
         reference_scores=scores[n:],
         intervals={name: audited(ends) for name, ends in count_intervals(plan, raw).items()},
+        warnings=read_warnings(run),
     )
+
+
+def read_warnings(run: Run) -> tuple[str, ...]:
+    """What may be wrong with an audited model: what its files gave rise to, then what its first step contradicts."""
+    start = next((row for row in run.rows() if str(row["key"]).startswith("start-")), {})
+    model = run.manifest.get("model")
+    scheduler = model.get("scheduler") if isinstance(model, dict) else None
+    found = contradiction((scheduler or {}).get("prediction", ""), start.get("noise_share"))
+    return (*start.get("warnings", ()), *([found] if found else []))
 
 
 def _prompts(run: Run, plan: Plan) -> list[Prompt]:

@@ -38,10 +38,13 @@ _evolution = jax.jit(jax.vmap(score_evolution, 1))
 
 
 def run_start(work: Work, t: int) -> np.ndarray:
-    """The unconditional score at the starting noises, which is the same for all prompts, shape (noises, *latent)."""
+    """The unconditional score at the starting noises, which is the same for all prompts, shape (noises, *latent).
+
+    Its row holds what is there to be warned of, see `jaxmem.audit.result.read_warnings`.
+    """
     key, plan = f"start-{t:04d}", work.plan
     if not work.run.done(key):
-        with work.unit(key, "trajectory", evaluations=plan.noises):
+        with work.unit(key, "trajectory", evaluations=plan.noises) as row:
             parts = []
             for first in range(0, plan.noises, plan.batch):
                 chosen = np.minimum(np.arange(first, first + plan.batch), plan.noises - 1)
@@ -49,6 +52,8 @@ def run_start(work: Work, t: int) -> np.ndarray:
             found = np.concatenate(parts)[: plan.noises]
             work.check(found, len(work.texts) * plan.noises + np.arange(plan.noises), t)
             work.run.save(key, found)
+            row["noise_share"] = work.noise_share(found, work.noise, t)
+            row["warnings"] = list(work.model.reading.warnings)
     return work.run.load(key)
 
 

@@ -18,6 +18,7 @@ from jaxmem.diffusion import DDIM
 from jaxmem.progress import Progress
 from jaxmem.score import NetworkScore
 from jaxmem.spectra.batch import each_point
+from jaxmem.stable_diffusion import first_step
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
 
 
@@ -76,6 +77,12 @@ class Work:
         if self.mesh is None:
             return self.model.state
         return jax.device_put(self.model.state, jax.NamedSharding(self.mesh, jax.P()))
+
+    def noise_share(self, scores: Any, x: Any, t: int) -> float | None:
+        """See `jaxmem.stable_diffusion.first_step`."""
+        scheduler = self.model.scheduler
+        alpha, sigma = scheduler.schedule.alpha[t], scheduler.schedule.sigma[t]
+        return first_step.noise_share(scheduler.prediction, scores, x, alpha, sigma)
 
     def check(self, values: Any, points: np.ndarray, t: int, what: str = "score") -> None:
         """Refuse numbers that are not finite, by the name of the prompt; a point is a leading index of ``values``."""

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from jaxmem.commands.output import model_name, sayer, show_run, write_page
-from jaxmem.config import AuditConfig, VerbatimConfig
+from jaxmem.commands.output import model_name, open_model, sayer, show_run, write_page
+from jaxmem.config import AuditConfig, FilesConfig, VerbatimConfig
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Audit:
     device: Literal["cpu", "gpu", "tpu"] | None = None
     """What to compute on; by default JAX's choice."""
     config: Annotated[AuditConfig, tyro.conf.arg(name="")] = field(default_factory=AuditConfig)
+    files: Annotated[FilesConfig, tyro.conf.arg(name="")] = field(default_factory=FilesConfig)
 
     def __call__(self) -> None:
         from jaxmem.prompts import gather
@@ -72,9 +73,8 @@ class Audit:
 
         from jaxmem.audit import run_audit
         from jaxmem.progress import show_progress
-        from jaxmem.stable_diffusion.pipeline import StableDiffusion
 
-        opened, out = StableDiffusion.load(model), None if self.dry_run else self.out
+        opened, out = open_model(model, self.files), None if self.dry_run else self.out
         with show_progress() as progress:
             run_audit(
                 opened, found, config, out, neutral=neutral, name=name, progress=progress, say=sayer(self.dry_run)

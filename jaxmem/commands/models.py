@@ -1,13 +1,13 @@
 """``jaxmem generate`` and ``jaxmem spectrum``: one Stable Diffusion model, a few prompts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from jaxmem.commands.output import say, show_run
-from jaxmem.config import GenerateConfig, SpectrumConfig
+from jaxmem.commands.output import open_model, say, show_run
+from jaxmem.config import FilesConfig, GenerateConfig, SpectrumConfig
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,14 @@ class Generate:
     config: Annotated[GenerateConfig, tyro.conf.arg(name="")]
     out: Path
     """Folder of the run; an unfinished run of the same configuration in it is continued."""
+    files: Annotated[FilesConfig, tyro.conf.arg(name="")] = field(default_factory=FilesConfig)
 
     def __call__(self) -> None:
         from jaxmem.experiments.stable_diffusion import run_generate
         from jaxmem.progress import show_progress
-        from jaxmem.stable_diffusion.pipeline import StableDiffusion
 
         with show_progress() as progress:
-            run_generate(StableDiffusion.load(self.model), self.config, self.out, progress)
+            run_generate(open_model(self.model, self.files), self.config, self.out, progress, say)
         show_run(self.out)
 
 
@@ -39,12 +39,12 @@ class Spectrum:
     config: Annotated[SpectrumConfig, tyro.conf.arg(name="")]
     out: Path
     """Folder of the run; an unfinished run of the same configuration in it is continued."""
+    files: Annotated[FilesConfig, tyro.conf.arg(name="")] = field(default_factory=FilesConfig)
 
     def __call__(self) -> None:
         from jaxmem.experiments.stable_diffusion import run_spectrum
         from jaxmem.progress import show_progress
-        from jaxmem.stable_diffusion.pipeline import StableDiffusion
 
         with show_progress() as progress:
-            run_spectrum(StableDiffusion.load(self.model), self.config, self.out, progress, say)
+            run_spectrum(open_model(self.model, self.files), self.config, self.out, progress, say)
         show_run(self.out)

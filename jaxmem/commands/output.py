@@ -1,8 +1,12 @@
 """What a command shows when its work is done, and while it is going on."""
 
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from jaxmem.config import FilesConfig
 
 from jaxmem.terminal import visible
 
@@ -15,6 +19,21 @@ def say(line: str) -> None:
 def sayer(dry_run: bool) -> Callable[[str], None]:
     """Where an audit says what it takes: that is the result of a dry run, and beside the results of any other."""
     return (lambda line: print(visible(line))) if dry_run else say
+
+
+def open_model(source: str, files: FilesConfig) -> Any:
+    """Open a model as the flags say; its warnings and what may surprise come first."""
+    from jaxmem.stable_diffusion.pipeline import StableDiffusion
+
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # said below, as lines
+        model = StableDiffusion.load(
+            source, ignore_settings=files.ignore_setting, prediction_type=files.prediction_type
+        )
+    for note in model.reading.notes:
+        say(note)
+    for warning in model.reading.warnings:
+        say(f"warning: {warning}")
+    return model
 
 
 def model_name(source: str) -> str:

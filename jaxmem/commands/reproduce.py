@@ -1,13 +1,13 @@
 """``jaxmem reproduce``: the paper's experiments."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from jaxmem.commands.output import model_name, say, sayer, show_run, write_page
-from jaxmem.config import AuditConfig, MnistConfig, Toy2dConfig, VerbatimConfig
+from jaxmem.commands.output import model_name, open_model, say, sayer, show_run, write_page
+from jaxmem.config import AuditConfig, FilesConfig, MnistConfig, Toy2dConfig, VerbatimConfig
 from jaxmem.terminal import visible
 
 Preset = Literal["small", "paper"]
@@ -87,6 +87,7 @@ class PaperFigures:
     """Say what it would take (products, hours, gigabytes; one batch is timed) and write nothing."""
     preset: Preset = "small"
     """A first look, or the paper's counts over timesteps. Other flags change single values of it."""
+    files: Annotated[FilesConfig, tyro.conf.arg(name="")] = field(default_factory=FilesConfig)
 
     def __call__(self) -> None:
         from jaxmem.prompts import NO_PROMPT, first_of_each, gather
@@ -100,11 +101,10 @@ class PaperFigures:
         from jaxmem.audit import read_audit, run_audit
         from jaxmem.progress import show_progress
         from jaxmem.runs import Run
-        from jaxmem.stable_diffusion.pipeline import StableDiffusion
 
         out = None if self.dry_run else self.out
         with show_progress() as progress:
-            model = StableDiffusion.load(self.model)
+            model = open_model(self.model, self.files)
             run_audit(
                 model,
                 prompts,

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxmem import memory
 from jaxmem.config import GenerateConfig, SpectrumConfig
-from jaxmem.diffusion import ddim_path
+from jaxmem.diffusion import DDIM, ddim_path
 from jaxmem.krylov import Factorization, Status, begin
 from jaxmem.progress import Progress, Say, quiet, silent
 from jaxmem.runs import Run
@@ -20,14 +20,21 @@ from jaxmem.score import GuidedScore
 from jaxmem.spectra.result import rounding_noise
 from jaxmem.spectra.ritz import ritz_pairs
 from jaxmem.spectra.stepwise import Programs, advance, compile_programs, measure
+from jaxmem.stable_diffusion.first_step import contradiction, noise_share
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
 from jaxmem.stages import timed, wall_seconds
 
 
 def run_generate(
-    model: StableDiffusion, config: GenerateConfig, out: str | Path, progress: Progress = silent
+    model: StableDiffusion,
+    config: GenerateConfig,
+    out: str | Path,
+    progress: Progress = silent,
+    say: Say = quiet,
 ) -> dict[str, Any]:
     """Generate one image per prompt and return the metrics; the images are in the run's ``images/`` folder.
+
+    ``say`` gets a warning if the first step contradicts the prediction type.
 
     Raises:
         ValueError: the folder holds another run, or there is too little memory.
@@ -39,11 +46,12 @@ def run_generate(
     if run.finished:
         return run.metrics()
     with timed(run, "sample"):
-        latents = sample(model, config, run, config.ddim_steps, progress)
+        latents = sample(model, config, run, config.ddim_steps, progress, say)
     with timed(run, "decode"):
         images = model.decode(jnp.asarray(latents))
     arrays = {"latents": latents, "images": images}
-    run.finalise({"prompts": list(config.prompt), "wall_seconds": wall_seconds(run), "num_products": 0}, arrays)
+    metrics = {"prompts": list(config.prompt), "warnings": _warnings(model, run), "num_products": 0}
+    run.finalise(metrics | {"wall_seconds": wall_seconds(run)}, arrays)
     return run.metrics()
 
 
@@ -53,13 +61,17 @@ def _identity(model: StableDiffusion, config: GenerateConfig, *, with_images: bo
     # Not where it lies: a folder that was moved is the same model. The tokens stand for the tokenizer.
     tokens = model.tokenize([*config.prompt, config.negative_prompt])
     parts = ("unet", "text_encoder", "vae") if with_images else ("unet", "text_encoder")
-    return {
-        "sha256": model.fingerprint(parts),
-        "tokens_sha256": hashlib.sha256(tokens.tobytes()).hexdigest(),
-        "unet": asdict(model.unet_config),
-        "text_encoder": asdict(model.text_encoder_config),
-        "scheduler": asdict(model.scheduler),
-    } | ({"vae": asdict(model.vae_config)} if with_images else {})
+    return (
+        {
+            "sha256": model.fingerprint(parts),
+            "tokens_sha256": hashlib.sha256(tokens.tobytes()).hexdigest(),
+            "unet": asdict(model.unet_config),
+            "text_encoder": asdict(model.text_encoder_config),
+            "scheduler": asdict(model.scheduler),
+        }
+        | model.reading.decisions
+        | ({"vae": asdict(model.vae_config)} if with_images else {})
+    )
 
 
 def starting_noise(model: StableDiffusion, config: GenerateConfig) -> jax.Array:
@@ -69,7 +81,12 @@ def starting_noise(model: StableDiffusion, config: GenerateConfig) -> jax.Array:
 
 
 def sample(
-    model: StableDiffusion, config: GenerateConfig, run: Run, stop: int, progress: Progress = silent
+    model: StableDiffusion,
+    config: GenerateConfig,
+    run: Run,
+    stop: int,
+    progress: Progress = silent,
+    say: Say = quiet,
 ) -> np.ndarray:
     """The latents after ``stop`` steps of guided DDIM, one prompt after another; every step is kept."""
     noise = np.asarray(starting_noise(model, config))
@@ -89,12 +106,44 @@ def sample(
         path = ddim_path(sampler, score, model.state, jnp.asarray(x)[None], cond, first=first)
         next(path)  # where we are
         for step in range(first, stop):
-            x = np.asarray(next(path)[1])[0]
+            before, x = x, np.asarray(next(path)[1])[0]
             run.save(keys[step], x)
-            run.append({"key": keys[step]})
+            row: dict[str, Any] = {"key": keys[step]}
+            if step == 0:
+                row["noise_share"] = _share(model, _score_of_step(before, x, sampler.scales()[0]), before, sampler)
+            run.append(row)
+            if step == i == 0:
+                _say_first(model, row["noise_share"], say)
             progress("sample", i * stop + step + 1, total)
         latents.append(x)
     return np.stack(latents)
+
+
+def _score_of_step(x: np.ndarray, then: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """The score that a DDIM step was made with: it is linear in the noise estimate."""
+    alpha, sigma, next_alpha, next_sigma = scales
+    x, then = np.asarray(x, np.float64), np.asarray(then, np.float64)
+    eps = (then - next_alpha / alpha * x) / (next_sigma - next_alpha / alpha * sigma)
+    return -eps / sigma
+
+
+def _share(model: StableDiffusion, scores: Any, x: Any, sampler: DDIM) -> float | None:
+    """See `jaxmem.stable_diffusion.first_step`; of guided scores, which is as good: guidance adds hardly any noise."""
+    alpha, sigma = sampler.scales()[0, :2]
+    return noise_share(model.scheduler.prediction, scores, x, alpha, sigma)
+
+
+def _say_first(model: StableDiffusion, share: float | None, say: Say) -> None:
+    warning = contradiction(model.scheduler.prediction, share)
+    if warning:
+        say(f"warning: {warning}")
+
+
+def _warnings(model: StableDiffusion, run: Run) -> list[str]:
+    """What may be wrong with the model as it was read: what its files gave rise to, what its first steps contradict."""
+    shares = [row["noise_share"] for row in run.rows() if row.get("noise_share") is not None]
+    found = contradiction(model.scheduler.prediction, float(np.mean(shares)) if shares else None)
+    return [*model.reading.warnings, *([found] if found else [])]
 
 
 def run_spectrum(
@@ -106,7 +155,8 @@ def run_spectrum(
 ) -> dict[str, Any]:
     """Ritz values of the score's Jacobian at each prompt's x_t, and the metrics; see `SpectrumConfig`.
 
-    ``say`` gets the memory that the run needs, before it starts.
+    ``say`` gets the memory that the run needs, before it starts, and a warning if the first step contradicts the
+    prediction type.
 
     Raises:
         ValueError: the timestep is not visited, there are more steps than dimensions, the folder holds another run, or
@@ -134,12 +184,13 @@ def run_spectrum(
         points = points[::2]
     programs = _compile(model, config, min(config.batch, len(points)), say)
     with timed(run, "sample"):
-        latents = sample(model, config, run, visited.index(timestep), progress)
+        latents = sample(model, config, run, visited.index(timestep), progress, say)
     with timed(run, "spectra"):
-        arrays = _analyse(model, config, run, programs, latents, points, timestep, progress)
+        arrays = _analyse(model, config, run, programs, latents, points, timestep, progress, say)
     arrays |= {"latents": latents, "timestep": np.full(len(points), timestep)}
     metrics = _summary(model, config, arrays, points, timestep)
     metrics["num_products"] = sum(row.get("products", 0) for row in run.rows())
+    metrics["warnings"] = _warnings(model, run)
     run.finalise(metrics | {"wall_seconds": wall_seconds(run)}, arrays)
     return run.metrics()
 
@@ -173,7 +224,9 @@ def _analyse(
     points: list[tuple[int, str]],
     timestep: int,
     progress: Progress,
+    say: Say,
 ) -> dict[str, np.ndarray]:
+    sampler = model.sampler(config.ddim_steps)
     embedded = model.embed([*config.prompt, ""])
     symmetric = config.method == "lanczos"
     size, batch = latents[0].size, min(config.batch, len(points))
@@ -192,7 +245,12 @@ def _analyse(
         if not run.done(f"measure-{number:03d}"):
             found = measure(programs, operators, starts)
             run.save(f"measure-{number:03d}", np.stack([found.noise, found.asymmetry]))
-            run.append({"key": f"measure-{number:03d}", "products": found.num_products * keep})
+            row: dict[str, Any] = {"key": f"measure-{number:03d}", "products": found.num_products * keep}
+            if timestep == sampler.timesteps[0]:  # nothing was sampled: x is the noise itself
+                row["noise_share"] = _share(model, operators.value, x, sampler)
+            run.append(row)
+            if number == 0:
+                _say_first(model, row.get("noise_share"), say)
         noise, asymmetry = run.load(f"measure-{number:03d}")
 
         f = jax.vmap(partial(begin, max_steps=config.num_steps))(starts)

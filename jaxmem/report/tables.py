@@ -28,11 +28,18 @@ def print_summary(directory: Path, figures: list[Path], console: Console) -> Non
     printers = {"mnist": _mnist, "toy2d": _toy2d, "generate": _generate, "spectrum": _spectrum, "verbatim": _verbatim}
     with of_this_version(run):
         printers[run.manifest["experiment"]](metrics, config, console)
+    _print_warnings(metrics, console)
     minutes = metrics["wall_seconds"]["total"] / 60
     products = f"{metrics['num_products']:,} Jacobian products; " if metrics["num_products"] else ""
     console.print(f"\n{products}{minutes:.1f} minutes in all. Figures:")
     for path in figures:
         _print_path(path, console)
+
+
+def _print_warnings(metrics: dict[str, Any], console: Console) -> None:
+    """What may be wrong with the model as it was read; runs of other experiments and of before have none."""
+    for warning in metrics.get("warnings", ()):
+        console.print(f"warning: {warning}", style="bold", highlight=False, markup=False)
 
 
 def print_audit(directory: Path, console: Console) -> None:
@@ -59,6 +66,7 @@ def print_audit(directory: Path, console: Console) -> None:
                 )
         if areas:
             console.print(f"{name}: AUC against the labels: {'; '.join(areas)}", highlight=False, markup=False)
+    _print_warnings(metrics, console)
     console.print(
         f"{metrics['num_evaluations']:,} evaluations, {metrics['num_products']:,} products,"
         f" {metrics['wall_seconds']['total'] / 60:.1f} minutes. One row per prompt:"

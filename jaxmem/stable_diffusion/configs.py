@@ -1,7 +1,7 @@
 """What a diffusers folder's JSON files say, read strictly: a setting that is not understood is never passed over.
 
 Each ``from_diffusers`` names every field that it cannot honour in one error. A field is either used, or has to be at
-the value that changes nothing, or is about something that no score depends on and is ignored by name.
+the value that changes nothing, or is inert by the rule of `jaxmem.stable_diffusion.settings`.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,6 +11,7 @@ from typing import Any
 
 from jaxmem.diffusion import NoiseSchedule, Prediction, ScheduleKind
 from jaxmem.stable_diffusion.settings import (
+    Reading,
     SettingsReader,
     are_sizes,
     either,
@@ -21,9 +22,9 @@ from jaxmem.stable_diffusion.settings import (
     is_whole,
 )
 
-# What transformers writes about training, generation and files; none of it reaches the last hidden state. Where later
-# versions check a type, so does this: a folder that they refuse should not load here.
-_NUMBERS = "attention_dropout dropout"
+# What transformers writes about training, generation and files; none of it reaches the last hidden state. A value of
+# another type than transformers writes means something that is not known here.
+_NUMBERS = "attention_dropout dropout attention_probs_dropout_prob initializer_factor initializer_range"
 _WHOLE_NUMBERS = "bos_token_id eos_token_id pad_token_id projection_dim chunk_size_feed_forward"
 _FLAGS = "output_attentions output_hidden_states return_dict is_encoder_decoder torchscript use_bfloat16 use_cache"
 _WITHOUT_MEANING = (
@@ -37,10 +38,10 @@ _WITHOUT_MEANING = (
 )
 
 
-def _is_before_0_9(version: Any) -> bool:
-    """Whether a config is of the time when sample sizes were often wrong; absent versions are not."""
+def is_before(version: Any, limit: tuple[int, int]) -> bool:
+    """Whether a config says that an older diffusers wrote it; absent versions say nothing."""
     numbers = str(version or "").split(".")[:2]
-    return len(numbers) == 2 and all(number.isdigit() for number in numbers) and tuple(map(int, numbers)) < (0, 9)
+    return len(numbers) == 2 and all(number.isdigit() for number in numbers) and tuple(map(int, numbers)) < limit
 
 
 _DOWN = ("DownBlock2D", "CrossAttnDownBlock2D")
@@ -74,13 +75,15 @@ class UNetConfig:
         return 4 * self.block_out_channels[0]
 
     @classmethod
-    def from_diffusers(cls, config: Mapping[str, Any], where: str = "unet/config.json") -> "UNetConfig":
+    def from_diffusers(
+        cls, config: Mapping[str, Any], where: str = "unet/config.json", reading: Reading | None = None
+    ) -> "UNetConfig":
         """Read ``unet/config.json``; absent fields have diffusers' defaults.
 
         Raises:
             ValueError: naming every setting that is unknown, impossible or not supported.
         """
-        r = SettingsReader(config, where, "UNet2DConditionModel")
+        r = SettingsReader(config, where, "UNet2DConditionModel", reading)
         widths = r.sizes("block_out_channels", (320, 640, 1280, 1280))
         levels = len(widths)
 
@@ -143,11 +146,11 @@ class UNetConfig:
             mid_block_only_cross_attention=(None, False),
             cross_attention_norm=None,
         )
-        # Without their type above, three do nothing; dropout is for training.
-        r.ignore("addition_time_embed_dim", "addition_embed_type_num_heads", "projection_class_embeddings_input_dim")
+        # Without their type above, they do nothing.
+        r.inert("addition_time_embed_dim", "addition_embed_type_num_heads", "projection_class_embeddings_input_dim")
         r.number("dropout", 0.0, 0, 1)
         r.finish()
-        if _is_before_0_9(r.config.get("_diffusers_version")):  # as diffusers' pipeline does
+        if is_before(r.config.get("_diffusers_version"), (0, 9)):  # sizes were often wrong: as diffusers' pipeline does
             values["sample_size"] = max(values["sample_size"], 64)
         made = cls(**values)
         r.require(
@@ -215,13 +218,18 @@ class TextEncoderConfig:
     layer_norm_eps: float | int = 1e-5
 
     @classmethod
-    def from_diffusers(cls, config: Mapping[str, Any], where: str = "text_encoder/config.json") -> "TextEncoderConfig":
+    def from_diffusers(
+        cls, config: Mapping[str, Any], where: str = "text_encoder/config.json", reading: Reading | None = None
+    ) -> "TextEncoderConfig":
         """Read ``text_encoder/config.json``; absent fields have transformers' ``CLIPTextConfig`` defaults.
 
         Raises:
             ValueError: naming every setting that is unknown, impossible or not supported.
         """
-        r = SettingsReader(config, where, "CLIPTextModel")
+        nested = config.get("text_config")  # of a file of both towers, as transformers reads it
+        if config.get("model_type") == "clip" and isinstance(nested, Mapping):
+            config = {"model_type": "clip_text_model", **nested}
+        r = SettingsReader(config, where, "CLIPTextModel", reading)
         values = dict(
             vocab_size=r.size("vocab_size", 49_408),
             max_position_embeddings=r.size("max_position_embeddings", 77),
@@ -232,7 +240,12 @@ class TextEncoderConfig:
             hidden_act=r.choice("hidden_act", "quick_gelu", ("quick_gelu", "gelu")),
             layer_norm_eps=r.number("layer_norm_eps", 1e-5, 1e-12, 1e-2),
         )
-        r.neutral(model_type="clip_text_model", architectures=(["CLIPTextModel"], None))
+        # Whatever it was saved as, diffusers makes the CLIPTextModel of it that model_index.json names, and the tensors
+        # have to fit that: of the two others its last hidden states are a part.
+        r.neutral(
+            model_type=("clip_text_model", "clip"),
+            architectures=(["CLIPTextModel"], None, ["CLIPTextModelWithProjection"], ["CLIPModel"]),
+        )
         r.neutral(
             is_decoder=False, add_cross_attention=False, use_attention_mask=(False, None), pruned_heads=({}, None)
         )
@@ -243,11 +256,9 @@ class TextEncoderConfig:
         ):
             for name in names.split():
                 r.take(name, None, partial(is_none_or, check), f"{expected} or null")
-        for name, default in (("initializer_factor", 1.0), ("initializer_range", 0.02)):
-            r.take(name, default, lambda v: isinstance(v, float), "a number with a decimal point")
         for name in ("dtype", "torch_dtype"):  # of the file; here everything is float32
             r.choice(name, None, (None, "float32", "float16", "bfloat16", "float64"))
-        r.ignore(*_WITHOUT_MEANING.split())
+        r.inert(*_WITHOUT_MEANING.split())
         r.finish()
         made = cls(**values)
         r.require(
@@ -280,13 +291,15 @@ class VAEConfig:
     force_upcast: bool = True  #: about half precision: nothing here, kept for export
 
     @classmethod
-    def from_diffusers(cls, config: Mapping[str, Any], where: str = "vae/config.json") -> "VAEConfig":
+    def from_diffusers(
+        cls, config: Mapping[str, Any], where: str = "vae/config.json", reading: Reading | None = None
+    ) -> "VAEConfig":
         """Read ``vae/config.json``; absent fields have diffusers' defaults.
 
         Raises:
             ValueError: naming every setting that is unknown, impossible or not supported.
         """
-        r = SettingsReader(config, where, "AutoencoderKL")
+        r = SettingsReader(config, where, "AutoencoderKL", reading)
         widths = r.sizes("block_out_channels", (64,))
         values = dict(
             sample_size=r.size("sample_size", 32),
@@ -345,6 +358,54 @@ class VAEConfig:
 _BETAS: dict[str, ScheduleKind] = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
 _PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
+# Classes of diffusers 0.42 whose forward process is x_t = alpha_t x_0 + sigma_t eps on a table of betas, with the
+# defaults that they have of their own; the others' are DDIM's. What they differ in is how they sample.
+_KARRAS = {"beta_start": 0.00085, "beta_end": 0.012}  # "sensible defaults", with linear betas
+_CONSISTENCY = {**_KARRAS, "beta_schedule": "scaled_linear"}
+SCHEDULERS: dict[str, dict[str, Any]] = {
+    "DDIMScheduler": {},
+    "DDIMInverseScheduler": {},
+    "DDIMParallelScheduler": {},
+    "DDPMScheduler": {},
+    "DDPMParallelScheduler": {},
+    "DEISMultistepScheduler": {},
+    "DPMSolverMultistepScheduler": {},
+    "DPMSolverMultistepInverseScheduler": {},
+    "DPMSolverSDEScheduler": _KARRAS,
+    "DPMSolverSinglestepScheduler": {},
+    "EulerAncestralDiscreteScheduler": {},
+    "EulerDiscreteScheduler": {},
+    "HeunDiscreteScheduler": _KARRAS,
+    "KDPM2AncestralDiscreteScheduler": _KARRAS,
+    "KDPM2DiscreteScheduler": _KARRAS,
+    "LCMScheduler": _CONSISTENCY,
+    "LMSDiscreteScheduler": {},
+    "PNDMScheduler": {"set_alpha_to_one": False},
+    "RePaintScheduler": {},
+    "SASolverScheduler": {},
+    "TCDScheduler": _CONSISTENCY,
+    "UnCLIPScheduler": {"beta_schedule": "squaredcos_cap_v2"},
+    "UniPCMultistepScheduler": {},
+}
+# How a scheduler steps, in any class of any version since diffusers 0.2: files carry settings of classes that they were
+# once of. None reaches the table of betas or what the network predicts.
+_SAMPLING = (
+    "algorithm_type clip_sample_range corrector_order disable_corrector dynamic_thresholding_ratio euler_at_final"
+    " final_sigmas_type flow_shift interpolation_type lambda_min_clipped lower_order_final noise_sampler_seed"
+    " original_inference_steps predict_x0 predictor_order sample_max_value sigma_max sigma_min skip_prk_steps"
+    " solver_order solver_p solver_type time_shift_type timestep_scaling use_beta_sigmas use_dynamic_shifting"
+    " use_exponential_sigmas use_karras_sigmas use_lu_lambdas eta tau_func"
+    # of an output with a learned variance, which has twice the channels: the UNet's numbers of channels are compared
+    " variance_type"
+    # arrays and their library, of diffusers 0.2 to 0.4 and of its Flax classes
+    " tensor_format timestep_values dtype"
+)
+
+
+def _is_betas(value: Any) -> bool:
+    numbers = isinstance(value, list | tuple) and len(value) > 0 and all(map(is_number, value))
+    return value is None or (numbers and all(0 < beta < 1 for beta in value))
+
 
 @dataclass(frozen=True)
 class SchedulerConfig:
@@ -354,44 +415,72 @@ class SchedulerConfig:
     prediction: Prediction = "eps"
     steps_offset: int = 1
     final_alpha_one: bool = False
+    spacing: str = "leading"  #: a `jaxmem.diffusion.Spacing`
 
     @classmethod
     def from_diffusers(
-        cls, config: Mapping[str, Any], where: str = "scheduler/scheduler_config.json"
+        cls,
+        config: Mapping[str, Any],
+        where: str = "scheduler/scheduler_config.json",
+        reading: Reading | None = None,
     ) -> "SchedulerConfig":
-        """Read ``scheduler/scheduler_config.json`` of a DDIM or PNDM scheduler, for sampling with DDIM.
+        """Read ``scheduler/scheduler_config.json`` of any of `SCHEDULERS`, for sampling with DDIM.
 
-        Absent fields have diffusers' defaults, as its Stable Diffusion pipeline has them: it sets ``steps_offset`` to 1
-        and ``clip_sample`` to false whatever the file says, and a PNDM file, which knows no ``clip_sample`` and often
-        no ``set_alpha_to_one``, means false by both (DDIM's own default, true, is not what these models do).
+        A score needs the table of betas and what the network predicts; both are as the file's own class has them.
+        Sampling is what diffusers' ``DDIMScheduler.from_config`` of the file does in its Stable Diffusion pipeline:
+
+        - ``timestep_spacing`` where the file names one, else "leading", whatever the default of its class;
+        - ``steps_offset`` 1 and ``clip_sample`` false whatever the file says: the pipeline sets both;
+        - ``set_alpha_to_one`` by default true, but false of a PNDM file, which is how Stable Diffusion was published;
+        - ``thresholding`` is of pixels and has to be false.
 
         Raises:
             ValueError: naming every setting that is unknown, impossible or not supported.
         """
-        kinds = ("DDIMScheduler", "PNDMScheduler")
-        r = SettingsReader(config, where, kinds)
-        ddim = r.config.get("_class_name", kinds[0]) == kinds[0]
-        last = r.take("num_train_timesteps", 1000, lambda v: is_size(v) and v <= 100_000, "1 to 100000")
-        kind = r.choice("beta_schedule", "linear", _BETAS)
-        start = r.number("beta_start", 1e-4, 1e-9, 0.9)
-        end = r.number("beta_end", 0.02, 1e-9, 0.9)
-        prediction = r.choice("prediction_type", "epsilon", _PREDICTIONS)
-        final_alpha_one = r.flag("set_alpha_to_one", ddim)
+        reading = Reading() if reading is None else reading
+        r = SettingsReader(config, where, tuple(SCHEDULERS), reading)
+        kind = str(r.config.get("_class_name", "DDIMScheduler"))
+        own = SCHEDULERS.get(kind, {})
+        steps = r.take("num_train_timesteps", 1000, lambda v: is_size(v) and v <= 100_000, "1 to 100000")
+        betas = r.choice("beta_schedule", own.get("beta_schedule", "linear"), _BETAS)
+        start = r.number("beta_start", own.get("beta_start", 1e-4), 1e-9, 0.9)
+        end = r.number("beta_end", own.get("beta_end", 0.02), 1e-9, 0.9)
+        trained = r.take("trained_betas", None, _is_betas, "a list of numbers between 0 and 1, or null")
+        if trained is not None and len(trained) != steps:
+            r.require(False, f"trained_betas: expected {steps} numbers (num_train_timesteps), got {len(trained)}")
+        prediction = _prediction(r, reading)
+        zero_snr = r.flag("rescale_betas_zero_snr", False)
+        if zero_snr and prediction == "epsilon":
+            # Without signal the noise is the input: an eps-network cannot be trained there, and no step made from it.
+            r.refuse(
+                "rescale_betas_zero_snr", "expected false with prediction_type 'epsilon', got true (zero terminal SNR)"
+            )
+            zero_snr = False
+        if zero_snr and steps < 2:
+            r.require(False, "num_train_timesteps: expected at least 2 with rescale_betas_zero_snr, got 1")
+        spacing = r.choice("timestep_spacing", "leading", ("leading", "trailing", "linspace"))
+        final_alpha_one = r.flag("set_alpha_to_one", own.get("set_alpha_to_one", True))
         r.flag("clip_sample", False)
-        r.flag("skip_prk_steps", False)
-        r.choice("steps_offset", 1, (0, 1))
-        r.neutral(
-            trained_betas=None,
-            thresholding=False,
-            rescale_betas_zero_snr=False,
-            timestep_spacing="leading",
-        )
-        r.ignore("clip_sample_range", "dynamic_thresholding_ratio", "sample_max_value")  # of what is off
+        r.take("steps_offset", 1, is_whole, "a whole number")
+        # flow: another forward process; continuous: another input of the network
+        r.neutral(thresholding=False, use_flow_sigmas=False, timestep_type="discrete", snr_shift_scale=1.0)
+        r.inert(*_SAMPLING.split())
         r.finish()
-        r.require(start <= end, f"beta_start: expected at most beta_end {end}, got {start}")
+        if trained is None:
+            r.require(start <= end, f"beta_start: expected at most beta_end {end}, got {start}")
         r.finish()
-        schedule = NoiseSchedule(_BETAS[kind], last, start, end)
-        return cls(schedule, _PREDICTIONS[prediction], final_alpha_one=final_alpha_one)
+        if kind not in ("DDIMScheduler", "DDIMParallelScheduler"):
+            reading.notes.append(
+                f"scheduler: of {kind} the noise schedule, the prediction type and the spacing of timesteps are used;"
+                f" sampling is DDIM, whatever the file says"
+            )
+        if kind in ("LCMScheduler", "TCDScheduler"):
+            reading.warnings.append(
+                f"scheduler: {kind} usually goes with a distilled model, whose output is no score of the data; if this"
+                f" is one, take the model that it was distilled from"
+            )
+        schedule = NoiseSchedule(_BETAS[betas], steps, start, end, tuple(trained or ()), zero_snr)
+        return cls(schedule, _PREDICTIONS[prediction], 1, final_alpha_one, spacing)
 
     def to_diffusers(self) -> dict[str, Any]:
         """The ``scheduler_config.json`` of the DDIM scheduler that samples as jaxmem does.
@@ -408,9 +497,49 @@ class SchedulerConfig:
             "beta_start": schedule.beta_start,
             "beta_end": schedule.beta_end,
             "beta_schedule": {ours: theirs for theirs, ours in _BETAS.items()}[schedule.kind],
-            "prediction_type": {ours: theirs for theirs, ours in _PREDICTIONS.items()}[self.prediction],
+            "trained_betas": list(schedule.trained_betas) or None,
+            "rescale_betas_zero_snr": schedule.zero_terminal_snr,
+            "prediction_type": in_diffusers_words(self.prediction),
             "steps_offset": self.steps_offset,
             "set_alpha_to_one": self.final_alpha_one,
             "clip_sample": False,
-            "timestep_spacing": "leading",
+            "timestep_spacing": self.spacing,
         }
+
+
+def in_diffusers_words(prediction: str) -> str:
+    """``prediction_type`` of a `jaxmem.diffusion.Prediction`; those that diffusers does not have keep their name."""
+    return {ours: theirs for theirs, ours in _PREDICTIONS.items()}.get(prediction, prediction)
+
+
+def _prediction(r: SettingsReader, reading: Reading) -> str:
+    """What the network predicts: as the user says, as the file says, or as every model did when the file was written.
+
+    ``prediction_type`` came with diffusers 0.9, and v-prediction with it; files of before mean epsilon, unless they say
+    ``predict_epsilon: false``.
+    """
+    if reading.prediction_type is not None:
+        if reading.prediction_type not in _PREDICTIONS:
+            allowed = either(tuple(_PREDICTIONS))
+            raise ValueError(f"prediction_type: expected {allowed}, got {reading.prediction_type!r}")
+        r.inert("prediction_type", "predict_epsilon")
+        return reading.prediction_type
+    old = r.config.get("predict_epsilon")
+    if "prediction_type" in r.config:
+        r.inert("predict_epsilon")  # of which the newer one is there
+    else:
+        r.neutral(predict_epsilon=(True, None))
+        if old is None and not is_before(r.config.get("_diffusers_version"), (0, 9)):
+            reading.warnings.append(
+                f"{r.where}: no prediction_type; taken as 'epsilon', diffusers' default. If the model was trained to"
+                f" predict v, all numbers are wrong: load it with prediction_type='v_prediction'"
+            )
+    r.inert("prediction_type")  # looked at here: without it there is nothing to go on with
+    found = r.config.get("prediction_type", "epsilon")
+    known = isinstance(found, str) and found in _PREDICTIONS
+    r.require(
+        known,
+        f"prediction_type: expected {either(tuple(_PREDICTIONS))}, got {found!r}; if the file is wrong, load it with"
+        f" prediction_type='epsilon' or 'v_prediction'",
+    )
+    return found if known else "epsilon"

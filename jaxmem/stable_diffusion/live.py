@@ -13,17 +13,14 @@ def check(pipeline: Any) -> None:
     Raises:
         ValueError: naming what is missing, or every change.
     """
-    missing = [part for part in _PARTS if not hasattr(pipeline, part)]
+    missing = [part for part in _PARTS if getattr(pipeline, part, None) is None]
     if missing:
         raise ValueError(
             f"model: expected a folder, a hub id or a diffusers StableDiffusionPipeline, got {type(pipeline).__name__}"
-            f" without {', '.join(missing)}"
+            f" without {', '.join(missing)}; of a pipeline with parts left out, set them to those of the model it was"
+            f" made from"
         )
     problems = []
-    # At construction the pipeline sets both as Stable Diffusion needs them; a scheduler given later keeps its own.
-    scheduler = pipeline.scheduler.config
-    if scheduler.get("clip_sample", False) or scheduler.get("steps_offset", 1) != 1:
-        problems.append("scheduler: expected clip_sample false and steps_offset 1")
     for block in getattr(pipeline.unet, "up_blocks", ()):
         if any(getattr(block, name, None) is not None for name in ("b1", "b2", "s1", "s2")):
             problems.append("unet: FreeU is on; call disable_freeu()")
@@ -46,6 +43,9 @@ def config(pipeline: Any, part: str, _: str = "") -> dict[str, Any]:
     component = getattr(pipeline, part)
     found = component.config
     settings = dict(found.to_dict() if hasattr(found, "to_dict") else found)
+    # A default of the scheduler's class is not the user's word: with it absent, DDIM's default holds, as in diffusers.
+    for name in settings.get("_use_default_values", ()) if part == "scheduler" else ():
+        settings.pop(name, None)
     return settings | {"_class_name": type(component).__name__}
 
 

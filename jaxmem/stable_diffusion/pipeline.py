@@ -19,8 +19,9 @@ from jaxmem.diffusion import DDIM, ddim_path
 from jaxmem.durable import json_writer, read_json, write_atomically
 from jaxmem.score import GuidedScore, NetworkScore
 from jaxmem.stable_diffusion import live, weights
-from jaxmem.stable_diffusion.configs import SchedulerConfig, TextEncoderConfig, UNetConfig, VAEConfig
+from jaxmem.stable_diffusion.configs import SCHEDULERS, SchedulerConfig, TextEncoderConfig, UNetConfig, VAEConfig
 from jaxmem.stable_diffusion.hub import find_model, model_file, read_tokenizer
+from jaxmem.stable_diffusion.settings import Reading
 from jaxmem.stable_diffusion.text_encoder import TextEncoder
 from jaxmem.stable_diffusion.unet import UNet
 from jaxmem.stable_diffusion.vae import VAE
@@ -38,7 +39,8 @@ _MODEL_INDEX: dict[str, Any] = {
     "image_encoder": [None, None],
     "requires_safety_checker": False,
 }
-_ALSO_READ = {"tokenizer": "CLIPTokenizerFast", "scheduler": "PNDMScheduler"}
+_ADD_IT = "add the {} of the model that it was made from, all five parts are needed"
+_ALSO_READ = {"tokenizer": ("CLIPTokenizerFast",), "scheduler": tuple(SCHEDULERS)}
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,9 @@ class StableDiffusion:
         configs: tuple[UNetConfig, TextEncoderConfig, VAEConfig, SchedulerConfig],
         components: Mapping[str, Component],
         make_tokenizer: Callable[[], Any],
+        reading: Reading | None = None,
     ) -> None:
+        self.reading = Reading() if reading is None else reading  #: what was decided about its files, and what to say
         self.unet_config, self.text_encoder_config, self.vae_config, self.scheduler = configs
         self.components = dict(components)
         self._make_tokenizer = make_tokenizer
@@ -84,19 +88,39 @@ class StableDiffusion:
         _check_fit(*configs[:3])
 
     @classmethod
-    def load(cls, source: Any) -> "StableDiffusion":
+    def load(
+        cls, source: Any, *, ignore_settings: Sequence[str] = (), prediction_type: str | None = None
+    ) -> "StableDiffusion":
         """Open a diffusers model: a folder, a hub id such as ``"CompVis/stable-diffusion-v1-4"``, or a live pipeline.
 
         Configurations and the names, shapes and types of all tensors are checked now, before anything large is read.
         A live pipeline's weights are taken as they are at first use. PyTorch is not imported.
 
+        Args:
+            source: the model.
+            ignore_settings: names of settings that would be refused and cannot change what the model computes, as the
+                user knows; each is read as if it were not in its file, with a warning, and recorded in runs.
+            prediction_type: "epsilon", "v_prediction" or "sample", in place of what the scheduler's file says or does
+                not say; recorded in runs.
+
         Raises:
             ValueError: it is not there, not of this architecture, incomplete or damaged; the message lists all that is
                 wrong with one file.
             OSError: the hub cannot be reached.
+
+        Warns:
+            UserWarning: the model may not be what its files make of it (`Reading.warnings`).
         """
-        if not isinstance(source, str | Path):
-            return cls._from_live(source)
+        if isinstance(ignore_settings, str):
+            raise ValueError(f"ignore_settings: expected a list of names, got one text; write [{ignore_settings!r}]")
+        reading = Reading(tuple(ignore_settings), prediction_type)
+        model = cls._from_files(source, reading) if isinstance(source, str | Path) else cls._from_live(source, reading)
+        for text in reading.finish():
+            warnings.warn(text, stacklevel=2)
+        return model
+
+    @classmethod
+    def _from_files(cls, source: str | Path, reading: Reading) -> "StableDiffusion":
         folder = find_model(str(source))
         index = read_json(model_file(folder, "model_index.json"), "download it again")
         if index.get("_class_name") not in _PIPELINES:
@@ -106,10 +130,14 @@ class StableDiffusion:
             )
 
         for part in ("unet", "text_encoder", "vae", "tokenizer", "scheduler"):
-            names = [_MODEL_INDEX[part][1]] + ([_ALSO_READ[part]] if part in _ALSO_READ else [])
+            names = dict.fromkeys((_MODEL_INDEX[part][1], *_ALSO_READ.get(part, ())))
             found = index.get(part)
             if not isinstance(found, list) or len(found) != 2 or found[1] not in names:
-                raise ValueError(f"{folder}: model_index.json: expected {part} of {' or '.join(names)}, got {found!r}")
+                missing = found is None or found == [None, None]
+                raise ValueError(
+                    f"{folder}: model_index.json: expected {part} of {' or '.join(names)}, got {found!r}"
+                    f"{f'; {_ADD_IT.format(part)}' if missing else ''}"
+                )
 
         def config(part: str, name: str = "config.json") -> dict[str, Any]:
             found = read_json(model_file(folder, f"{part}/{name}"), "download it again")
@@ -127,12 +155,14 @@ class StableDiffusion:
         if not (folder / "tokenizer/tokenizer.json").is_file():
             for name in ("vocab.json", "merges.txt"):
                 model_file(folder, f"tokenizer/{name}")
-        return cls._build(config, tensors, partial(read_tokenizer, folder / "tokenizer"))
+        return cls._build(config, tensors, partial(read_tokenizer, folder / "tokenizer"), reading)
 
     @classmethod
-    def _from_live(cls, pipeline: Any) -> "StableDiffusion":
+    def _from_live(cls, pipeline: Any, reading: Reading) -> "StableDiffusion":
         live.check(pipeline)
-        return cls._build(partial(live.config, pipeline), partial(live.tensors, pipeline), lambda: pipeline.tokenizer)
+        return cls._build(
+            partial(live.config, pipeline), partial(live.tensors, pipeline), lambda: pipeline.tokenizer, reading
+        )
 
     @classmethod
     def _build(
@@ -140,12 +170,13 @@ class StableDiffusion:
         config: Callable[..., dict[str, Any]],
         tensors: Callable[[str, weights.Layout], list[weights.Tensor]],
         make_tokenizer: Callable[[], Any],
+        reading: Reading,
     ) -> "StableDiffusion":
         configs = (
-            UNetConfig.from_diffusers(config("unet")),
-            TextEncoderConfig.from_diffusers(config("text_encoder")),
-            VAEConfig.from_diffusers(config("vae")),
-            SchedulerConfig.from_diffusers(config("scheduler", "scheduler_config.json")),
+            UNetConfig.from_diffusers(config("unet"), reading=reading),
+            TextEncoderConfig.from_diffusers(config("text_encoder"), reading=reading),
+            VAEConfig.from_diffusers(config("vae"), reading=reading),
+            SchedulerConfig.from_diffusers(config("scheduler", "scheduler_config.json"), reading=reading),
         )
         components = {}
         for part, network, settings, layout in (
@@ -157,7 +188,7 @@ class StableDiffusion:
             weights.check(make, found, layout, part)
             component = Component(make, partial(weights.load_state, make, found, layout, part))
             components[part] = component
-        return cls(configs, components, make_tokenizer)
+        return cls(configs, components, make_tokenizer, reading)
 
     @classmethod
     def from_modules(
@@ -264,7 +295,7 @@ class StableDiffusion:
     def sampler(self, num_steps: int = 50) -> DDIM:
         """DDIM as diffusers runs it for this model; 50 steps are its default and the paper's."""
         config = self.scheduler
-        return DDIM(config.schedule, num_steps, config.steps_offset, config.final_alpha_one)
+        return DDIM(config.schedule, num_steps, config.steps_offset, config.final_alpha_one, spacing=config.spacing)
 
     def path(
         self,

@@ -1,31 +1,102 @@
-"""Reading a JSON object of settings strictly: every field is used, neutral or ignored by name, or it is an error."""
+"""Reading a JSON object of settings strictly: every field is used, neutral or inert, or it is an error.
+
+What cannot change the function is passed over by a rule, not by being unknown. A setting is inert
+
+- if its name begins with an underscore: diffusers and transformers write these for themselves and make no argument of
+  them;
+- if it is unknown and null: whatever it is, it was not set;
+- if its name speaks of dropout and its value is a share: dropout is for training;
+- if it is listed with its reason, in `TRAINING` for every part or where the part is read;
+- if it is at the value that changes nothing, where 1 and 1.0 are the same and 1 and true are not.
+
+Anything else is refused, unless the user names it (`Reading.ignore_settings`).
+"""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-_IGNORED = {"_class_name", "_diffusers_version", "_name_or_path", "_commit_hash", "_use_default_values"}
+#: About training, whatever the part: name and reason.
+TRAINING = {
+    "gradient_checkpointing": "recomputes activations in the backward pass, to save memory",
+    # what diffusers' EMAModel.save_pretrained writes beside the averaged weights
+    "decay": "of the average of weights, which is in the file",
+    "min_decay": "of the average of weights",
+    "optimization_step": "how often the average of weights was updated",
+    "update_after_step": "when the average of weights began",
+    "use_ema_warmup": "how the average of weights began",
+    "inv_gamma": "how the average of weights began",
+    "power": "how the average of weights began",
+}
+
+
+@dataclass
+class Reading:
+    """What the user decided about a model's files, and what reading them has to say to the user."""
+
+    ignore_settings: tuple[str, ...] = ()  #: names; a setting that would be refused is read as if it were not there
+    prediction_type: str | None = None  #: in place of the scheduler file's, in diffusers' words
+    ignored: dict[str, str] = field(default_factory=dict)  #: what was ignored by request: file and name, and the value
+    warnings: list[str] = field(default_factory=list)  #: what may be wrong with the model as it was read
+    notes: list[str] = field(default_factory=list)  #: what is as it should be and may surprise
+
+    def ignore(self, where: str, name: str, value: Any) -> None:
+        """Record a setting that is ignored by request."""
+        self.ignored[f"{where}: {name}"] = f"{value!r:.80}"
+
+    def finish(self) -> list[str]:
+        """The warnings, with those about decisions, when everything is read."""
+        for name, value in self.ignored.items():
+            self.warnings.append(
+                f"{name} = {value} is ignored, as asked; if it changes what the model computes, all numbers are of"
+                f" another model"
+            )
+        unused = [name for name in self.ignore_settings if not any(key.endswith(f": {name}") for key in self.ignored)]
+        if unused:
+            self.notes.append(f"ignore_settings: nothing was refused for {', '.join(unused)}, nothing is ignored")
+        return self.warnings
+
+    @property
+    def decisions(self) -> dict[str, Any]:
+        """What the user decided and had an effect, for a run's manifest; empty without."""
+        found: dict[str, Any] = {"ignored_settings": dict(self.ignored)} if self.ignored else {}
+        return found | ({"prediction_type": self.prediction_type} if self.prediction_type else {})
 
 
 class SettingsReader:
     """Takes fields out of a config and collects what is wrong with them."""
 
-    def __init__(self, config: Mapping[str, Any], where: str, class_name: str | tuple[str, ...]) -> None:
+    def __init__(
+        self, config: Mapping[str, Any], where: str, class_name: str | tuple[str, ...], reading: Reading | None = None
+    ) -> None:
         self.config, self.where = dict(config), where
+        self.reading = Reading() if reading is None else reading
         self.problems: list[str] = []
+        self._refused: list[str] = []  # names whose problem goes away with the setting
+        self.seen: set[str] = set()
         names = (class_name,) if isinstance(class_name, str) else class_name
         found = self.config.get("_class_name", names[0])
         if found not in names:
             self.problems.append(f"_class_name: expected {' or '.join(names)}, got {found!r}")
-        self.seen = set(_IGNORED)
 
     def take(self, name: str, default: Any, check: Callable[[Any], bool], expected: str) -> Any:
         self.seen.add(name)
         value = self.config.get(name, default)
         if check(value):
             return value
-        self.problems.append(f"{name}: expected {expected}, got {value!r}")
+        self.refuse(name, f"expected {expected}, got {value!r}", removable=name in self.config and check(default))
         return default
+
+    def refuse(self, name: str, problem: str, *, removable: bool = True) -> bool:
+        """A problem of one setting, unless the user ignores it; ``removable``: is there a value to go on with?"""
+        if removable and name in self.reading.ignore_settings:
+            self.reading.ignore(self.where, name, self.config.get(name))
+            return False
+        self.problems.append(f"{name}: {problem}")
+        if removable:
+            self._refused.append(name)
+        return True
 
     def size(self, name: str, default: Any) -> Any:
         """A whole number, at least 1."""
@@ -50,7 +121,8 @@ class SettingsReader:
             allowed = value if isinstance(value, tuple) else (value,)
             self.choice(name, allowed[0], allowed)
 
-    def ignore(self, *names: str) -> None:
+    def inert(self, *names: str) -> None:
+        """Fields that cannot change the function, whatever they say."""
         self.seen.update(names)
 
     def require(self, condition: Any, problem: str) -> None:
@@ -60,13 +132,24 @@ class SettingsReader:
     def finish(self) -> None:
         """Raise one ValueError for everything found."""
         for name in sorted(self.config.keys() - self.seen):
-            self.problems.append(f"{name}: not known, got {self.config[name]!r}")
+            if not _is_inert(name, self.config[name]):
+                self.refuse(name, f"not known, got {self.config[name]!r}")
         if self.problems:
             listed = "\n  ".join(self.problems)
+            remedy = (
+                f"\nCorrect the file. Where a setting cannot change what the model computes, load without it:"
+                f" ignore_settings={list(dict.fromkeys(self._refused))!r}"
+            )
             raise ValueError(
                 f"{self.where}: {len(self.problems)} setting{'s' if len(self.problems) > 1 else ''} that jaxmem does"
-                f" not support; only Stable Diffusion 1.x and 2.x and models of their architecture load:\n  {listed}"
+                f" not support:\n  {listed}{remedy if self._refused else ''}"
             )
+
+
+def _is_inert(name: str, value: Any) -> bool:
+    """The rule of this module's head for a setting that the part does not know."""
+    dropout = "dropout" in name.lower() and is_number(value) and 0 <= value <= 1
+    return name.startswith("_") or value is None or dropout or name in TRAINING
 
 
 def is_number(value: Any) -> bool:
