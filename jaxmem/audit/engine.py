@@ -11,14 +11,15 @@ import numpy as np
 from flax import nnx
 
 from jaxmem.audit.directions import run_directions
-from jaxmem.audit.estimate import estimate
-from jaxmem.audit.operators import run_anisotropy, run_counts, run_jeon, run_spectra
+from jaxmem.audit.estimate import count_disk_bytes, estimate
+from jaxmem.audit.operators import COUNTING, run_anisotropy, run_counts, run_jeon, run_spectra
 from jaxmem.audit.plan import Plan
 from jaxmem.audit.result import read_audit, read_warnings
 from jaxmem.audit.summary import summarise, write_table
 from jaxmem.audit.trajectory import run_images, run_start, run_trajectory
 from jaxmem.audit.work import Work, embed, starting_noise
 from jaxmem.config import AuditConfig
+from jaxmem.memory import require_disk
 from jaxmem.progress import Progress, Say, quiet, silent
 from jaxmem.prompts import Prompt, as_prompts, merge
 from jaxmem.runs import Run
@@ -106,6 +107,8 @@ def run_audit(
     run = open_run(out) if out is not None and _holds_something(Path(out)) else None
     if run is not None and run.finished:
         return run.metrics()
+    if out is not None and not (Path(out) / COUNTING).exists():  # where a count was begun its file is there
+        require_disk(count_disk_bytes(plan), Path(out), "an exact count")
     expected = estimate(work)
     if name:
         say(f"model: {name}")

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmem import memory
-from jaxmem.audit.operators import CHUNK
 from jaxmem.audit.plan import Plan
 from jaxmem.audit.work import Work, evaluate
+from jaxmem.spectra.dense import file_bytes, solve_bytes
 from jaxmem.spectra.stepwise import Programs, compile_programs
 
 
@@ -71,6 +71,8 @@ def estimate(work: Work) -> Estimate:
     spectrum_bytes = _spectrum_bytes(plan, evaluation_bytes, programs)
     memory.require(programs.peak_bytes, f"products of {plan.batch} point(s) together", remedy)
     memory.require(spectrum_bytes, "the spectra", "take `method` lanczos or none, or a smaller `batch` or `num_steps`")
+    count_bytes = _count_bytes(plan, evaluation_bytes, programs)
+    memory.require(count_bytes, "the counts", "take a smaller `count_budget` or `batch`, or no counts")
 
     def evaluations() -> Any:
         return work.scores(x, plan.timesteps[0], cond)
@@ -91,7 +93,11 @@ def estimate(work: Work) -> Estimate:
         evaluation_bytes,
         spectrum_bytes,
         _lines(
-            plan, seconds, (evaluation, product), max(evaluation_bytes, programs.peak_bytes, spectrum_bytes), programs
+            plan,
+            seconds,
+            (evaluation, product),
+            max(evaluation_bytes, programs.peak_bytes, spectrum_bytes, count_bytes),
+            programs,
         ),
         work.noise_share(first, x, plan.timesteps[0]),
     )
@@ -112,8 +118,24 @@ def _spectrum_bytes(plan: Plan, evaluation_bytes: int, programs: Programs) -> in
         return programs.peak_bytes + 3 * 4 * plan.batch * (plan.num_steps + 1) * plan.size
     if plan.method == "none":
         return 0
-    columns = min(CHUNK, plan.size)
-    return columns * (2 * evaluation_bytes // plan.batch) + 4 * 4 * plan.size**2
+    return plan.columns * (2 * evaluation_bytes // plan.batch) + 4 * 4 * plan.size**2
+
+
+def _count_bytes(plan: Plan, evaluation_bytes: int, programs: Programs) -> int:
+    """Of `count_positive`, one point after another: its bases, or the columns of a chunk and then the solve."""
+    if plan.count_budget is None:
+        return 0
+    if plan.estimates_counts:
+        # a third of the steps, up to twice as much for what is deflated, and two bases of the other two thirds
+        return programs.peak_bytes + 4 * plan.size * (7 * (plan.count_budget // 2) // 3 + 64)
+    columns = plan.columns * (2 * evaluation_bytes // plan.batch)
+    return max(columns, programs.peak_bytes, solve_bytes(plan.size))
+
+
+def count_disk_bytes(plan: Plan) -> int:
+    """Of the matrix that an exact count keeps in the run's folder until it is done."""
+    exact = plan.count_budget is not None and not plan.estimates_counts
+    return file_bytes(plan.size, np.float32) if exact else 0
 
 
 def _lines(
@@ -128,6 +150,8 @@ def _lines(
     total = sum(seconds.values())
     shares = ", ".join(f"{stage} {duration(s)}" for stage, s in sorted(seconds.items(), key=lambda item: -item[1]))
     counted = "; exact spectra as counted" if plan.method == "eigh" else ""
+    disk = count_disk_bytes(plan)
+    on_disk = [f"disk: {memory.gigabytes(disk)} in the run's folder while an exact count is taken"] if disk else []
     return [
         f"audit: {plan.num_prompts} prompts{reference} × {noises} = {plan.num_points} points, {plan.batch} at once;"
         f" {steps} sampling steps; {each[plan.method]}{where}",
@@ -137,6 +161,7 @@ def _lines(
         f" decoding, eigenvalue solvers and compilation come on top",
         f"memory: {memory.gigabytes(programs.parameter_bytes)} of parameters are there; up to {memory.gigabytes(peak)}"
         f" more (by the compiler{counted}), of {memory.gigabytes(memory.available_bytes())} free",
+        *on_disk,
     ]
 
 

@@ -20,7 +20,7 @@ from jaxmem.spectra.result import rounding_noise
 from jaxmem.spectra.ritz import ritz_pairs
 from jaxmem.spectra.stepwise import Measured, Programs, advance, measure
 
-CHUNK = 64  #: columns of an exact Jacobian taken together
+COUNTING = "counting"  #: the folder, in that of the run, of counts that are under way
 _KRYLOV_KEY = 1_000_000  # folded into the seed's key: no starting noise has this number
 
 
@@ -104,7 +104,7 @@ def run_spectra(work: Work, programs: Programs, memory: int) -> None:
 
 def _exact(work: Work, number: int, x: np.ndarray, t: int) -> np.ndarray:
     cond = work.cond(work.plan.points(number))
-    options: dict[str, Any] = dict(chunk=min(CHUNK, work.plan.size), mesh=work.mesh)
+    options: dict[str, Any] = dict(chunk=work.plan.columns, mesh=work.mesh)
     found = batch_spectra(work.score, work.spread_state, jnp.asarray(x), t, cond, method="eigh", **options)
     return np.column_stack([found.eigenvalues, found.noise])
 
@@ -153,7 +153,7 @@ def start_key(work: Work, point: int, t: int) -> Any:
 
 
 def run_counts(work: Work) -> None:
-    """Estimated numbers of positive eigenvalues, one point after another; products go on after a kill."""
+    """Numbers of positive eigenvalues, one point after another; products go on after a kill."""
     plan, run = work.plan, work.run
     if plan.count_budget is None:
         return
@@ -164,19 +164,18 @@ def run_counts(work: Work) -> None:
             key = f"count-{point:06d}-{t:04d}"
             work.progress("counts", done, total)
             if not run.done(key):
-                folder = run.directory / "counting" / key
+                folder = run.directory / COUNTING / key
                 with work.unit(key, "counts", evaluations=1, products=min(plan.count_budget, plan.size + 1)):
                     x = run.load(f"at-{number:05d}-{t:04d}")[row]
                     operator = score_jacobian(work.score, work.model.state, x, t, work.cond(np.array([point]))[0])
                     sigma = float(work.model.scheduler.schedule.sigma[t])
-                    found = count_positive(
-                        operator, plan.count_budget, start_key(work, point, t), sigma=sigma, folder=folder
-                    )
+                    options: dict[str, Any] = dict(sigma=sigma, folder=folder, chunk=plan.columns)
+                    found = count_positive(operator, plan.count_budget, start_key(work, point, t), **options)
                     tangent = found.tangent
                     assert tangent is not None  # sigma was given; for the type checker
                     numbers = [found.lower, found.estimate, *found.interval, found.threshold]
                     run.save(key, np.array([*numbers, tangent.lower, tangent.estimate, *tangent.interval], np.float64))
                 shutil.rmtree(folder, ignore_errors=True)
             done += 1
-    shutil.rmtree(run.directory / "counting", ignore_errors=True)
+    shutil.rmtree(run.directory / COUNTING, ignore_errors=True)
     work.progress("counts", total, total)

@@ -9,9 +9,11 @@ import numpy as np
 from jaxmem.config import AuditConfig
 from jaxmem.memorization.detectors import ANISOTROPY_WEIGHTS
 from jaxmem.memorization.registry import AuditMethod
+from jaxmem.spectra.counting import FEWEST_STEPS
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
 
 LARGEST_EXACT = 2048  #: dimensions up to which the whole spectrum is computed by default
+_CHUNK = 64  # columns of an exact Jacobian taken together, of small latents
 _V_WEIGHTS = (1.0, 0.1)  # of the anisotropy, the released code's for Stable Diffusion 2
 # Late enough to see what the picture is, early enough for a network to have resolved how sharp its density is: at
 # smaller sigma a learned peak is blunter than the exact one, and copies seem to have freedom.
@@ -74,11 +76,11 @@ class Plan:
             )
         if method == "lanczos" and config.num_steps > size:
             raise ValueError(f"num_steps: expected 1 to {size} (the size of a latent), got {config.num_steps}")
-        # of count_positive: twelve Lanczos steps of two products, and three that measure
-        if config.count_budget is not None and config.count_budget < 27:
+        fewest = 2 * FEWEST_STEPS + 3  # of count_positive: Lanczos steps of two products, and three that measure
+        if config.count_budget is not None and config.count_budget < min(fewest, size + 1):
+            estimate = f"{fewest} products per point, or " if fewest <= size else ""
             raise ValueError(
-                f"count_budget: expected at least 27 products per point, or {size + 1} for exact counts, got"
-                f" {config.count_budget}"
+                f"count_budget: expected at least {estimate}{size + 1} for exact counts, got {config.count_budget}"
             )
         if config.count_budget is not None and method == "eigh":
             raise ValueError(
@@ -148,6 +150,11 @@ class Plan:
     def estimates_counts(self) -> bool:
         """Whether the budget of `jaxmem.count_positive` is too small for an exact count."""
         return self.count_budget is not None and self.count_budget <= self.size
+
+    @property
+    def columns(self) -> int:
+        """Columns of an exact Jacobian that are taken together: of a large latent as many as points of a batch."""
+        return min(_CHUNK, self.size) if self.size <= LARGEST_EXACT else self.batch
 
     @property
     def num_eigenvalues(self) -> int:

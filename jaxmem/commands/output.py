@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from jaxmem.config import FilesConfig
-
 from jaxmem.terminal import visible
 
 

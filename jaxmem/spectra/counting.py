@@ -1,6 +1,7 @@
 """The number of positive eigenvalues: exact where it fits the budget, else a certified bound and an estimate.
 
-A first Lanczos run from a random vector takes a third of the budget. Each of its Ritz values above zero is one positive
+Exact counts are of a spectrum: one that is there, or that `jaxmem.spectra.spectrum` or, with a folder,
+`jaxmem.spectra.dense_spectrum` computes. Below that a first Lanczos run from a random vector takes a third of the budget. Each of its Ritz values above zero is one positive
 eigenvalue (Cauchy interlacing); they are deflated, exactly (`jaxmem.spectra.deflation`), and what is left is estimated
 with fresh random vectors: d times the mass that such a vector has above zero (`jaxmem.spectra.quadrature`,
 `jaxmem.spectra.estimate`).
@@ -17,12 +18,14 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxmem.krylov import Factorization, Status, begin, extend, may_go_on
-from jaxmem.operators import Operator
+from jaxmem.operators import Operator, SymmetricPart
 from jaxmem.progress import Progress, silent
 from jaxmem.spectra import resume
 from jaxmem.spectra.deflation import Deflated, deflate
+from jaxmem.spectra.dense import dense_spectrum
 from jaxmem.spectra.estimate import Estimate, Runs, combine, probe_steps
 from jaxmem.spectra.quadrature import Tridiagonal
+from jaxmem.spectra.result import LARGEST_DENSE, Spectrum
 from jaxmem.spectra.ritz import ritz_pairs
 from jaxmem.spectra.single import (
     check_operator,
@@ -33,7 +36,7 @@ from jaxmem.spectra.single import (
     spectrum,
 )
 
-_FEWEST_STEPS = 12  # 4 for the first run, and two vectors of 4
+FEWEST_STEPS = 12  #: of an estimate: 4 of the first run, and 8 of a fresh vector
 _NONFINITE = "operator: a product was NaN or infinite; check the parameters, the point and the timestep"
 _SEGMENT = 32  # steps of the first run between two looks at it, which is what a kill can lose
 
@@ -43,15 +46,17 @@ class Count(NamedTuple):
 
     lower: int  #: certified: eigenvalues above ``threshold`` (the rounding of products cannot have made them)
     estimate: float  #: where the whole spectrum was computed, exact but for the undecided signs
-    interval: tuple[float, float]  #: 95 % for an estimate; from undecided signs (within ±threshold) if exact
+    interval: tuple[
+        float, float
+    ]  #: 95 % for an estimate, of any spectrum; from undecided signs (within ±threshold) if exact
     threshold: float  #: what the rounding of products can move an eigenvalue by, measured (`rounding_noise`)
-    num_products: int  #: applications of A or Aᵀ
+    num_products: int  #: applications of A or Aᵀ; none for a spectrum that was there
     paper: int  #: the paper's count: eigenvalues, or Ritz values of the first run, above 1e-15, rounding included
     tangent: Estimate | None  #: of eigenvalues above -1/(2 sigma²), where ``sigma`` was given
 
 
 def count_positive(
-    operator: Operator,
+    operator: Operator | Spectrum,
     budget: int | None = None,
     key: Any = None,
     *,
@@ -65,15 +70,17 @@ def count_positive(
     """Count the positive eigenvalues of ½(A + Aᵀ).
 
     With a budget of at least d + 1 products (or None) the spectrum is computed and the count is exact. With less it is
-    an estimate with a 95 % interval. Eigenvalues within ±threshold of zero then count as not positive. If the first run
-    has found all that are positive, the interval is one number, or the few that may hide just above zero. Positive
-    eigenvalues that crowd closer to zero than the steps resolve, about 1/steps of the spectrum's range, are beyond it,
-    and so are many exact zeros between positive and negative eigenvalues that come as near: there the interval is
-    wide but may still miss (d = 300, 75 products, 150 zeros between 75 eigenvalues on either side from 0.2 to 1: all
-    of 12 seeds, one with 155, 104 to 207).
+    an estimate with a 95 % interval. Eigenvalues within ±threshold of zero then count as not positive.
+
+    The interval assumes nothing about the spectrum, so it is as wide as the runs fail to tell eigenvalues just below
+    zero from those just above: a range of about 1/steps of the spectrum's. Across a gap it is as narrow as the number
+    of vectors allows, or one number; where many eigenvalues crowd at zero (no gap, a null space) it is wide, more so
+    with fewer products. The estimate lies nearer to the truth than the interval says where the density of eigenvalues
+    is smooth on either side of zero (``benchmarks/README.md``).
 
     Args:
-        operator: see `spectrum`; for the difference of two, `jaxmem.operators.Difference`.
+        operator: see `spectrum`; for the difference of two, `jaxmem.operators.Difference`. Or a `Spectrum` with all
+            eigenvalues of the symmetric part (of ``"eigh"`` or `dense_spectrum`), which is counted without a product.
         budget: products with A or Aᵀ that may be spent; None for an exact count.
         key: random key of the start vectors; needed below d + 1 products.
         sigma: noise level of the point, for the tangent count: directions in which the posterior of x0 is wider than
@@ -82,34 +89,41 @@ def count_positive(
             number that the first run says gives the smallest error.
         batch: fresh vectors whose products are taken together.
         chunk: as in `spectrum`.
-        folder: where the runs are kept as they go on; the same call takes them up after an interruption or a kill, and
-            gives the same count bit for bit. Not for exact counts: `jaxmem.spectra.dense_spectrum`.
-        progress: told of the products.
+        folder: where the work is kept as it goes on; the same call takes it up after an interruption or a kill, and
+            gives the same count bit for bit. Needed for exact counts of more than 4,096 dimensions, which are those of
+            `jaxmem.spectra.dense_spectrum`: its memory, disk and restarts (one product each).
+        progress: told of the products; for an exact count with a folder, as `jaxmem.spectra.dense_spectrum`.
 
-    Memory: the Krylov basis of a third of the budget's steps, ``steps · d`` numbers, up to twice as much for what is
-    deflated (rows come in powers of two, at least 32), and twice ``batch`` bases of ``steps_per_probe`` rounded up
-    to 32.
+    Memory of an estimate: the Krylov basis of a third of the budget's steps, ``steps · d`` numbers, up to twice as much
+    for what is deflated (rows come in powers of two, at least 32), and twice ``batch`` bases of ``steps_per_probe``
+    rounded up to 32.
 
     Raises:
-        ValueError: if the budget is too small, or the key is missing, or as `spectrum`; if the folder's state is
-            damaged, of another call or of another operator.
+        ValueError: if the budget is too small, or the key is missing, or an exact count needs a folder, or as
+            `spectrum` and `jaxmem.spectra.dense_spectrum`; if the folder's state is damaged, of another call or of
+            another operator; if a spectrum does not have all eigenvalues, or comes with options of products.
         OSError: the folder cannot be written.
     """
+    tangent_level = None if sigma is None else _tangent_level(float(sigma))
+    if isinstance(operator, Spectrum):
+        given = dict(budget=budget, key=key, steps_per_probe=steps_per_probe, folder=folder)
+        _check_spectrum(operator, [name for name, value in given.items() if value is not None])
+        return _of_spectrum(operator, tangent_level, 0)
     check_operator(operator, "count_positive")
     budget, steps_per_probe = (None if value is None else index(value) for value in (budget, steps_per_probe))
     batch, sigma = index(batch), None if sigma is None else float(sigma)
-    for name, value in (("steps_per_probe", steps_per_probe), ("batch", batch)):
+    for name, value in (("steps_per_probe", steps_per_probe), ("batch", batch), ("chunk", chunk)):
         if value is not None and value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
-    tangent_level = None if sigma is None else _tangent_level(sigma)
     if budget is None or budget >= dense_products(operator):
-        return _exact(operator, tangent_level, chunk, progress)
+        return _exact(operator, tangent_level, chunk, folder, progress)
     each, measuring = operator.symmetric.products_per_mv, probe_products(operator)
     steps = (budget - measuring) // each
-    if steps < _FEWEST_STEPS:
+    if steps < FEWEST_STEPS:
+        fewest, exact = FEWEST_STEPS * each + measuring, dense_products(operator)
+        estimate = f"{fewest} products ({FEWEST_STEPS} Lanczos steps), or " if fewest < exact else ""
         raise ValueError(
-            f"budget: expected at least {_FEWEST_STEPS * each + measuring} products ({_FEWEST_STEPS} Lanczos steps), or"
-            f" {dense_products(operator)} for an exact count, got {budget}; raise the budget"
+            f"budget: expected at least {estimate}{exact} for an exact count, got {budget}; raise the budget"
         )
     if key is None:
         raise ValueError("key: an estimate needs a random key, for instance jax.random.key(0)")
@@ -143,7 +157,8 @@ def count_positive(
     threshold = max(2 * krylov_noise(factorization, pairs, measured), tiny)
     deflated, taken, amplification = deflate(operator.symmetric, factorization, pairs, threshold)
     margin = amplification * threshold
-    runs = Runs(operator.size, Tridiagonal.of(factorization), pairs.values, taken, margin, probes)
+    coupling = float(deflated.coupling)
+    runs = Runs(operator.size, Tridiagonal.of(factorization), pairs.values, taken, threshold, coupling, margin, probes)
     left = steps - len(pairs.values)
     if steps_per_probe is None:
         signs_known = bool(((pairs.residuals <= pairs.values) | (pairs.values <= threshold)).all())
@@ -176,10 +191,27 @@ def _tangent_level(sigma: float) -> float:
     return level
 
 
-def _exact(operator: Operator, tangent_level: float | None, chunk: int, progress: Progress) -> Count:
-    progress("products", 0, dense_products(operator))
-    exact = spectrum(operator, "eigh", chunk=chunk)
-    progress("products", dense_products(operator), dense_products(operator))
+def _exact(
+    operator: Operator, tangent_level: float | None, chunk: int, folder: str | Path | None, progress: Progress
+) -> Count:
+    if folder is not None:
+        # Of the symmetric part it would take twice the columns, to symmetrise what is symmetric.
+        whole = operator.operator if isinstance(operator, SymmetricPart) else operator
+        exact = dense_spectrum(whole, folder, chunk=chunk, progress=progress)
+    elif operator.size > LARGEST_DENSE:
+        raise ValueError(
+            f"folder: expected one for an exact count of {operator.size:,} dimensions, whose matrix does not stay in"
+            f" memory (up to {LARGEST_DENSE:,} do), got none; give one, or a budget of fewer products than"
+            f" {dense_products(operator):,}"
+        )
+    else:
+        progress("products", 0, dense_products(operator))
+        exact = spectrum(operator, "eigh", chunk=chunk)
+        progress("products", dense_products(operator), dense_products(operator))
+    return _of_spectrum(exact, tangent_level, int(exact.num_products))
+
+
+def _of_spectrum(exact: Spectrum, tangent_level: float | None, num_products: int) -> Count:
     threshold, values = float(exact.noise), exact.eigenvalues
 
     def above(level: float) -> Estimate:
@@ -187,7 +219,33 @@ def _exact(operator: Operator, tangent_level: float | None, chunk: int, progress
         return Estimate(low, float((values > level).sum()), (float(low), float(high)))
 
     tangent = None if tangent_level is None else above(tangent_level)
-    return Count(*above(0.0), threshold, int(exact.num_products), int((values > 1e-15).sum()), tangent)
+    return Count(*above(0.0), threshold, num_products, int((values > 1e-15).sum()), tangent)
+
+
+def _check_spectrum(given: Spectrum, options: list[str]) -> None:
+    """Refuse what does not have all eigenvalues of one symmetric part, and options that only products need."""
+    if options:
+        raise ValueError(
+            f"{options[0]}: expected none with a spectrum, which is counted as it is, got one; leave it out, or give the"
+            f" operator"
+        )
+    if given.method != "eigh":
+        why = {
+            "lanczos": "Ritz values, whose positive ones are only a lower bound",
+            "arnoldi": "Ritz values of A, which is not its symmetric part",
+            "eig": "eigenvalues of A, which is not its symmetric part",
+        }.get(given.method, "others")
+        raise ValueError(
+            f"spectrum: expected all eigenvalues of the symmetric part (method 'eigh', or dense_spectrum), got those of"
+            f" {given.method!r}: {why}; count the operator, with a budget for an estimate"
+        )
+    if given.eigenvalues.ndim != 1:
+        raise ValueError(
+            f"spectrum: expected that of one point, got eigenvalues of shape {given.eigenvalues.shape}; count each, for"
+            f" instance with given._replace(eigenvalues=given.eigenvalues[i], noise=given.noise[i])"
+        )
+    if not np.isfinite(given.eigenvalues).all() or not np.isfinite(given.noise):
+        raise ValueError("spectrum: expected finite eigenvalues and noise, got NaN or infinity; compute it again")
 
 
 def _refuse_nonfinite(factorization: Factorization) -> None:

@@ -4,7 +4,6 @@
 one product and is on the disk when it is done; what the solve holds is one float64 matrix.
 """
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,11 +47,21 @@ def dense_cost(operator: Operator, chunk: int = 56) -> DenseCost:
     program = _columns.lower(operator, _indices(size, 0, chunk)).compile()
     return DenseCost(
         products=(size + 1) * operator.products_per_mv,
-        disk_bytes=len(header(size, _stored(operator))) + size**2 * _stored(operator).itemsize,
+        disk_bytes=file_bytes(size, _stored(operator)),
         device_bytes=sum(memory.program_bytes(program)),
-        # a block of rows is read in the file's precision; blocks of blocks, and LAPACK's panels, are smaller
-        host_bytes=8 * size**2 + 2 * 8 * min(_BLOCK, size) * size,
+        host_bytes=solve_bytes(size),
     )
+
+
+def file_bytes(size: int, dtype: Any) -> int:
+    """Of the matrix on the disk."""
+    return len(header(size, np.dtype(dtype))) + size**2 * np.dtype(dtype).itemsize
+
+
+def solve_bytes(size: int) -> int:
+    """Of the host's memory for the solve."""
+    # a block of rows is read in the file's precision; blocks of blocks, and LAPACK's panels, are smaller
+    return 8 * size**2 + 2 * 8 * min(_BLOCK, size) * size
 
 
 def dense_spectrum(operator: Operator, folder: str | Path, *, chunk: int = 56, progress: Progress = silent) -> Spectrum:
@@ -186,10 +195,4 @@ def _require_room(store: ColumnStore, cost: DenseCost) -> None:
             f"{what}: its solve needs about {memory.gigabytes(cost.host_bytes)} of memory, of which this machine has"
             f" {memory.gigabytes(free)} free; free some, or take fewer eigenvalues (spectrum with method='lanczos')"
         )
-    place = next(path for path in (store.folder, *store.folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(place).free
-    if store.missing_bytes > free:
-        raise ValueError(
-            f"{what}: needs {memory.gigabytes(store.missing_bytes)} more in {store.folder}, where"
-            f" {memory.gigabytes(free)} are free; make room or choose another folder"
-        )
+    memory.require_disk(store.missing_bytes, store.folder, what)

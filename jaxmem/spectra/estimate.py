@@ -1,26 +1,39 @@
 """How many eigenvalues lie above a level, from a first Lanczos run, what it deflated, and runs on what was left.
 
-*Bias.* Where the density jumps at the level, the middle of a quadrature's bounds is off by a share of their width, and
-that share hardly depends on the number of steps. A run of M steps contains the runs of fewer: a line through its
-estimates against their widths, one slope for all vectors, meets width 0 at the count.
+*The interval* assumes nothing about the spectrum. A run from a random vector bounds the vector's mass above the level
+from both sides (`jaxmem.spectra.quadrature`); the mass of a random direction on K of d dimensions is
+Beta(K/2, (d - K)/2); so the counts that make the observed bounds improbable are known, and what is left is the
+interval. It is as wide as the runs fail to resolve the level, and no smoothness is made up where they do.
 
-*Variance.* It is known: the mass of a random direction on K of d dimensions is Beta(K/2, (d - K)/2), so one vector
-estimates K with variance 2 K (1 - K/d) d/(d + 2), and no scatter of a handful of estimates has to be trusted.
+*The estimate* does assume: that the density is smooth but for a jump at the level. There the middle of a quadrature's
+bounds is off by a share of their width, and that share hardly depends on the number of steps. A run of m steps contains
+the runs of fewer: a line through its estimates against their widths, one slope for all vectors, meets width 0 at the
+count. With it go the number of steps that each vector gets, and nothing else.
 """
 
 from typing import NamedTuple
 
 import numpy as np
-import scipy.optimize
-import scipy.stats
+import scipy.special
 
-from jaxmem.spectra.quadrature import Tridiagonal, mass_above, top_pair
+from jaxmem.spectra.quadrature import Tridiagonal, mass_above
+
+# Error probability of each end. The two together are half of the 5 % that is promised: the weights of the runs come
+# from the widths of their bounds, which are not quite independent of the masses.
+_TAIL = 0.0125
+_NORMAL = 2.24  # the normal quantile of that tail; only the weights depend on it
+_QUANTILES = (np.arange(200) + 0.5) / 200  # of one mass, which a probability is averaged over
 
 # Shares of a run's steps whose estimates the line against the widths is drawn through.
 _SHARES = (0.4, 0.55, 0.75, 1.0)
 # Standard error of the slope, which can be ±0.5: what was seen with the spectra of benchmarks/counting.py.
 _SLOPE_ERROR = 0.02
-_NORMAL = 1.96  # 95 %
+_FALLING = 0.6  # of the width at the first share, which 1/m would bring to 0.4, is left at the last: the line holds
+_UNIFORM = 12**-0.5  # standard deviation of what may be anywhere between bounds, in widths
+# Steps that a vector gets if there are so many: a line that is drawn through fewer is off by more than what it mends
+# (d = 4,096, 39 and 80 steps, eleven of fourteen spectra; root-mean-square errors are 1.3 to 3 times as large at 13).
+_FEWEST = 25
+_NEARLY = 1.1  # of the smallest squared error expected: of vectors that give this, as few, with as many steps
 
 
 class Estimate(NamedTuple):
@@ -36,10 +49,120 @@ class Runs(NamedTuple):
 
     size: int  #: d
     first: Tridiagonal
-    ritz_values: np.ndarray  #: of the first run
+    ritz_values: np.ndarray  #: of the first run, descending
     taken: int  #: of them deflated
+    level: float  #: above which they lie
+    coupling: float  #: of what was left (see `jaxmem.spectra.deflation`)
     margin: float  #: how far beyond a level an eigenvalue of what was left must be, to be certain
     probes: list[Tridiagonal]  #: runs from fresh vectors on what was left
+
+
+def combine(runs: Runs, level: float) -> Estimate:
+    """Estimate, 95 % interval and bound for the number of eigenvalues above a level.
+
+    What was left after deflation at one level is, at a lower one, short of a multiple of one projection, so of at most
+    one eigenvalue: that is added to the upper end.
+    """
+    values = [probe.values() for probe in runs.probes]
+    certain = max((int((found > level + runs.margin).sum()) for found in values), default=0)
+    lower = max(int((runs.ritz_values > level).sum()), runs.taken + certain)
+    # Only of the first run: rounding lets the others find the value that deflation gives to what it took.
+    upper = max(runs.size - int((runs.ritz_values <= level).sum()), lower)
+    estimate = _estimate(runs, level) if any((found > level).any() for found in values) else float(lower)
+    low, high, middle = _interval(runs, level, float(np.clip(estimate, lower, upper)))
+    high += level < runs.level and runs.coupling > runs.level
+    low, high = (min(max(end, lower), upper) for end in (low, high))
+    if not low <= estimate <= high:  # the density is not what the estimate takes it for
+        estimate = float(np.clip(middle, low, high))
+    return Estimate(lower, float(estimate), (float(low), float(high)))
+
+
+def _interval(runs: Runs, level: float, guess: float) -> tuple[int, int, float]:
+    """The counts that do not make the bounds of the masses improbable, and the middle of these bounds.
+
+    ``guess``, a count, decides the weights of the runs.
+
+    With the weight w, ``T = w d μ + (1 - w) (taken + (d - taken) mean(ν))`` of the first vector's mass μ and the fresh
+    ones' ν has the mean K. T is not known, but is between the values that the lower and the upper bounds give. For each
+    K its distribution is, and grows with K: an end is where the tail falls below what is allowed.
+    """
+    size, taken, count = runs.size, runs.taken, len(runs.probes)
+    rest = size - taken
+    first = size * np.array(_bounds(runs.first, level))
+    fresh = taken + rest * np.mean([_bounds(probe, level) for probe in runs.probes], 0)
+    # Where nothing seems to be left the others say so alone: any share of the first run would only blur that.
+    variances = _variance(guess, size), _variance(guess - taken, rest) / count if guess > taken else 0.0
+    weights = np.linspace(0, 1, 5)  # few: the less they tell of the masses
+    half = (weights * np.ptp(first) + (1 - weights) * np.ptp(fresh)) / 2
+    half += _NORMAL * np.sqrt(weights**2 * variances[0] + (1 - weights) ** 2 * variances[1])
+    weight = float(weights[np.argmin(half)])
+    low, high = weight * first + (1 - weight) * fresh
+
+    def at_most(value: float, count_above: int) -> float:
+        """The probability of T ≤ value if so many eigenvalues are above the level."""
+        if weight == 0:
+            return float(_mass_at_most((value - taken) / rest, count_above - taken, rest, count))
+        if weight == 1:
+            return float(_mass_at_most(value / size, count_above, size, 1))
+        others = (value - weight * size * _mass_quantiles(count_above, size)) / (1 - weight)
+        return float(_mass_at_most((others - taken) / rest, count_above - taken, rest, count).mean())
+
+    # At least what was deflated is there; that T is exactly known to rounding only where the runs leave no doubt.
+    slack = 1e-9 * size
+    highest = _last(lambda k: at_most(high + slack, k) >= _TAIL, taken, size)
+    lowest = size - _last(lambda k: 1 - at_most(low - slack, size - k) >= _TAIL, 0, rest)
+    return lowest, highest, (low + high) / 2
+
+
+def _last(holds, first: int, last: int) -> int:
+    """The largest integer from first to last up to which it holds; first if nowhere."""
+    while first < last:
+        middle = (first + last + 1) // 2
+        first, last = (middle, last) if holds(middle) else (first, middle - 1)
+    return first
+
+
+def _bounds(run: Tridiagonal, level: float) -> tuple[float, float]:
+    middle, width = mass_above(run, level)
+    return middle - width / 2, middle + width / 2
+
+
+def _variance(count: float, size: int) -> float:
+    """Of one vector's estimate of how many of ``size`` there are: ``2 K (1 - K/d) d/(d + 2)``; at least for one."""
+    count = min(max(count, 1.0), size - 1.0)
+    return 2 * count * (1 - count / size) * size / (size + 2)
+
+
+def _mass_at_most(value, count: int, size: int, vectors: int):
+    """P(the mean mass of ``vectors`` random directions on ``count`` of ``size`` dimensions ≤ value).
+
+    The mean of n of Beta(K/2, (d - K)/2) is taken for Beta(n K/2, n (d - K)/2): the mean is the same, the variance
+    nearly ((n d + 2) for n (d + 2)), and so is the tail near 0, that of a sum of n K squares.
+    """
+    if count <= 0 or count >= size:
+        return np.where(value >= (count > 0), 1.0, 0.0)
+    return scipy.special.betainc(vectors * count / 2, vectors * (size - count) / 2, np.clip(value, 0, 1))
+
+
+def _mass_quantiles(count: int, size: int) -> np.ndarray:
+    if count <= 0 or count >= size:
+        return np.full(len(_QUANTILES), float(count > 0))
+    return scipy.special.betaincinv(count / 2, (size - count) / 2, _QUANTILES)
+
+
+def _estimate(runs: Runs, level: float) -> float:
+    """The first run's own estimate and that of the others, which are independent, averaged by their errors."""
+    size, taken, count = runs.size, runs.taken, len(runs.probes)
+    rest = size - taken
+    curves = np.stack([_curve(probe, rest, level, len(probe.diagonal)) for probe in runs.probes])
+    longest = max(len(probe.diagonal) for probe in runs.probes)
+    (fresh, error), (own, own_error) = (
+        _extrapolated(curves),
+        _extrapolated(_curve(runs.first, size, level, longest)[None]),
+    )
+    ours = _variance(fresh, rest) / count + error**2
+    others = _variance(taken + max(fresh, 1.0), size) + own_error**2
+    return (others * (taken + fresh) + ours * own) / (ours + others)
 
 
 def _curve(run: Tridiagonal, size: int, level: float, steps: int) -> np.ndarray:
@@ -56,14 +179,15 @@ def _slope(curves: np.ndarray) -> float:
     return float(np.clip(np.sum(centred[..., 0] * centred[..., 1]) / square, -0.5, 0.5)) if square > 0 else 0.0
 
 
-def _extrapolated(curves: np.ndarray) -> tuple[np.ndarray, float]:
-    """Counts at width 0 per run, and the standard error that the extrapolation adds to their mean."""
-    counts = curves[:, -1, 0] - _slope(curves) * curves[:, -1, 1]
-    first, last = curves[:, 0, 1].mean(), curves[:, -1, 1].mean()
-    # Widths fall like 1/m, or faster. Where they do not, an eigenvalue of high multiplicity sits at the level, or a
-    # cluster that m steps do not split: then the bounds are all that is known.
-    error = _SLOPE_ERROR if last < 0.6 * first else 0.5 / _NORMAL
-    return counts, error * last
+def _extrapolated(curves: np.ndarray) -> tuple[float, float]:
+    """The mean count at width 0, and the standard error that the extrapolation adds to it.
+
+    Where widths do not fall like 1/m, or faster, an eigenvalue of high multiplicity sits at the level, or a cluster
+    that m steps do not split: then the bounds are all that is known.
+    """
+    first, last = curves[:, 0].mean(0), curves[:, -1].mean(0)
+    error = _SLOPE_ERROR if last[1] < _FALLING * first[1] else _UNIFORM
+    return float(last[0] - _slope(curves) * last[1]), error * float(last[1])
 
 
 def probe_steps(runs: Runs, level: float, left: int, signs_known: bool) -> int:
@@ -72,73 +196,16 @@ def probe_steps(runs: Runs, level: float, left: int, signs_known: bool) -> int:
     ``signs_known``: no Ritz value above the level is nearer to it than its residual.
     """
     most = len(runs.first.diagonal)
-    best = _extrapolated(_curve(runs.first, runs.size, level, most)[None])[0][0]
-    if signs_known and best - runs.taken <= 2 * (2 * (runs.taken + 1)) ** 0.5:
+    best = _extrapolated(_curve(runs.first, runs.size, level, most)[None])[0]
+    if left < 2 * _FEWEST or (signs_known and best - runs.taken <= 2 * (2 * (runs.taken + 1)) ** 0.5):
         return left  # perhaps nothing is left: one long run sees best whether that is so
-    lengths = np.unique(np.geomspace(min(20, most), most, 12).astype(int))
-    found = [_extrapolated(_curve(runs.first, runs.size, level, length)[None]) for length in lengths.tolist()]
-    bias = np.abs(np.array([counts[0] for counts, _ in found]) - best)
-    bias = np.maximum.accumulate(bias[::-1])[::-1]  # small by chance at one length is not small
-    errors = np.array([error for _, error in found])
-    variance = 2 * max(best - runs.taken, 1.0) / np.maximum(left // lengths, 0.5)
-    return int(lengths[np.argmin(bias**2 + errors**2 + variance)])
-
-
-def combine(runs: Runs, level: float) -> Estimate:
-    """Estimate, 95 % interval and bound for the number of eigenvalues above a level.
-
-    The first run's own estimate, of variance 2 K, and that of the others, of variance 2 (K - taken) / probes, are
-    independent, and are averaged by these.
-    """
-    size, first, ritz_values, taken, margin, probes = runs
-    values = [probe.values() for probe in probes]
-    certain = max((int((found > level + margin).sum()) for found in values), default=0)
-    lower = max(int((ritz_values > level).sum()), taken + certain)
-    if not any((found > level).any() for found in values):
-        return Estimate(lower, float(lower), (float(lower), float(lower + _hidden(runs, level))))
-    rest = size - taken
-    curves = np.stack([_curve(probe, rest, level, len(probe.diagonal)) for probe in probes])
-    counts, error = _extrapolated(curves)
-    own, own_error = _extrapolated(_curve(first, size, level, max(len(probe.diagonal) for probe in probes))[None])
-
-    def variances(count: float) -> tuple[float, float]:
-        left, count = min(max(count - taken, 0.0), rest), min(max(count, 0.0), size)
-        return (
-            2 * left * (1 - left / rest) / len(probes) + error**2,
-            2 * count * (1 - count / size) + own_error**2,
-        )
-
-    ours, others = variances(taken + max(float(counts.mean()), 1.0))
-    weight = ours / max(ours + others, 1e-300)
-    estimate = (1 - weight) * (taken + float(counts.mean())) + weight * float(own[0])
-
-    def distance(count: float) -> float:
-        """Of the estimate from a count, in standard errors that the estimate would have if that were the truth."""
-        ours, others = variances(count)
-        return (estimate - count) / max(((1 - weight) ** 2 * ours + weight**2 * others) ** 0.5, 1e-12)
-
-    # The score interval: the counts that the estimate is not improbably far from.
-    low, high = 0.0, float(size)
-    if distance(low) > _NORMAL:
-        low = scipy.optimize.brentq(lambda count: distance(count) - _NORMAL, low, estimate)
-    if distance(high) < -_NORMAL:
-        high = scipy.optimize.brentq(lambda count: distance(count) + _NORMAL, estimate, high)
-    low = max(float(low), float(lower))
-    return Estimate(lower, float(max(estimate, lower)), (low, max(float(high), low)))
-
-
-def _hidden(runs: Runs, level: float) -> int:
-    """How many eigenvalues may be so close above the level that no fresh vector has seen them, with 95 %.
-
-    They are among those that the largest Ritz value of what is left cannot be told from. Of these there are taken to be
-    as many per unit as among the five lowest that were found, or half of what lies so near the level on either side,
-    which the middle of a quadrature's bounds is: the larger.
-    """
-    tops = [top_pair(probe) for probe in runs.probes if len(probe.diagonal)]
-    unseen = min((value + residual - level for value, residual in tops), default=0.0)
-    found = np.sort(runs.ritz_values[runs.ritz_values > level])[:5] - level
-    reach = found[-1] if len(found) else np.abs(runs.ritz_values).max(initial=0.0)
-    if unseen <= 0 or reach <= 0:
-        return 0
-    near = (runs.size - runs.taken) * min(mass_above(probe, level).middle for probe in runs.probes)
-    return int(scipy.stats.poisson.ppf(0.95, max((len(found) + 1) * unseen / reach, near)))
+    numbers = np.unique(np.geomspace(2, left // _FEWEST, 12).astype(int))
+    lengths = left // numbers
+    found = [
+        _extrapolated(_curve(runs.first, runs.size, level, min(length, most))[None]) for length in lengths.tolist()
+    ]
+    bias = np.maximum.accumulate(
+        [abs(count - best) for count, _ in found]
+    )  # small by chance at one length is not small
+    errors = bias**2 + np.array([error for _, error in found]) ** 2 + _variance(best - runs.taken, runs.size) / numbers
+    return int(lengths[np.argmax(errors <= _NEARLY * errors.min())])

@@ -7,6 +7,7 @@ import numpy as np
 from jaxmem.krylov import Status
 
 Method = Literal["eigh", "eig", "lanczos", "arnoldi"]
+LARGEST_DENSE = 4096  #: dimensions up to which a matrix is held in memory, three times over
 
 
 class Spectrum(NamedTuple):
@@ -51,7 +52,7 @@ def rounding_noise(product_noise: Any, num_vectors: int, norm: Any, orthogonalit
     return np.sqrt(num_vectors) * product_noise + orthogonality_loss * norm
 
 
-def check_method(method: str, size: int, num_steps: int | None, max_dense: int = 4096) -> None:
+def check_method(method: str, size: int, num_steps: int | None, max_dense: int = LARGEST_DENSE) -> None:
     """Refuse empty operators, unknown methods, impossible step numbers, and dense problems too large to hold."""
     if method not in get_args(Method):
         raise ValueError(f"method: expected one of {get_args(Method)}, got {method!r}")
