@@ -125,7 +125,7 @@ def test_hessian_difference_equals_the_jvp_of_torch_over_the_stacked_pair(torch,
     uncond, conditional = scores(pair)
     tangent = (conditional - uncond).expand(2, -1)
     _, (of_uncond, of_cond) = torch.func.jvp(scores, (pair,), (tangent,))
-    # float32 against float64: four layers of sums of 32 terms or fewer, at most 4 · 32 · 6e-8 of terms that partly cancel
+    # float32 against float64: four sums of 32 terms or fewer, at most 4 · 32 · 6e-8 of terms that partly cancel
     np.testing.assert_allclose(found, torch.linalg.norm(of_cond - of_uncond).item(), rtol=1e-4)
 
 

@@ -81,7 +81,9 @@ def test_works_under_vmap():
     batched = jax.vmap(lambda x, t, c: score_jacobian(score, state, x, t, c).symmetric.mv(v))(x, t, cond)
     for i in range(5):
         alone = score_jacobian(score, state, x[i], t[i], cond[i]).symmetric.mv(v)
-        np.testing.assert_allclose(batched[i], alone, rtol=0, atol=1e-5 * float(jnp.abs(alone).max()))  # as above, twice
+        np.testing.assert_allclose(
+            batched[i], alone, rtol=0, atol=1e-5 * float(jnp.abs(alone).max())
+        )  # as above, twice
 
 
 def test_parameters_are_not_copied():
