@@ -639,7 +639,7 @@ def killing(folder, tmp_path_factory):
 def kill_when(arguments, environment, out, count):
     """Start, and kill with -9 once so many units are recorded; whether it was in time."""
     process = subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    rows, deadline = out / "results-0.jsonl", time.monotonic() + 240
+    rows, deadline = out / "results-0.jsonl", time.monotonic() + 600
     while process.poll() is None and time.monotonic() < deadline:
         if rows.exists() and rows.read_bytes().count(b"\n") >= count:
             process.send_signal(signal.SIGKILL)

@@ -149,7 +149,7 @@ def test_interrupt_kill_and_resume_end_in_the_same_run(tmp_path):
         with subprocess.Popen(
             interruptible([*command[3:], str(tmp_path / "a")]), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
         ) as p:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 600
             while not list((tmp_path / "a" / "checkpoints").glob("step-*")) and time.monotonic() < deadline:
                 time.sleep(0.05)
             p.send_signal(sent)

@@ -11,7 +11,7 @@ from jaxmem.memorization.distances import calibrated_l2, nearest_training
 
 @pytest.fixture(scope="module")
 def points() -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(34)  # no two of the distances nearly equal
     return rng.normal(size=(17, 30)).astype(np.float32), rng.normal(size=(203, 30)).astype(np.float32)
 
 
@@ -21,10 +21,11 @@ def test_neighbours_equal_those_of_scikit_learn(points, chunk: int):
     found = nearest_training(jnp.asarray(x), jnp.asarray(training), num_neighbours=50, chunk=chunk)
     oracle = NearestNeighbors(n_neighbors=50, algorithm="brute").fit(training.astype(np.float64))
     expected, indices = oracle.kneighbors(x.astype(np.float64))
+    # float32: 30 squares summed, at most (30/2 + 2) · 6e-8 in any order; so no two can change places
+    assert np.min(np.diff(expected) / expected[:, 1:]) > 4e-6
     np.testing.assert_array_equal(found.indices, indices)
     np.testing.assert_array_equal(found.index, indices[:, 0])
-    # float32: 30 squares summed, each within 6e-8 relative
-    np.testing.assert_allclose(found.distances, expected, rtol=1e-6)
+    np.testing.assert_allclose(found.distances, expected, rtol=2e-6)
     np.testing.assert_array_equal(found.distance, found.distances[:, 0])
 
 
@@ -33,10 +34,10 @@ def test_the_calibrated_distance_follows_its_formula(points):
     found = calibrated_l2(jnp.asarray(x), jnp.asarray(training))
     difference = x[:, None].astype(np.float64) - training[None].astype(np.float64)
     exact = np.sort(np.sqrt((difference**2).sum(-1)), axis=1)[:, :50]
-    # float32 rounding of two sums
-    np.testing.assert_allclose(found, exact[:, 0] / (0.5 * exact.mean(1)), rtol=2e-6)
+    # float32 rounding of two distances, as above, and of a mean of 50
+    np.testing.assert_allclose(found, exact[:, 0] / (0.5 * exact.mean(1)), rtol=6e-6)
     other = calibrated_l2(jnp.asarray(x), jnp.asarray(training), num_neighbours=3, alpha=1.0)
-    np.testing.assert_allclose(other, exact[:, 0] / exact[:, :3].mean(1), rtol=2e-6)
+    np.testing.assert_allclose(other, exact[:, 0] / exact[:, :3].mean(1), rtol=6e-6)
 
 
 def test_a_near_copy_keeps_its_distance_in_float32():

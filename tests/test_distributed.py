@@ -41,7 +41,7 @@ def start(out, modes):
     return [subprocess.Popen(c, env=environment, stderr=subprocess.PIPE, text=True) for c in commands]
 
 
-def end(processes, seconds=240):
+def end(processes, seconds=600):
     """Wait for them all, and leave none behind."""
     try:
         errors = [process.communicate(timeout=seconds)[1] for process in processes]

@@ -231,7 +231,7 @@ def test_killed_runs_continue_to_the_same_bits(folder, tmp_path, environment, wh
         process = subprocess.Popen(
             interruptible(command(folder, out)[3:]), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while process.poll() is None and time.monotonic() < deadline:
             if rows.exists() and key in rows.read_text():
                 process.send_signal(kill)
