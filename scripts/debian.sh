@@ -4,7 +4,7 @@
 #
 #   scripts/debian.sh                 the fast tests
 #   scripts/debian.sh demo            or any other target
-#   SUITE=sid scripts/debian.sh       another release of Debian
+#   SUITE=forky scripts/debian.sh     another release of Debian: its testing one has Python 3.14
 #
 # The root stays in the temporary folder for the next time; the clone and its environment are made anew. What is mounted
 # into the root is mounted in a namespace of its own and gone with the command, so `rm -r` of the root is safe.
@@ -34,7 +34,7 @@ mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Identifier: Packages' 'Lab
 if [ ! -e "$root/made" ]; then
   rm -rf "$root"
   packages=ca-certificates,git,make,python3,python3-venv
-  debootstrap --variant=minbase --include="$packages" "$suite" "$root" "$mirror" > "$log" 2>&1 ||
+  debootstrap --variant=minbase --include="$packages" "$suite" "$root" "$mirror" sid > "$log" 2>&1 ||
     skip "debootstrap of $suite: $(tail -n 1 "$log")"
   touch "$root/made"
 fi

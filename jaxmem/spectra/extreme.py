@@ -121,7 +121,8 @@ def extreme_pairs(
     state = begin_block(key, size, room, block, jnp.dtype(operator.dtype))
     products = multiply(applied, state.basis[:block])
     product = np.asarray(products[0])
-    options = dict(num_pairs=num_pairs, which=which, rtol=rtol, method=method, subspace=room, block=block)
+    options: dict[str, Any] = dict(num_pairs=num_pairs, which=which, rtol=rtol, method=method)
+    options |= dict(subspace=room, block=block)
     options |= dict(size=size, dtype=str(jnp.dtype(operator.dtype)), seed=seed.tolist())
     path = None if folder is None else Path(folder) / "extreme-pairs.npz"
     probe = partial(probe_first, operator, state.basis[0], products[0], symmetric)
