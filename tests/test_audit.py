@@ -515,7 +515,7 @@ def test_bad_prompts_and_weights_leave_nothing(folder, model, tmp_path, monkeypa
         bad.__post_init__()
     with pytest.raises(ValueError, match="prompts: expected at least one, got none"):
         run_audit(model, [], CONFIG, tmp_path / "run")
-    with pytest.raises(ValueError, match="reference: expected prompts that are not audited, got 1 that are"):
+    with pytest.raises(ValueError, match="neutral: expected prompts that are not audited, got 1 that are"):
         run_audit(model, PROMPTS, CONFIG, tmp_path / "run", neutral=[Prompt(PROMPTS[0].text, True, "VM")])
     with pytest.raises(ValueError, match="prompts: expected another category than 'all'"):
         run_audit(model, [*PROMPTS, Prompt("b", True, "all")], CONFIG, tmp_path / "run")
@@ -532,7 +532,7 @@ def test_bad_prompts_and_weights_leave_nothing(folder, model, tmp_path, monkeypa
         for enough, what in enumerate(("one evaluation of 5 point", "products of 5 point", "the spectra"), 1):
             looks = iter([10**9] * enough)
             patched.setattr(memory, "available_bytes", lambda looks=looks: next(looks, 1000))
-            with pytest.raises(ValueError, match=rf"{what}.*: needs about .* smaller --batch"):
+            with pytest.raises(ValueError, match=rf"{what}.*: needs about .* smaller `batch`"):
                 run_audit(model, PROMPTS, CONFIG, tmp_path / "run")
     large = {**other, "method": "eigh"}
     monkeypatch.setattr(StableDiffusion, "latent_shape", (64, 64, 4))
