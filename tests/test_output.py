@@ -206,16 +206,20 @@ PROMPTS = [
 ]
 
 
-@pytest.fixture
-def results(tmp_path):
+def write_results(folder, prompts):
     rows = [
         {
             "prompt": text, "label": n % 2 == 0, "category": "-VM" if n else None, "truncated": False,
             "scores": {"jeon": -0.5 * n}, "rank": {"jeon": n}, "percentile": {"jeon": float("nan")}, "intervals": {},
         }
-        for n, text in enumerate(PROMPTS)
+        for n, text in enumerate(prompts)
     ]  # fmt: skip
-    return write_table(tmp_path, {"prompts": rows}, tuple(d for d in detectors(1, families=("jeon",), num_noises=1)))
+    return write_table(folder, {"prompts": rows}, tuple(d for d in detectors(1, families=("jeon",), num_noises=1)))
+
+
+@pytest.fixture
+def results(tmp_path):
+    return write_results(tmp_path, PROMPTS)
 
 
 def test_results_are_read_back_unchanged(results):
@@ -228,10 +232,13 @@ def test_results_are_read_back_unchanged(results):
     plain_table = pd.read_csv(results, keep_default_na=False)
     unchanged = [text for text in PROMPTS if text.lstrip("'").lstrip(" ")[0] not in "=+-@\t\r\n＝"]
     assert [text for text in plain_table.prompt if text in unchanged] == unchanged
-    # the file is a list of prompts itself
-    assert [prompt.text for prompt in read_prompts(results)] == [text.strip() for text in PROMPTS]
     with pytest.raises(ValueError, match=r"nowhere: expected a finished audit with its results\.csv, got no such file"):
         read_results(results.parent / "nowhere")
+
+
+def test_results_are_a_list_of_prompts(tmp_path):
+    texts = [text for text in PROMPTS if text == text.strip()]
+    assert [prompt.text for prompt in read_prompts(write_results(tmp_path, texts))] == texts
 
 
 def test_results_without_pandas(results, monkeypatch):
