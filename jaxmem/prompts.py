@@ -345,10 +345,10 @@ def _rows(name: str, lines: list[str], first: int, separator: str) -> Iterator[t
         elif unclosed.fullmatch(text):
             raise ValueError(f"{where} a quote that is never closed; close it, or write it twice in a quoted cell")
         else:
-            to = f" of line {number}" if number > start + 1 else ""
+            ends = f" of line {number}" if number > start + 1 else ""
             raise ValueError(
-                f"{where} a damaged row (a quote closes before the end of its cell{to}); write a quote that is part of"
-                f" the text twice, in a quoted cell"
+                f"{where} a damaged row (a quote closes before the end of its cell{ends}); write a quote that is part"
+                f" of the text twice, in a quoted cell"
             )
         width = width or len(row)
         if any(part.strip() for part in row):

@@ -22,7 +22,7 @@ from flax import nnx
 from rich.console import Console
 
 from jaxmem import cli, durable, memory
-from jaxmem.audit import engine, read_audit, run_audit
+from jaxmem.audit import engine, read_audit, read_results, run_audit
 from jaxmem.audit.plan import Plan, judged
 from jaxmem.audit.work import embed
 from jaxmem.config import AuditConfig
@@ -244,6 +244,34 @@ def test_pandas_reads_the_table_in_one_call(out, result):
     table = pandas.read_csv(out / "results.csv")
     assert table["jeon"].tolist() == pytest.approx(column(result, "jeon").mean(1).tolist())
     assert table["prompt"].tolist() == [prompt.text for prompt in PROMPTS]
+
+
+def test_texts_are_prompts(model, tmp_path):
+    prompts = ["the cat", '=HYPERLINK("x")', Prompt("- a dog", True, "@VM")]
+    config = AuditConfig(noises=1, ddim_steps=3, steps_run=1, method="none")
+    metrics = run_audit(model, prompts, config, tmp_path / "run", neutral=["a house"])
+    assert [row["prompt"] for row in metrics["prompts"]] == ["the cat", '=HYPERLINK("x")', "- a dog"]
+    assert [row["label"] for row in metrics["prompts"]] == [None, None, True]
+    optional_import("pandas")
+    table = read_results(tmp_path / "run")
+    assert table["prompt"].tolist() == ["the cat", '=HYPERLINK("x")', "- a dog"]
+    assert table["category"].tolist()[2] == "@VM"
+    assert "\n'- a dog,1,'@VM," in (tmp_path / "run/results.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "match"),
+    [
+        ("a cat", {}, r"prompts: expected a list of texts or of Prompt objects, got 'a cat'; write \['a cat'\]"),
+        (["a cat"], dict(neutral="a dog"), r"neutral: expected a list of texts or of Prompt objects, got 'a dog'"),
+        (["a cat", "a cat"], {}, r"prompts: expected each prompt once, got audited prompt 2 equal to audited prompt 1"),
+        ([], {}, r"prompts: expected at least one, got none"),
+    ],
+)
+def test_what_is_no_list_of_prompts_is_refused(model, tmp_path, prompts, options, match):
+    with pytest.raises(ValueError, match=match):
+        run_audit(model, prompts, CONFIG, tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
 
 
 def test_costs_are_counted_and_said_before(result, said):
@@ -515,7 +543,7 @@ def test_bad_prompts_and_weights_leave_nothing(folder, model, tmp_path, monkeypa
         bad.__post_init__()
     with pytest.raises(ValueError, match="prompts: expected at least one, got none"):
         run_audit(model, [], CONFIG, tmp_path / "run")
-    with pytest.raises(ValueError, match="reference: expected prompts that are not audited, got 1 that are"):
+    with pytest.raises(ValueError, match="neutral: expected prompts that are not audited, got 1 that are"):
         run_audit(model, PROMPTS, CONFIG, tmp_path / "run", neutral=[Prompt(PROMPTS[0].text, True, "VM")])
     with pytest.raises(ValueError, match="prompts: expected another category than 'all'"):
         run_audit(model, [*PROMPTS, Prompt("b", True, "all")], CONFIG, tmp_path / "run")
@@ -532,7 +560,7 @@ def test_bad_prompts_and_weights_leave_nothing(folder, model, tmp_path, monkeypa
         for enough, what in enumerate(("one evaluation of 5 point", "products of 5 point", "the spectra"), 1):
             looks = iter([10**9] * enough)
             patched.setattr(memory, "available_bytes", lambda looks=looks: next(looks, 1000))
-            with pytest.raises(ValueError, match=rf"{what}.*: needs about .* smaller --batch"):
+            with pytest.raises(ValueError, match=rf"{what}.*: needs about .* smaller `batch`"):
                 run_audit(model, PROMPTS, CONFIG, tmp_path / "run")
     large = {**other, "method": "eigh"}
     monkeypatch.setattr(StableDiffusion, "latent_shape", (64, 64, 4))

@@ -116,13 +116,19 @@ def test_the_networks_of_the_presets_exist(preset):
     ("arguments", "match"),
     [
         (["figures", "nowhere"], "nowhere: expected a run directory"),
-        (["reproduce", "toy2d", "--out", "{out}", "--training.num-steps", "0"], "num_steps: expected at least 1"),
-        (["reproduce", "mnist", "--out", "{out}", "--timesteps", "5", "1"], "timesteps: expected ascending"),
+        (
+            ["reproduce", "toy2d", "--out", "{out}", "--training.num-steps", "0"],
+            "jaxmem: --training.num-steps: expected at least 1",
+        ),
+        (["reproduce", "mnist", "--out", "{out}", "--timesteps", "5", "1"], "jaxmem: --timesteps: expected ascending"),
         (["reproduce", "mnist", "--out", "{out}", "--memorized-digit", "3"], "memorized_digit"),
-        (["reproduce", "mnist", "--out", "{out}", "--features", "32", "60"], "features: expected one or two multiples"),
+        (
+            ["reproduce", "mnist", "--out", "{out}", "--features", "32", "60"],
+            "jaxmem: --features: expected one or two multiples",
+        ),
         (
             ["reproduce", "mnist", "--out", "{out}", "--training.learning-rate", "inf"],
-            "learning_rate: expected more",
+            "jaxmem: --training.learning-rate: expected more",
         ),
         (["reproduce", "mnist", "--out", "{out}", "--general-digit", "4", "--data-dir", "{out}"], "train-images-idx3"),
     ],

@@ -188,7 +188,7 @@ def test_the_second_mirror_helps_out(mirror: FakeMirror):
 
 def test_a_download_that_fails_names_the_file_and_the_remedy(mirror: FakeMirror, tmp_path: Path):
     mirror.broken = "https://"
-    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte: .*2 mirrors .*no route.*--data-dir"):
+    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte: .*2 mirrors .*no route.*`data_dir`"):
         mnist.load_mnist()
     assert not list((tmp_path / "cache").rglob("*ubyte*"))
 

@@ -534,7 +534,7 @@ def test_a_damaged_run_is_named_and_the_old_page_stays(written, damage, match, c
 
 def test_other_runs_and_folders_are_refused(tmp_path):
     Run.open(tmp_path / "run", {}, experiment="mnist")
-    with pytest.raises(ValueError, match=r"expected a run of jaxmem audit, got 'mnist'.*jaxmem figures"):
+    with pytest.raises(ValueError, match=r"expected the run of an audit, got 'mnist'.*figures.draw` draws"):
         write_report(tmp_path / "run")
     with pytest.raises(ValueError, match="expected a run directory"):
         write_report(tmp_path / "nothing")

@@ -111,7 +111,7 @@ def test_another_config_is_refused_field_by_field(out: Path):
     assert 'config.training.second_order: there "none", now "exact"' in message
     assert "config.extra: there nothing, now null" in message
     assert "sizes" not in message
-    assert "choose another --out" in message
+    assert "choose another folder" in message
     with pytest.raises(ValueError, match='dtype: there "float32", now "float64"'):
         Run.open(out, CONFIG, dtype="float64")
     with pytest.raises(ValueError, match="data: there nothing, now"):
@@ -163,7 +163,7 @@ def test_a_foreign_folder_is_refused(out: Path):
 def test_a_damaged_manifest_is_named(out: Path, content: bytes):
     Run.open(out, CONFIG)
     (out / "manifest.json").write_bytes(content)
-    with pytest.raises(ValueError, match=r"manifest\.json: expected JSON.*got .*choose another --out"):
+    with pytest.raises(ValueError, match=r"manifest\.json: expected JSON.*got .*choose another folder"):
         Run.open(out, CONFIG)
     with pytest.raises(ValueError, match=r"manifest\.json: expected JSON"):
         Run.read(out)

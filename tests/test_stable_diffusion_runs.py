@@ -109,7 +109,7 @@ def test_memory_is_said_and_refused_before_the_work(folder, model, tmp_path, mon
     for part in model.components:
         model.network(part)
     monkeypatch.setattr(memory, "available_bytes", lambda: 100_000)  # the Krylov basis alone takes 199,680
-    with pytest.raises(ValueError, match=r"the spectrum: needs about .* take a smaller --batch"):
+    with pytest.raises(ValueError, match=r"the spectrum: needs about .* take a smaller `batch`"):
         run_spectrum(
             model,
             config(batch=4, num_steps=64, unconditional=True),

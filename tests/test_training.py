@@ -250,9 +250,9 @@ def test_another_models_checkpoint_is_refused(tmp_path):
 def test_nonfinite_loss_is_named_and_not_saved(tmp_path):
     score, state = network()
     data = (DATA[0].at[:].set(jnp.nan), None)
-    with pytest.raises(ValueError, match=r"^training: the loss became nan.*lower --training.learning-rate or"):
+    with pytest.raises(ValueError, match=r"^training: the loss became nan.*lower `training.learning_rate` or"):
         train(score, state, data, SCHEDULE, small(), checkpoint_dir=tmp_path)
-    with pytest.raises(ValueError, match=r"^first_order_training: .*lower --first-order-training.learning-rate or"):
+    with pytest.raises(ValueError, match=r"^first_order_training: .*lower `first_order_training.learning_rate` or"):
         train(score, state, data, SCHEDULE, small(), checkpoint_dir=tmp_path, name="first_order_training")
     assert restore_checkpoint(tmp_path, state) is None
 

@@ -109,21 +109,27 @@ def write_table(directory: Path, metrics: dict[str, Any], detectors: tuple[Detec
     category that a spreadsheet would compute stands behind an apostrophe (`jaxmem.prompts.as_cell`), which
     `read_results` takes away.
     """
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
+    lines = []
+
+    def add(cells: list[Any]) -> None:
+        line = io.StringIO(newline="")
+        # of both characters of its line end the writer quotes cells that hold one: "\r" alone would end a row
+        csv.writer(line, lineterminator="\r\n").writerow(cells)
+        lines.append(line.getvalue().removesuffix("\r\n") + "\n")
+
     kinds = (("scores", ""), ("rank", " rank"), ("percentile", " percentile"))
     names = [(detector.name, part, ending) for detector in detectors for part, ending in kinds]
     estimated = [detector.name for detector in detectors if detector.name in metrics["prompts"][0]["intervals"]]
     ends = [f"{name} {end}" for name in estimated for end in ("low", "high")]
-    writer.writerow([*RESULTS_COLUMNS, *(name + ending for name, _, ending in names), *ends])
+    add([*RESULTS_COLUMNS, *(name + ending for name, _, ending in names), *ends])
     for row in metrics["prompts"]:
         label = "" if row["label"] is None else int(row["label"])
         cells = [row[part][name] for name, part, _ in names]
         cells += [end for name in estimated for end in row["intervals"][name]]
         cells = ["" if cell is None or cell != cell else repr(cell) for cell in cells]
-        writer.writerow([as_cell(row["prompt"]), label, as_cell(row["category"] or ""), int(row["truncated"]), *cells])
+        add([as_cell(row["prompt"]), label, as_cell(row["category"] or ""), int(row["truncated"]), *cells])
     path = directory / "results.csv"
-    write_atomically(path, lambda stream: stream.write(text.getvalue().encode()))
+    write_atomically(path, lambda stream: stream.write("".join(lines).encode()))
     return path
 
 
@@ -150,6 +156,14 @@ def read_results(path: str | Path) -> Any:
     file = path / "results.csv" if path.is_dir() else path
     if not file.is_file():
         raise ValueError(f"{path}: expected a finished audit with its results.csv, got no such file")
-    return pandas.read_csv(
-        file, encoding="utf-8", converters={"prompt": from_cell, "category": lambda cell: from_cell(cell) or None}
+    columns = pandas.read_csv(file, nrows=0).columns
+    texts = ["prompt", "category"]
+    table = pandas.read_csv(
+        file,
+        dtype=dict.fromkeys(texts, str),
+        keep_default_na=False,
+        na_values={name: [""] for name in columns if name not in texts},
     )
+    for name in texts:
+        table[name] = table[name].map(from_cell)
+    return table.assign(category=table["category"].where(table["category"] != "", None))

@@ -14,6 +14,7 @@ from tyro.conf import Positional
 
 # Arguments of the library that several flags of a command give.
 _SEVERAL = {"neutral": ("reference", "neutral")}
+_CALLS = {"jaxmem.report.figures.draw": "jaxmem figures"}  # functions that are commands
 _POSITIONAL = get_args(Positional[str])[1]
 
 
@@ -42,7 +43,7 @@ def as_flags(message: str, command: type[Any] | None, arguments: Sequence[str]) 
     if lead and part not in arguments:
         translated = " + ".join(flag(name) or name for name in part.split(" + "))
         message = translated + message[lead.end() :]
-    message = re.sub(r"`([a-z0-9_.]+)`", lambda match: flag(match[1]) or match[1], message)
+    message = re.sub(r"`([a-z0-9_.]+)`", lambda match: flag(match[1]) or _CALLS.get(match[1], match[1]), message)
     if names.get("out") == "--out" and "config" in {field.name for field in fields(command)}:  # type: ignore[arg-type]
         message = re.sub(r"\b(another|a new) folder\b", r"\1 --out", message)
     return message
@@ -54,7 +55,8 @@ def _names(command: type[Any], path: str = "", prefix: str = "") -> Iterator[tup
         kind: Any = field.type
         marks: tuple[Any, ...] = ()
         if get_origin(kind) is Annotated:
-            kind, *marks = get_args(kind)
+            kind, *more = get_args(kind)
+            marks = tuple(more)
         if is_dataclass(kind):
             hidden = any(getattr(mark, "name", None) == "" for mark in marks)  # tyro.conf.arg(name="")
             inner = "" if hidden else f"{field.name}."

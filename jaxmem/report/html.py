@@ -41,7 +41,7 @@ def write_report(run: str | Path | Run, out: str | Path | None = None) -> Path:
     if experiment != "audit":
         raise ValueError(
             f"{run.directory}: expected the run of an audit, got {experiment!r} as the experiment of its manifest;"
-            " jaxmem.report.figures.draw draws the others"
+            " `jaxmem.report.figures.draw` draws the others"
         )
     from jaxmem.audit import read_audit
 
