@@ -24,7 +24,7 @@ from jaxmem.stable_diffusion.settings import (
 
 # What transformers writes about training, generation and files; none of it reaches the last hidden state. A value of
 # another type than transformers writes means something that is not known here.
-_NUMBERS = "attention_dropout dropout attention_probs_dropout_prob initializer_factor initializer_range"
+_NUMBERS = "attention_dropout dropout initializer_factor initializer_range"
 _WHOLE_NUMBERS = "bos_token_id eos_token_id pad_token_id projection_dim chunk_size_feed_forward"
 _FLAGS = "output_attentions output_hidden_states return_dict is_encoder_decoder torchscript use_bfloat16 use_cache"
 _WITHOUT_MEANING = (

@@ -37,8 +37,9 @@ class Layout:
 
 
 def _rename_text_encoder(key: str) -> str | None:
-    key = key.removeprefix("text_model.")
-    return None if key == "embeddings.position_ids" else key  # a buffer: 0, 1, 2, ...
+    # A buffer, 0, 1, 2, ...; and a matrix behind the last hidden state, which CLIPTextModel does not have.
+    unused = ("text_model.embeddings.position_ids", "embeddings.position_ids", "text_projection.weight")
+    return None if key in unused else key.removeprefix("text_model.")
 
 
 def _rename_vae(key: str) -> str:
