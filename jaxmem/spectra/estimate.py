@@ -33,7 +33,7 @@ _UNIFORM = 12**-0.5  # standard deviation of what may be anywhere between bounds
 # Steps that a vector gets if there are so many: a line that is drawn through fewer is off by more than what it mends
 # (d = 4,096, 39 and 80 steps, eleven of fourteen spectra; root-mean-square errors are 1.3 to 3 times as large at 13).
 _FEWEST = 25
-_NEARLY = 1.1  # of the smallest squared error expected: of vectors that give this, as few, with as many steps
+_NEARLY = 1.05  # of the smallest squared error expected: of vectors that give this, as few, with as many steps
 
 
 class Estimate(NamedTuple):
