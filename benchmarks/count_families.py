@@ -1,5 +1,6 @@
 """Spectra that counts are tried on: what a dozen Lanczos steps resolve, and what they do not."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -108,6 +109,13 @@ def power_law(size: int, rng: np.random.Generator) -> np.ndarray:
     return np.where(free, 0.3 * rng.exponential(1, size), -1 / (1 + variances))
 
 
+def learned(size: int, rng: np.random.Generator) -> np.ndarray:
+    # of one point of a small network, drawn from its distribution function
+    points = json.loads(LEARNED.read_text())["eigenvalues"]
+    values = np.sort(points[rng.integers(len(points))])
+    return np.interp(rng.uniform(0, len(values) - 1, size), np.arange(len(values)), values)
+
+
 FAMILIES: dict[str, tuple[Callable[[int, np.random.Generator], np.ndarray], str]] = {
     "gap": (gap, "1.8 % in [5, 200], the rest in [-1000, -50]"),
     "no gap": (no_gap, "1.8 % half-normal of scale 0.15, the rest minus half-normal of scale 1"),
@@ -119,7 +127,10 @@ FAMILIES: dict[str, tuple[Callable[[int, np.random.Generator], np.ndarray], str]
     "density through zero": (density_through_zero, "normal, shifted by -0.5"),
     "plateau": (plateau, "uniform in [-1, 0.05]"),
     "null space": (null_space, "as gap, a quarter zeros"),
-    "null space, no gap": (null_space_no_gap, "1.8 % half-normal of scale 50, a quarter zeros, minus half-normal of 300"),
+    "null space, no gap": (
+        null_space_no_gap,
+        "1.8 % half-normal of scale 50, a quarter zeros, minus half-normal of 300",
+    ),
     "clusters on both sides": (clusters_on_both_sides, "as gap, 3 % at 0.5 and 3 % at -0.5"),
     "cluster just above": (cluster_just_above, "2 % at 0.001, the rest minus half-normal of scale 1"),
     "cluster just below": (cluster_just_below, "2 % half-normal of scale 0.2, 2 % at -0.001, minus half-normal of 1"),
@@ -128,4 +139,5 @@ FAMILIES: dict[str, tuple[Callable[[int, np.random.Generator], np.ndarray], str]
     "none positive": (none_positive, "minus half-normal of scale 1"),
     "all positive": (all_positive, "0.001 and half-normal of scale 1"),
     "power law": (power_law, "1.6 % exponential of scale 0.3, the rest -1/(1 + 200 k^-1.5)"),
+    "learned": (learned, "drawn from those of the model that ships, t = 281 and 41"),
 }

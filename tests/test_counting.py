@@ -123,7 +123,7 @@ def test_estimates_of_known_spectra(kind):
 
 
 def closed(mass):
-    """Two Lanczos steps on an operator with the eigenvalues 1 and -1, from a unit vector with this mass on the first."""
+    """Two Lanczos steps on an operator with the eigenvalues 1 and -1, from a unit vector with this mass on 1."""
     if mass in (0, 1):
         return Tridiagonal(np.array([2.0 * mass - 1]), np.zeros(1))
     return Tridiagonal(np.array([2 * mass - 1, 1 - 2 * mass]), np.array([2 * np.sqrt(mass * (1 - mass)), 0.0]))
@@ -170,7 +170,8 @@ def hostile(kind, size, rng):
 
 @pytest.mark.parametrize("budget", [27, 101])
 @pytest.mark.parametrize(
-    "kind", ["cluster just above", "cluster just below", "heavy tail", "through zero", "ten above a gap", "all", "no gap"]
+    "kind",
+    ["cluster just above", "cluster just below", "heavy tail", "through zero", "ten above a gap", "all", "no gap"],
 )
 def test_intervals_hold_whatever_the_spectrum(kind, budget):
     # Twelve steps, and 49: positive and tangent counts of operators that are not symmetric. At most 2.5 % of intervals
@@ -306,8 +307,14 @@ def test_a_spectrum_that_is_there_is_counted_without_products():
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (lambda op: spectrum(op, "lanczos", num_steps=5, key=KEY), r"got those of 'lanczos': Ritz values, whose positive"),
-        (lambda op: spectrum(op, "arnoldi", num_steps=5, key=KEY), r"got those of 'arnoldi': Ritz values of A, which is"),
+        (
+            lambda op: spectrum(op, "lanczos", num_steps=5, key=KEY),
+            r"got those of 'lanczos': Ritz values, whose positive",
+        ),
+        (
+            lambda op: spectrum(op, "arnoldi", num_steps=5, key=KEY),
+            r"got those of 'arnoldi': Ritz values of A, which is",
+        ),
         (lambda op: spectrum(op, "eig"), r"got those of 'eig': eigenvalues of A, which is not its symmetric part"),
         (lambda op: _batch(spectrum(op)), r"spectrum: expected that of one point, got eigenvalues of shape \(1, 30\)"),
         (lambda op: spectrum(op)._replace(noise=np.float64(np.nan)), "spectrum: expected finite eigenvalues and noise"),
@@ -335,7 +342,9 @@ def test_spectra_of_many_points_are_counted_one_by_one():
 def test_spectra_need_no_options_of_products(option, tmp_path):
     there = spectrum(rotated(np.linspace(-1, 1, 30)))
     value = dict(budget=10, key=KEY, steps_per_probe=3, folder=tmp_path)[option]
-    with pytest.raises(ValueError, match=f"{option}: expected none with a spectrum, which is counted as it is, got one"):
+    with pytest.raises(
+        ValueError, match=f"{option}: expected none with a spectrum, which is counted as it is, got one"
+    ):
         count_positive(there, **{option: value})
 
 
@@ -344,7 +353,7 @@ def test_exact_counts_of_many_dimensions_need_a_folder():
     operator = DeclaredSymmetric(MatrixOperator(jnp.zeros((5000, 5000))))
     seen: list = []
     for budget in (None, 5001, 6000):
-        with pytest.raises(ValueError, match=r"folder: expected one for an exact count of 5,000 dimensions.*than 5,001"):
+        with pytest.raises(ValueError, match=r"folder: expected one for an exact count of 5,000 .*than 5,001"):
             count_positive(operator, budget, progress=lambda *call: seen.append(call))
     assert not seen
 

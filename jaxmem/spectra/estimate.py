@@ -156,7 +156,10 @@ def _estimate(runs: Runs, level: float) -> float:
     rest = size - taken
     curves = np.stack([_curve(probe, rest, level, len(probe.diagonal)) for probe in runs.probes])
     longest = max(len(probe.diagonal) for probe in runs.probes)
-    (fresh, error), (own, own_error) = _extrapolated(curves), _extrapolated(_curve(runs.first, size, level, longest)[None])
+    (fresh, error), (own, own_error) = (
+        _extrapolated(curves),
+        _extrapolated(_curve(runs.first, size, level, longest)[None]),
+    )
     ours = _variance(fresh, rest) / count + error**2
     others = _variance(taken + max(fresh, 1.0), size) + own_error**2
     return (others * (taken + fresh) + ours * own) / (ours + others)
@@ -198,7 +201,11 @@ def probe_steps(runs: Runs, level: float, left: int, signs_known: bool) -> int:
         return left  # perhaps nothing is left: one long run sees best whether that is so
     numbers = np.unique(np.geomspace(2, left // _FEWEST, 12).astype(int))
     lengths = left // numbers
-    found = [_extrapolated(_curve(runs.first, runs.size, level, min(length, most))[None]) for length in lengths.tolist()]
-    bias = np.maximum.accumulate([abs(count - best) for count, _ in found])  # small by chance at one length is not small
+    found = [
+        _extrapolated(_curve(runs.first, runs.size, level, min(length, most))[None]) for length in lengths.tolist()
+    ]
+    bias = np.maximum.accumulate(
+        [abs(count - best) for count, _ in found]
+    )  # small by chance at one length is not small
     errors = bias**2 + np.array([error for _, error in found]) ** 2 + _variance(best - runs.taken, runs.size) / numbers
     return int(lengths[np.argmax(errors <= _NEARLY * errors.min())])
