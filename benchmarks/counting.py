@@ -225,7 +225,8 @@ def coverage_section(result: dict[str, Any]) -> list[str]:
     lines = [
         f"How many of {seeds} intervals hold the truth, of the positive and of the tangent count, and the median half"
         f" width and error of the positive one (truth, its median, at 12 % of d = 512 and 2,048). The fewest:"
-        f" **{worst} of {seeds}**. The certified bound was above the truth in {above} of {seeds * len(every):,} counts.",
+        f" **{worst} of {seeds}**. The certified bound was above the truth in {above} of {seeds * len(every):,}"
+        f" counts.",
         "",
         "| spectrum | truth | " + " | ".join(labels) + " |",
         "|---|--:|" + "--:|" * len(labels),
