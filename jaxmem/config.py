@@ -266,7 +266,8 @@ class AuditConfig:
     num_steps: int = 20
     """Steps of Lanczos, two products each."""
     count_budget: int | None = None
-    """Products per spectrum for an estimate of its positive count (jaxmem.count_positive); by default no estimate."""
+    """Products per spectrum for an estimate of its positive count (jaxmem.count_positive), from d + 1 on for the exact
+    one, through a file in the run's folder; by default neither."""
     directions: int | None = None
     """Directions decoded for the most and the least memorized point; by default 3 for exact spectra, else 0."""
     batch: int | None = None

@@ -1,7 +1,5 @@
-"""How much memory compiled programs take, and how much there is, before anything large is allocated; disks too."""
+"""How much memory compiled programs take, and how much there is, before anything large is allocated."""
 
-import shutil
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -37,17 +35,6 @@ def require(needed: int, what: str, remedy: str) -> None:
     if needed > available:
         raise ValueError(
             f"{what}: needs about {gigabytes(needed)}, of which this machine has {gigabytes(available)} free; {remedy}"
-        )
-
-
-def require_disk(needed: int, folder: Path, what: str) -> None:
-    """Raise a ValueError if ``needed`` more bytes do not fit where the folder is, or will be."""
-    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(place).free
-    if needed > free:
-        raise ValueError(
-            f"{what}: needs {gigabytes(needed)} more in {folder}, where {gigabytes(free)} are free; make room or choose"
-            f" another folder"
         )
 
 

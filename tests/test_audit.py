@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import inspect
 import json
 import os
 import random
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +25,7 @@ from rich.console import Console
 
 from jaxmem import cli, durable, memory
 from jaxmem.audit import engine, read_audit, read_results, run_audit
+from jaxmem.audit.estimate import count_disk_bytes
 from jaxmem.audit.plan import Plan, judged
 from jaxmem.audit.work import embed
 from jaxmem.config import AuditConfig
@@ -519,6 +522,35 @@ def test_a_damaged_array_is_named(out, tmp_path):
 def test_bad_settings_leave_nothing(model, tmp_path, changes, match):
     with pytest.raises(ValueError, match=match):
         run_audit(model, PROMPTS, AuditConfig(**{**CONFIG.__dict__, **changes}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_budgets_are_settled_by_the_plan(model):
+    """64 dimensions: 27 products of an estimate up to 64, exact from 65 on; of 16 dimensions 17 are exact already."""
+    config = replace(CONFIG, method="lanczos", num_steps=10)
+    plans = {budget: Plan.of(model, replace(config, count_budget=budget), 2) for budget in (27, 64, 65, 1000)}
+    assert [plan.estimates_counts for plan in plans.values()] == [True, True, False, False]
+    small = SimpleNamespace(latent_shape=(2, 2, 4), sampler=model.sampler, scheduler=model.scheduler)
+    settle = inspect.unwrap(Plan.of.__func__)
+    assert not settle(Plan, small, replace(config, count_budget=17), 2).estimates_counts
+    with pytest.raises(ValueError, match="count_budget: expected at least 17 for exact counts, got 16"):
+        settle(Plan, small, replace(config, count_budget=16), 2)
+    large = SimpleNamespace(latent_shape=(64, 64, 4), sampler=model.sampler, scheduler=model.scheduler)
+    exact = settle(Plan, large, replace(config, count_budget=16_385), 2)
+    assert not exact.estimates_counts
+    assert exact.columns == 1  # of a latent that large no more products are taken together than in the estimate
+    assert count_disk_bytes(exact) == 4 * 16_384**2 + 128
+    assert count_disk_bytes(settle(Plan, large, replace(config, count_budget=16_384), 2)) == 0
+
+
+def test_exact_counts_that_do_not_fit_are_refused_before_sampling(model, tmp_path):
+    config = replace(CONFIG, method="none", timesteps=(801,), directions=0, count_budget=65)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+        with pytest.raises(
+            ValueError, match=r"an exact count: needs 0.0 MB more in .*run, where 0.0 MB are free; make"
+        ):
+            run_audit(model, PROMPTS, config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

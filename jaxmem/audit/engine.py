@@ -19,10 +19,10 @@ from jaxmem.audit.summary import summarise, write_table
 from jaxmem.audit.trajectory import run_images, run_start, run_trajectory
 from jaxmem.audit.work import Work, embed, starting_noise
 from jaxmem.config import AuditConfig
-from jaxmem.memory import require_disk
 from jaxmem.progress import Progress, Say, quiet, silent
 from jaxmem.prompts import Prompt, as_prompts, merge
 from jaxmem.runs import Run
+from jaxmem.spectra.dense import require_disk
 from jaxmem.stable_diffusion.first_step import contradiction
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
 from jaxmem.stages import wall_seconds

@@ -11,7 +11,7 @@ import numpy as np
 from jaxmem import memory
 from jaxmem.audit.plan import Plan
 from jaxmem.audit.work import Work, evaluate
-from jaxmem.spectra.dense import file_bytes, solve_bytes
+from jaxmem.spectra.dense import file_bytes, require_host_memory, solve_bytes
 from jaxmem.spectra.stepwise import Programs, compile_programs
 
 
@@ -71,6 +71,8 @@ def estimate(work: Work) -> Estimate:
     spectrum_bytes = _spectrum_bytes(plan, evaluation_bytes, programs)
     memory.require(programs.peak_bytes, f"products of {plan.batch} point(s) together", remedy)
     memory.require(spectrum_bytes, "the spectra", "take `method` lanczos or none, or a smaller `batch` or `num_steps`")
+    if count_disk_bytes(plan):
+        require_host_memory(plan.size)
     count_bytes = _count_bytes(plan, evaluation_bytes, programs)
     memory.require(count_bytes, "the counts", "take a smaller `count_budget` or `batch`, or no counts")
 
@@ -122,14 +124,13 @@ def _spectrum_bytes(plan: Plan, evaluation_bytes: int, programs: Programs) -> in
 
 
 def _count_bytes(plan: Plan, evaluation_bytes: int, programs: Programs) -> int:
-    """Of `count_positive`, one point after another: its bases, or the columns of a chunk and then the solve."""
+    """Of `count_positive`, one point after another: its bases, or the columns of a chunk."""
     if plan.count_budget is None:
         return 0
     if plan.estimates_counts:
         # a third of the steps, up to twice as much for what is deflated, and two bases of the other two thirds
         return programs.peak_bytes + 4 * plan.size * (7 * (plan.count_budget // 2) // 3 + 64)
-    columns = plan.columns * (2 * evaluation_bytes // plan.batch)
-    return max(columns, programs.peak_bytes, solve_bytes(plan.size))
+    return max(plan.columns * (2 * evaluation_bytes // plan.batch), programs.peak_bytes)
 
 
 def count_disk_bytes(plan: Plan) -> int:
@@ -151,7 +152,10 @@ def _lines(
     shares = ", ".join(f"{stage} {duration(s)}" for stage, s in sorted(seconds.items(), key=lambda item: -item[1]))
     counted = "; exact spectra as counted" if plan.method == "eigh" else ""
     disk = count_disk_bytes(plan)
-    on_disk = [f"disk: {memory.gigabytes(disk)} in the run's folder while an exact count is taken"] if disk else []
+    on_disk = [
+        f"an exact count: {memory.gigabytes(disk)} of disk in the run's folder while it is taken, and"
+        f" {memory.gigabytes(solve_bytes(plan.size))} of memory for its solve"
+    ]
     return [
         f"audit: {plan.num_prompts} prompts{reference} × {noises} = {plan.num_points} points, {plan.batch} at once;"
         f" {steps} sampling steps; {each[plan.method]}{where}",
@@ -161,7 +165,7 @@ def _lines(
         f" decoding, eigenvalue solvers and compilation come on top",
         f"memory: {memory.gigabytes(programs.parameter_bytes)} of parameters are there; up to {memory.gigabytes(peak)}"
         f" more (by the compiler{counted}), of {memory.gigabytes(memory.available_bytes())} free",
-        *on_disk,
+        *(on_disk if disk else []),
     ]
 
 

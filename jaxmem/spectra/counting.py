@@ -1,10 +1,10 @@
 """The number of positive eigenvalues: exact where it fits the budget, else a certified bound and an estimate.
 
 Exact counts are of a spectrum: one that is there, or that `jaxmem.spectra.spectrum` or, with a folder,
-`jaxmem.spectra.dense_spectrum` computes. Below that a first Lanczos run from a random vector takes a third of the budget. Each of its Ritz values above zero is one positive
-eigenvalue (Cauchy interlacing); they are deflated, exactly (`jaxmem.spectra.deflation`), and what is left is estimated
-with fresh random vectors: d times the mass that such a vector has above zero (`jaxmem.spectra.quadrature`,
-`jaxmem.spectra.estimate`).
+`jaxmem.spectra.dense_spectrum` computes. Below that a first Lanczos run from a random vector takes a third of the
+budget. Each of its Ritz values above zero is one positive eigenvalue (Cauchy interlacing); they are deflated, exactly
+(`jaxmem.spectra.deflation`), and what is left is estimated with fresh random vectors: d times the mass that such a
+vector has above zero (`jaxmem.spectra.quadrature`, `jaxmem.spectra.estimate`).
 """
 
 from functools import partial
@@ -226,8 +226,8 @@ def _check_spectrum(given: Spectrum, options: list[str]) -> None:
     """Refuse what does not have all eigenvalues of one symmetric part, and options that only products need."""
     if options:
         raise ValueError(
-            f"{options[0]}: expected none with a spectrum, which is counted as it is, got one; leave it out, or give the"
-            f" operator"
+            f"{options[0]}: expected none with a spectrum, which is counted as it is, got one; leave it out, or count"
+            f" the operator"
         )
     if given.method != "eigh":
         why = {

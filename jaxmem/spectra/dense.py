@@ -4,6 +4,7 @@
 one product and is on the disk when it is done; what the solve holds is one float64 matrix.
 """
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -187,12 +188,28 @@ def _require_finite_column(column: np.ndarray, what: str) -> None:
 
 
 def _require_room(store: ColumnStore, cost: DenseCost) -> None:
-    what = f"the matrix of d = {store.size:,}"
     memory.require(cost.device_bytes, f"{store.chunk} columns of d = {store.size:,}", "take a smaller chunk")
-    free = psutil.virtual_memory().available
-    if cost.host_bytes > free:
+    require_host_memory(store.size)
+    require_disk(store.missing_bytes, store.folder, f"the matrix of d = {store.size:,}")
+
+
+def require_host_memory(size: int) -> None:
+    """Raise a ValueError if the solve of a matrix of this size does not fit."""
+    needed, free = solve_bytes(size), psutil.virtual_memory().available
+    if needed > free:
         raise ValueError(
-            f"{what}: its solve needs about {memory.gigabytes(cost.host_bytes)} of memory, of which this machine has"
-            f" {memory.gigabytes(free)} free; free some, or take fewer eigenvalues (spectrum with method='lanczos')"
+            f"the matrix of d = {size:,}: its solve needs about {memory.gigabytes(needed)} of memory, of which this"
+            f" machine has {memory.gigabytes(free)} free; free some, or take fewer eigenvalues (spectrum with"
+            f" method='lanczos')"
         )
-    memory.require_disk(store.missing_bytes, store.folder, what)
+
+
+def require_disk(needed: int, folder: Path, what: str) -> None:
+    """Raise a ValueError if ``needed`` more bytes do not fit where the folder is, or will be."""
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise ValueError(
+            f"{what}: needs {memory.gigabytes(needed)} more in {folder}, where {memory.gigabytes(free)} are free; make"
+            f" room or choose another folder"
+        )
