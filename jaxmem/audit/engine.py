@@ -171,8 +171,8 @@ def _finish(run: Run, plan: Plan, truncated: list[bool], name: str) -> dict[str,
 def _identity(model: StableDiffusion, texts: Sequence[str]) -> dict[str, Any]:
     """Everything of the model that decides the results; not where it lies."""
     tokens = hashlib.sha256()
-    for text in texts:
-        tokens.update(np.asarray(model.tokenizer(text, truncation=False, verbose=False).input_ids, np.int32).tobytes())
+    for ids in model.whole_tokens(texts):
+        tokens.update(np.asarray(ids, np.int32).tobytes())
     tokens.update(model.tokenize([""]).tobytes())  # with the padding
     return {
         "sha256": model.fingerprint(),

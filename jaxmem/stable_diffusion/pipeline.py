@@ -17,16 +17,17 @@ from jaxtyping import Array, Float
 from jaxmem import memory
 from jaxmem.diffusion import DDIM, ddim_path
 from jaxmem.durable import json_writer, read_json, write_atomically
+from jaxmem.progress import Say, quiet
 from jaxmem.score import GuidedScore, NetworkScore
-from jaxmem.stable_diffusion import live, weights
+from jaxmem.stable_diffusion import adapters, live, weights
 from jaxmem.stable_diffusion.configs import SCHEDULERS, SchedulerConfig, TextEncoderConfig, UNetConfig, VAEConfig
 from jaxmem.stable_diffusion.hub import find_model, model_file, read_tokenizer
 from jaxmem.stable_diffusion.settings import Reading
 from jaxmem.stable_diffusion.text_encoder import TextEncoder
+from jaxmem.stable_diffusion.tokenizer import write_out
 from jaxmem.stable_diffusion.unet import UNet
 from jaxmem.stable_diffusion.vae import VAE
 
-_PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
 _MODEL_INDEX: dict[str, Any] = {
     "_class_name": "StableDiffusionPipeline",
     "unet": ["diffusers", "UNet2DConditionModel"],
@@ -89,23 +90,34 @@ class StableDiffusion:
 
     @classmethod
     def load(
-        cls, source: Any, *, ignore_settings: Sequence[str] = (), prediction_type: str | None = None
+        cls,
+        source: Any,
+        *,
+        ignore_settings: Sequence[str] = (),
+        prediction_type: str | None = None,
+        say: Say = quiet,
     ) -> "StableDiffusion":
         """Open a diffusers model: a folder, a hub id such as ``"CompVis/stable-diffusion-v1-4"``, or a live pipeline.
 
         Configurations and the names, shapes and types of all tensors are checked now, before anything large is read.
-        A live pipeline's weights are taken as they are at first use. PyTorch is not imported.
+        PyTorch is not imported.
+
+        Of a live pipeline, UNet and text encoder are copied now, the autoencoder at its first use, and each is compared
+        with the pipeline's own network at random points (`live.compare`): what was hooked into a network or put in
+        its place is in no list of settings. That takes two forward passes of each in PyTorch and JAX.
 
         Args:
-            source: the model.
+            source: the model. A `Path`, and a text that looks like one, is never looked up on the hub.
             ignore_settings: names of settings that would be refused and cannot change what the model computes, as the
                 user knows; each is read as if it were not in its file, with a warning, and recorded in runs.
             prediction_type: "epsilon", "v_prediction" or "sample", in place of what the scheduler's file says or does
                 not say; recorded in runs.
+            say: told of each comparison of a live pipeline.
 
         Raises:
-            ValueError: it is not there, not of this architecture, incomplete or damaged; the message lists all that is
-                wrong with one file.
+            ValueError: it is not there, not of this architecture, incomplete, damaged, or beside or inside it lies what
+                changes its function and is not read (LoRA, ControlNets, replaced forwards); the message lists all that
+                is wrong with one file.
             OSError: the hub cannot be reached.
 
         Warns:
@@ -114,19 +126,33 @@ class StableDiffusion:
         if isinstance(ignore_settings, str):
             raise ValueError(f"ignore_settings: expected a list of names, got one text; write [{ignore_settings!r}]")
         reading = Reading(tuple(ignore_settings), prediction_type)
-        model = cls._from_files(source, reading) if isinstance(source, str | Path) else cls._from_live(source, reading)
+        if isinstance(source, str | Path):
+            model = cls._from_files(source, reading)
+        else:
+            model = cls._from_live(source, reading, say)
         for text in reading.finish():
             warnings.warn(text, stacklevel=2)
         return model
 
     @classmethod
     def _from_files(cls, source: str | Path, reading: Reading) -> "StableDiffusion":
-        folder = find_model(str(source))
+        folder = find_model(source)
+        adapters.refuse_beside(folder, lambda: read_tokenizer(folder / "tokenizer").added_tokens_encoder)
         index = read_json(model_file(folder, "model_index.json"), "download it again")
-        if index.get("_class_name") not in _PIPELINES:
+        live.check_class(
+            index.get("_class_name"),
+            str(folder),
+            "StableDiffusionPipeline.from_pretrained(folder).save_pretrained(other)",
+        )
+        others = sorted(
+            name
+            for name, value in index.items()
+            if not name.startswith("_") and name not in _MODEL_INDEX and value not in (None, [None, None])
+        )
+        if others:
             raise ValueError(
-                f"{folder}: expected a model of {' or '.join(_PIPELINES)}, got {index.get('_class_name')!r}; jaxmem"
-                f" reads Stable Diffusion 1.x and 2.x"
+                f"{folder}: model_index.json: expected the parts of a Stable Diffusion pipeline, got also"
+                f" {', '.join(others)}, which jaxmem does not read; take them out where they are not used"
             )
 
         for part in ("unet", "text_encoder", "vae", "tokenizer", "scheduler"):
@@ -137,6 +163,11 @@ class StableDiffusion:
                 raise ValueError(
                     f"{folder}: model_index.json: expected {part} of {' or '.join(names)}, got {found!r}"
                     f"{f'; {_ADD_IT.format(part)}' if missing else ''}"
+                )
+            if found[0] != _MODEL_INDEX[part][0]:  # a file of Python in the folder, which diffusers would run
+                raise ValueError(
+                    f"{folder}: model_index.json: expected {part} of {_MODEL_INDEX[part][0]}, got code of its own"
+                    f" ({found[0]!r}), whose function jaxmem does not know"
                 )
 
         def config(part: str, name: str = "config.json") -> dict[str, Any]:
@@ -158,11 +189,18 @@ class StableDiffusion:
         return cls._build(config, tensors, partial(read_tokenizer, folder / "tokenizer"), reading)
 
     @classmethod
-    def _from_live(cls, pipeline: Any, reading: Reading) -> "StableDiffusion":
+    def _from_live(cls, pipeline: Any, reading: Reading, say: Say) -> "StableDiffusion":
         live.check(pipeline)
-        return cls._build(
+        model = cls._build(
             partial(live.config, pipeline), partial(live.tensors, pipeline), lambda: pipeline.tokenizer, reading
         )
+        for part, component in model.components.items():
+            load = partial(live.load_compared, pipeline, part, component.load, say)
+            model.components[part] = component._replace(load=load)
+        model.require_memory()
+        for part in ("unet", "text_encoder"):
+            model.network(part)
+        return model
 
     @classmethod
     def _build(
@@ -276,7 +314,8 @@ class StableDiffusion:
                 f"{len(long)} prompt(s) of more than {length} tokens are cut, as in diffusers: {long[0]!r:.60}",
                 stacklevel=3,
             )
-        cut = self.tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True).input_ids
+        texts = write_out(self.tokenizer, prompts)
+        cut = self.tokenizer(texts, padding="max_length", max_length=length, truncation=True).input_ids
         tokens = np.asarray(cut, np.int32)
         if tokens.max() >= self.text_encoder_config.vocab_size:
             raise ValueError(
@@ -288,9 +327,12 @@ class StableDiffusion:
     def truncated(self, prompts: Sequence[str]) -> list[bool]:
         """Which prompts have more tokens than the text encoder takes, so that `tokenize` cuts them."""
         length = self.text_encoder_config.max_position_embeddings
-        # Not verbose: the tokenizer has a warning of its own for them.
-        whole = self.tokenizer(list(prompts), truncation=False, verbose=False).input_ids
-        return [len(ids) > length for ids in whole]
+        return [len(ids) > length for ids in self.whole_tokens(prompts)]
+
+    def whole_tokens(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each prompt, neither cut nor padded, with all vectors of its textual inversions."""
+        # Not verbose: the tokenizer has a warning of its own for long ones.
+        return self.tokenizer(write_out(self.tokenizer, prompts), truncation=False, verbose=False).input_ids
 
     def sampler(self, num_steps: int = 50) -> DDIM:
         """DDIM as diffusers runs it for this model; 50 steps are its default and the paper's."""

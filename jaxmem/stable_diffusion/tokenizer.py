@@ -1,5 +1,7 @@
-"""A CLIP tokenizer of bytes, for models trained here: it accepts any text and needs no vocabulary file."""
+"""What stands before a CLIP tokenizer, and one of bytes, for models trained here, which needs no vocabulary file."""
 
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 NUM_TOKENS = 514  # 256 bytes, 256 bytes that end a word, and the two around a text
@@ -16,6 +18,42 @@ def byte_tokenizer(length: int = 77) -> Any:
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=length)
+
+
+def write_out(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
+    """Prompts in which textual inversions of several vectors are written out, as diffusers' pipelines do first.
+
+    A token ``<cat>`` beside which the tokenizer has ``<cat>_1``, ``<cat>_2``, ... becomes ``<cat> <cat>_1 <cat>_2 ...``
+    wherever its text is in a prompt that has the token, in the spelling it was added with.
+
+    Raises:
+        ValueError: the result depends on which of two tokens comes first, which diffusers leaves to chance.
+    """
+    added = tokenizer.added_tokens_encoder
+    vectors = {}
+    for token in added:
+        if f"{token}_1" in added:
+            count = next(i for i in itertools.count(1) if f"{token}_{i}" not in added)
+            vectors[token] = " ".join([token, *(f"{token}_{i}" for i in range(1, count))])
+    if not vectors:
+        return list(prompts)
+
+    def written(prompt: str) -> str:
+        ids = tokenizer(prompt, truncation=False, add_special_tokens=False, verbose=False).input_ids
+        tokens = sorted(vectors.keys() & set(tokenizer.convert_ids_to_tokens(ids)))
+        forwards, backwards = prompt, prompt
+        for one, other in zip(tokens, reversed(tokens), strict=True):
+            forwards = forwards.replace(one, vectors[one])
+            backwards = backwards.replace(other, vectors[other])
+        if forwards != backwards:
+            raise ValueError(
+                f"{prompt!r:.200}: expected textual inversions whose texts are not in each other, got"
+                f" {' and '.join(tokens)}; diffusers replaces them in an order that differs from run to run; write them"
+                f" in separate prompts"
+            )
+        return forwards
+
+    return [written(prompt) for prompt in prompts]
 
 
 def _printable_bytes() -> list[str]:

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from jaxmem.durable import read_json, write_atomically
+from jaxmem.stable_diffusion import adapters
 from jaxmem.stable_diffusion.layers import ConvWeight, LinearWeight, PointwiseWeight
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -152,6 +153,7 @@ def _by_key(state: nnx.State) -> dict[str, Any]:
 
 def _match(targets: Mapping[str, Any], tensors: Sequence[Tensor], layout: Layout, where: str) -> dict[str, Tensor]:
     """Which tensor fills which parameter, in the order of the files, or one error with all that does not fit."""
+    adapters.refuse_unmerged((tensor.name for tensor in tensors), where)
     problems: list[str] = []
     sources: dict[str, Tensor] = {}
     for tensor in tensors:
@@ -281,7 +283,8 @@ def from_torch(state_dict: Mapping[str, Any], where: str) -> list[Tensor]:
         if getattr(tensor, "is_meta", False):
             raise ValueError(f"{where}: {name} is offloaded; load the pipeline without device_map or CPU offload")
         dtype = _TORCH_NAMES.get(str(tensor.dtype), str(tensor.dtype))
-        return Tensor(name, tuple(tensor.shape), dtype, where, lambda: tensor.detach().cpu().float().numpy())
+        # A copy: JAX takes an array over as it is, and the live module may be trained further.
+        return Tensor(name, tuple(tensor.shape), dtype, where, lambda: np.array(tensor.detach().cpu().float().numpy()))
 
     return [one(name, tensor) for name, tensor in state_dict.items()]
 

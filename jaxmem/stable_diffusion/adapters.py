@@ -1,0 +1,219 @@
+"""What changes a model beside its own weights: LoRA, textual inversions, ControlNets and their kin, by their files.
+
+A folder whose model jaxmem would read without them is refused: an audit of the base model would be a false all-clear.
+Files are known by the names of their tensors, and by their own name where they are pickles, which are never run.
+"""
+
+import pickletools
+import re
+import zipfile
+from collections.abc import Callable, Collection, Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import NoReturn
+
+from safetensors import SafetensorError, safe_open
+
+_PARTS = ("unet", "text_encoder", "vae")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_DEPTH = 2  # folders below the model's that are looked into
+# Names of low-rank and other additions to weights, as diffusers, peft, kohya and LyCORIS spell them.
+_LORA = re.compile(r"(^|[._])(lora|dora|lokr|hada|oft|boft|ia3|vera)([._]|$)|(^|\.)base_layer\.", re.IGNORECASE)
+_LORA_FILE = re.compile(r"lora|lycoris|locon|adapter_config\.json|adapter_model", re.IGNORECASE)
+_INVERSION_FILE = re.compile(r"learned_embeds", re.IGNORECASE)
+_OTHERS = {
+    "a ControlNet": ("controlnet_", "control_model.", "input_hint_block."),
+    "an IP-Adapter": ("image_proj.", "ip_adapter."),
+    "a T2I-Adapter": ("adapter.body.", "adapter.conv_in.", "body.0.block1.", "body.0.in_conv."),
+    "a motion adapter": ("motion_modules.", "down_blocks.0.motion_modules."),
+}
+
+MERGE_LIVE = "pipe.fuse_lora(); pipe.unload_lora_weights()"
+_MERGE = f"""merge it in diffusers and load what that saves:
+    pipe = StableDiffusionPipeline.from_pretrained(folder)
+    pipe.load_lora_weights(file); {MERGE_LIVE}; pipe.save_pretrained(new_folder)"""
+_MERGE_PEFT = """merge it with peft and load what diffusers saves:
+    pipe = StableDiffusionPipeline.from_pretrained(folder)
+    pipe.unet = PeftModel.from_pretrained(pipe.unet, adapter).merge_and_unload()  # so the text encoder's
+    pipe.save_pretrained(new_folder)"""
+_INVERT = """put it into the model with diffusers and load what that saves:
+    pipe = StableDiffusionPipeline.from_pretrained(folder)
+    pipe.load_textual_inversion(file); pipe.save_pretrained(new_folder)"""
+_WITHOUT = "for the model without it, move it to another folder"
+
+
+def is_lora(tensors: Iterable[str]) -> bool:
+    """Whether tensors of these names add to the weights of another model, or to those they are saved with."""
+    return any(_LORA.search(name) for name in tensors)
+
+
+def refuse_unmerged(tensors: Iterable[str], where: str) -> None:
+    """Refuse the weights of a component with LoRA layers in it.
+
+    Raises:
+        ValueError: there are some.
+    """
+    found = sorted(name for name in tensors if _LORA.search(name))
+    if found:
+        raise ValueError(
+            f"{where}: expected weights without LoRA layers, got {len(found)} tensors of such layers ({found[0]}, ...),"
+            f" which jaxmem does not add to the weights; merge them in the diffusers pipeline that has them:"
+            f" {MERGE_LIVE}; then load it again, or save and load it"
+        )
+
+
+def refuse_beside(folder: Path, added_tokens: Callable[[], Collection[str]]) -> None:
+    """Refuse a model's folder that holds files beside the model which would change its function, and are not read.
+
+    Training checkpoints (``checkpoint-*``), pictures, optimizer states, whole checkpoints and other files of weights
+    stay: nothing that reads the model would take them in.
+
+    Args:
+        folder: of the model; without a ``model_index.json`` its own files only are looked at.
+        added_tokens: gives the tokens that the model's tokenizer has beside CLIP's; asked where there are textual
+            inversions.
+
+    Raises:
+        ValueError: naming every such file, with what to do.
+    """
+    known: Collection[str] | None = None
+    problems = []
+    for path in _files(folder, _DEPTH if (folder / "model_index.json").is_file() else 0):
+        kind = None if _is_read(path) else kind_of(path)
+        if kind == _INVERSION:
+            known = added_tokens() if known is None else known
+            missing = [word for word in _inverted(path, known) if word not in known]
+            if missing:
+                problems.append(
+                    f"{path.relative_to(folder)}: a textual inversion of {', '.join(missing)}, which the model's"
+                    f" tokenizer does not have; {_INVERT}\n  {_WITHOUT}"
+                )
+        elif kind is not None and kind != _CHECKPOINT:
+            problems.append(f"{path.relative_to(folder)}: {kind}; {_remedy(kind)}\n  {_WITHOUT}")
+    if problems:
+        raise ValueError(
+            f"{folder}: expected a model alone, got files in it that change its function and that jaxmem does not"
+            " read:\n  " + "\n  ".join(problems)
+        )
+
+
+def refuse_listed(name: str, files: Iterable[str]) -> None:
+    """Refuse a repository of the hub for what its list of files tells, before anything is downloaded.
+
+    Raises:
+        ValueError: naming every such file, with what to do.
+    """
+    found = []
+    for file in files:
+        path = PurePosixPath(file)
+        loadable = path.suffix in (".safetensors", *_PICKLES) or path.name == "adapter_config.json"
+        if len(path.parts) <= _DEPTH and not _is_passed_over(path.parts[0]) and loadable:
+            found += [file] if _LORA_FILE.search(path.name) else []
+    if found:
+        names = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
+        raise ValueError(
+            f"{name}: expected a model alone, got LoRA files beside it that jaxmem does not read ({names}); {_MERGE}\n"
+            f"  for the model without them, give the folder of a download without them:\n    hf download {name}"
+            f" --exclude {' '.join(found[:3])} --local-dir new_folder"
+        )
+
+
+def may_be_inversion(file: str) -> bool:
+    """Whether a file of a repository, by its name, is a textual inversion beside its model."""
+    return "/" not in file and _INVERSION_FILE.search(file) is not None
+
+
+def refuse_file(path: Path) -> NoReturn:
+    """Say what a file is that was given in place of a model's folder.
+
+    Raises:
+        ValueError: always.
+    """
+    kind = kind_of(path)
+    homes = [folder for folder in (path.parent, path.parent.parent) if (folder / "model_index.json").is_file()]
+    if kind is None and homes:
+        remedy = f"it belongs to the model in {homes[0]}; give that folder"
+    elif kind is None or kind == _CHECKPOINT:
+        remedy = (
+            "single-file checkpoints are converted with diffusers:"
+            " StableDiffusionPipeline.from_single_file(file).save_pretrained(folder)"
+        )
+    else:
+        remedy = _remedy(kind)
+    raise ValueError(f"{path}: expected the folder of a diffusers model, got {kind or 'a file'}; {remedy}")
+
+
+def kind_of(path: Path) -> str | None:
+    """What a file is, if it is something that changes a model or a model of its own."""
+    if path.name == "adapter_config.json":
+        return _PEFT
+    if path.suffix in _PICKLES or (path.suffix == ".safetensors" and not (tensors := _tensors(path))):
+        if _LORA_FILE.search(path.name):
+            return _LORA_KIND
+        return _INVERSION if _INVERSION_FILE.search(path.name) else None
+    if path.suffix != ".safetensors":
+        return None
+    if is_lora(tensors):
+        return _LORA_KIND
+    for kind, starts in _OTHERS.items():
+        if any(name.startswith(starts) for name in tensors):
+            return kind
+    if any(name.startswith(("model.diffusion_model.", "first_stage_model.")) for name in tensors):
+        return _CHECKPOINT
+    inverted = {"emb_params", "clip_l", "clip_g"} & set(tensors) or all(map(_is_word, tensors))
+    return _INVERSION if inverted or _INVERSION_FILE.search(path.name) else None
+
+
+_LORA_KIND = "a LoRA"
+_PEFT = "a LoRA of peft"
+_INVERSION = "a textual inversion"
+_CHECKPOINT = "a whole checkpoint"
+
+
+def _remedy(kind: str) -> str:
+    if kind in (_LORA_KIND, _PEFT, _INVERSION):
+        return {_LORA_KIND: _MERGE, _PEFT: _MERGE_PEFT, _INVERSION: _INVERT}[kind]
+    return "jaxmem computes the score of a prompt alone, which has no input for it"
+
+
+def _is_read(path: Path) -> bool:
+    """Whether it is a component's own file, whose every tensor the loader accounts for (`refuse_unmerged`)."""
+    return path.parent.name in _PARTS and path.name.startswith(("diffusion_pytorch_model.", "model."))
+
+
+def _is_word(tensor: str) -> bool:
+    return tensor.startswith("<") and tensor.endswith(">")
+
+
+def _is_passed_over(folder: str) -> bool:
+    return folder.startswith(("checkpoint-", "."))
+
+
+def _files(folder: Path, depth: int) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()):
+        if not path.is_dir():
+            yield path
+        elif depth and not _is_passed_over(path.name) and not (path / "model_index.json").is_file():
+            yield from _files(path, depth - 1)
+
+
+def _tensors(path: Path) -> list[str]:
+    """The names of a file's tensors; none where it is damaged, so that nothing can read it."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return list(file.keys())
+    except (SafetensorError, OSError):
+        return []
+
+
+def _inverted(path: Path, known: Collection[str]) -> list[str]:
+    """The words of a textual inversion; of a pickle, which is looked through and not run, those that are known."""
+    if path.suffix != ".safetensors":
+        try:
+            with zipfile.ZipFile(path) as archive:
+                inside = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+                texts = {text for _, text, _ in pickletools.genops(archive.read(inside)) if isinstance(text, str)}
+        except (OSError, zipfile.BadZipFile, StopIteration, ValueError):
+            texts = set()
+        return sorted(texts & set(known)) or [path.stem]
+    names = _tensors(path)
+    return [path.stem] if {"emb_params", "clip_l", "clip_g"} & set(names) or not names else names
