@@ -7,19 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import tyro
+
 from jaxmem import __version__
+from jaxmem.commands.audit import Audit, Figures, Report
+from jaxmem.commands.models import Generate, Spectrum
+from jaxmem.commands.reproduce import Mnist, PaperFigures, Toy2d, Verbatim
 from jaxmem.config import MNIST_PRESETS, SD_PRESETS, TOY2D_PRESETS
-from jaxmem.extras import MissingExtra, require
 
 
 def _parse(arguments: Sequence[str]) -> Any:
-    require("audit", "the command line")
-    import tyro
-
-    from jaxmem.commands.audit import Audit, Figures, Report
-    from jaxmem.commands.models import Generate, Spectrum
-    from jaxmem.commands.reproduce import Mnist, PaperFigures, Toy2d, Verbatim
-
     preset = _preset(arguments)
     # A preset decides the defaults of all other flags, so it is looked up before they are parsed.
     toy2d = _unfilled(Toy2d, TOY2D_PRESETS, preset, out=tyro.MISSING)
@@ -84,7 +81,7 @@ def _preset(arguments: Sequence[str]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code: 0 done, 2 bad input or a missing package, 130 interrupted."""
+    """Run the command line and return the exit code: 0 done, 2 bad input, 130 interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if list(arguments) == ["--version"]:
         print(f"jaxmem {__version__}")
@@ -98,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 0  # the reader of our output has seen enough
-    except (ValueError, OSError, MissingExtra) as error:
+    except (ValueError, OSError) as error:
         print(f"jaxmem: {error}", file=sys.stderr)
         return 2
     return 0
