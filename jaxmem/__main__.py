@@ -1,7 +1,21 @@
-"""``python -m jaxmem``."""
+"""The console script, also ``python -m jaxmem``: the command line, where its packages are installed."""
 
 import sys
 
-from jaxmem.cli import main
+from jaxmem.extras import MissingExtra, require
 
-sys.exit(main())
+
+def main() -> int:
+    """Run the command line and return its exit code, or say what it misses and return 2."""
+    try:
+        require("audit", "the command line")
+    except MissingExtra as error:
+        print(f"jaxmem: {error}", file=sys.stderr)
+        return 2
+    from jaxmem import cli
+
+    return cli.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

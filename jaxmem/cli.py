@@ -3,26 +3,37 @@
 import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import tyro
+
 from jaxmem import __version__
+from jaxmem.commands.audit import Audit, Figures, Report
+from jaxmem.commands.flags import as_flags
+from jaxmem.commands.models import Generate, Spectrum
+from jaxmem.commands.reproduce import Mnist, PaperFigures, Toy2d, Verbatim
 from jaxmem.config import MNIST_PRESETS, SD_PRESETS, TOY2D_PRESETS, FilesConfig
-from jaxmem.extras import MissingExtra, require
 from jaxmem.terminal import visible
+
+_COMMANDS = {
+    "toy2d": Toy2d,
+    "mnist": Mnist,
+    "verbatim": Verbatim,
+    "sd": PaperFigures,
+    "generate": Generate,
+    "spectrum": Spectrum,
+    "audit": Audit,
+    "figures": Figures,
+    "report": Report,
+}
 
 
 def _parse(arguments: Sequence[str]) -> Any:
-    require("audit", "the command line")
-    import tyro
-
-    from jaxmem.commands.audit import Audit, Figures, Report
-    from jaxmem.commands.models import Generate, Spectrum
-    from jaxmem.commands.reproduce import Mnist, PaperFigures, Toy2d, Verbatim
-
     preset = _preset(arguments)
     # A preset decides the defaults of all other flags, so it is looked up before they are parsed.
     toy2d = _unfilled(Toy2d, TOY2D_PRESETS, preset, out=tyro.MISSING)
@@ -57,8 +68,6 @@ def _parse(arguments: Sequence[str]) -> Any:
 
 def _parsed(commands: Any, arguments: Sequence[str]) -> Any:
     """The command of these arguments; what a configuration refuses is its ValueError, and not tyro's box around it."""
-    import tyro
-
     shown = _Shown()
     try:
         with redirect_stderr(shown):
@@ -126,34 +135,20 @@ def _preset(arguments: Sequence[str]) -> str:
 _LINES = "\n"  # a message may have several
 
 
-def _in_flags(message: str, arguments: Sequence[str]) -> str:
-    """A message of the library in the words of the command that these arguments call."""
-    from jaxmem.commands.audit import Audit, Figures, Report
-    from jaxmem.commands.flags import as_flags
-    from jaxmem.commands.models import Generate, Spectrum
-    from jaxmem.commands.reproduce import Mnist, PaperFigures, Toy2d, Verbatim
-
-    commands: dict[str, type[Any]] = {
-        "toy2d": Toy2d,
-        "mnist": Mnist,
-        "verbatim": Verbatim,
-        "sd": PaperFigures,
-        "generate": Generate,
-        "spectrum": Spectrum,
-        "audit": Audit,
-        "figures": Figures,
-        "report": Report,
-    }
-    command = next((commands[word] for word in arguments[:2] if word in commands), None)
-    return as_flags(message, command, arguments)
+def _as_line(message: Any, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:  # noqa: ARG001
+    """A warning as a command shows it: what it says; of deprecations and the like also where, for developers."""
+    text = f"jaxmem: warning: {visible(str(message), keep=_LINES)}\n"
+    return text if issubclass(category, UserWarning) else f"{filename}:{lineno}: {category.__name__}: {text}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code: 0 done, 2 bad input or a missing package, 130 interrupted."""
+    """Run the command line and return the exit code: 0 done, 2 bad input, 130 interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if list(arguments) == ["--version"]:
         print(f"jaxmem {__version__}")
         return 0
+    formatted = warnings.formatwarning
+    warnings.formatwarning = _as_line
     try:
         command = _parse(arguments)
         _keep_compiled_programs()
@@ -163,10 +158,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 0  # the reader of our output has seen enough
-    except MissingExtra as error:
-        print(f"jaxmem: {error}", file=sys.stderr)
-        return 2
     except (ValueError, OSError, ImportError) as error:
-        print(f"jaxmem: {visible(_in_flags(str(error), arguments), keep=_LINES)}", file=sys.stderr)
+        kind = next((_COMMANDS[word] for word in arguments[:2] if word in _COMMANDS), None)
+        print(f"jaxmem: {visible(as_flags(str(error), kind, arguments), keep=_LINES)}", file=sys.stderr)
         return 2
+    finally:
+        warnings.formatwarning = formatted
     return 0
