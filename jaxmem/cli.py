@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
@@ -134,12 +135,20 @@ def _preset(arguments: Sequence[str]) -> str:
 _LINES = "\n"  # a message may have several
 
 
+def _as_line(message: Any, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:  # noqa: ARG001
+    """A warning as a command shows it: what it says; of deprecations and the like also where, for developers."""
+    text = f"jaxmem: warning: {visible(str(message), keep=_LINES)}\n"
+    return text if issubclass(category, UserWarning) else f"{filename}:{lineno}: {category.__name__}: {text}"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0 done, 2 bad input, 130 interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if list(arguments) == ["--version"]:
         print(f"jaxmem {__version__}")
         return 0
+    formatted = warnings.formatwarning
+    warnings.formatwarning = _as_line
     try:
         command = _parse(arguments)
         _keep_compiled_programs()
@@ -153,4 +162,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kind = next((_COMMANDS[word] for word in arguments[:2] if word in _COMMANDS), None)
         print(f"jaxmem: {visible(as_flags(str(error), kind, arguments), keep=_LINES)}", file=sys.stderr)
         return 2
+    finally:
+        warnings.formatwarning = formatted
     return 0
