@@ -290,7 +290,8 @@ def test_costs_are_counted_and_said_before(result, said):
     # sampling (one unconditional evaluation per noise at x_T), Jeon, anisotropy, spectra, directions
     assert result.metrics["num_evaluations"] == (12 * 9 + 2) + 24 + (12 + 2) + 24 + 2 * 6
     assert said[0].startswith("1 prompt(s) have more tokens than the text encoder takes and are cut")
-    assert [line.split(":")[0] for line in said[1:]] == ["audit", "work", "time", "memory"]
+    # the warning is true of a network without training: it is no epsilon network (tests/test_first_step.py)
+    assert [line.split(":")[0] for line in said[1:]] == ["audit", "work", "time", "memory", "warning"]
     assert f"{result.metrics['num_evaluations']:,} evaluations" in said[2]
     assert f"{result.metrics['num_products']:,} products" in said[2]
     assert "measured, one batch of each" in said[3]
