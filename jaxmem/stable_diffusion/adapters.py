@@ -38,7 +38,6 @@ _MERGE_PEFT = """merge it with peft and load what diffusers saves:
 _INVERT = """put it into the model with diffusers and load what that saves:
     pipe = StableDiffusionPipeline.from_pretrained(folder)
     pipe.load_textual_inversion(file); pipe.save_pretrained(new_folder)"""
-_WITHOUT = "for the model without it, move it to another folder"
 
 
 def is_lora(tensors: Iterable[str]) -> bool:
@@ -76,24 +75,28 @@ def refuse_beside(folder: Path, added_tokens: Callable[[], Collection[str]]) -> 
         ValueError: naming every such file, with what to do.
     """
     known: Collection[str] | None = None
-    problems = []
+    found: dict[str, list[str]] = {}
     for path in _files(folder, _DEPTH if (folder / "model_index.json").is_file() else 0):
         kind = None if _is_read(path) else kind_of(path)
+        name = str(path.relative_to(folder))
         if kind == _INVERSION:
             known = added_tokens() if known is None else known
             missing = [word for word in _inverted(path, known) if word not in known]
-            if missing:
-                problems.append(
-                    f"{path.relative_to(folder)}: a textual inversion of {', '.join(missing)}, which the model's"
-                    f" tokenizer does not have; {_INVERT}\n  {_WITHOUT}"
-                )
-        elif kind is not None and kind != _CHECKPOINT:
-            problems.append(f"{path.relative_to(folder)}: {kind}; {_remedy(kind)}\n  {_WITHOUT}")
-    if problems:
+            if not missing:
+                continue
+            name += f" ({', '.join(missing)}, not in the tokenizer)"
+        if kind is not None and kind != _CHECKPOINT:
+            found.setdefault(kind, []).append(name)
+    if found:
+        problems = [f"{_few(names)}: {kind}; {_remedy(kind)}" for kind, names in found.items()]
         raise ValueError(
             f"{folder}: expected a model alone, got files in it that change its function and that jaxmem does not"
-            " read:\n  " + "\n  ".join(problems)
+            " read; for the model without them, move them to another folder:\n  " + "\n  ".join(problems)
         )
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def refuse_listed(name: str, files: Iterable[str]) -> None:
@@ -109,11 +112,10 @@ def refuse_listed(name: str, files: Iterable[str]) -> None:
         if len(path.parts) <= _DEPTH and not _is_passed_over(path.parts[0]) and loadable:
             found += [file] if _LORA_FILE.search(path.name) else []
     if found:
-        names = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
         raise ValueError(
-            f"{name}: expected a model alone, got LoRA files beside it that jaxmem does not read ({names}); {_MERGE}\n"
-            f"  for the model without them, give the folder of a download without them:\n    hf download {name}"
-            f" --exclude {' '.join(found[:3])} --local-dir new_folder"
+            f"{name}: expected a model alone, got LoRA files beside it that jaxmem does not read ({_few(found)});"
+            f" {_MERGE}\n  for the model without them, give the folder of a download without them:\n"
+            f"    hf download {name} --exclude {' '.join(found)} --local-dir new_folder"
         )
 
 
@@ -145,6 +147,8 @@ def refuse_file(path: Path) -> NoReturn:
 def kind_of(path: Path) -> str | None:
     """What a file is, if it is something that changes a model or a model of its own."""
     if path.name == "adapter_config.json":
+        return _PEFT
+    if path.name.startswith("adapter_model.") and path.with_name("adapter_config.json").is_file():
         return _PEFT
     if path.suffix in _PICKLES or (path.suffix == ".safetensors" and not (tensors := _tensors(path))):
         if _LORA_FILE.search(path.name):

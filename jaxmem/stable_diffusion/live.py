@@ -81,7 +81,10 @@ def _changes(module: Any, part: str) -> list[str]:
             break
     strange = sorted(processors - _PROCESSORS)
     if strange:
-        problems.append(f"{part}: attention processors {', '.join(strange)}; call set_default_attn_processor()")
+        problems.append(
+            f"{part}: attention processors {', '.join(strange)}; call pipe.{part}.set_attn_processor("
+            f"diffusers.models.attention_processor.AttnProcessor2_0())"
+        )
     # accelerate's hooks, which move a network from device to device, replace it too, and leave a mark.
     replaced = [name or part for name, one in module.named_modules() if "forward" in vars(one) and not _is_moved(one)]
     if replaced:
@@ -172,7 +175,11 @@ def _seen(module: Any) -> str:
         for one in module.modules()
         if type(one).__module__.split(".")[0] not in ("torch", "diffusers", "transformers")
     }
-    hooked = [name for name, one in module.named_modules() if one._forward_hooks or one._forward_pre_hooks]
+    hooked = [
+        name or type(one).__name__
+        for name, one in module.named_modules()
+        if one._forward_hooks or one._forward_pre_hooks
+    ]
     return "".join(
         f"\n  {label}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
         for label, names in (("classes of other packages", sorted(classes)), ("hooks on", hooked))
