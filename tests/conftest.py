@@ -64,12 +64,20 @@ def x64():
 
 @pytest.fixture
 def parity(record_property):
-    """Compares with float64; see `parity.py`. ``--parity FILE`` writes the errors of all comparisons."""
+    """Compares with float64; see `parity.py`. ``--parity FILE`` runs these tests alone and writes the errors."""
     return Parity(lambda row: record_property("parity", row))
 
 
 def pytest_addoption(parser):
-    parser.addoption("--parity", metavar="FILE", help="write all comparisons with float64 as JSON, and print them")
+    parser.addoption(
+        "--parity", metavar="FILE", help="only compare with float64, write the errors as JSON and print them"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("parity"):
+        config.hook.pytest_deselected(items=[item for item in items if "parity" not in item.fixturenames])
+        items[:] = [item for item in items if "parity" in item.fixturenames]
 
 
 def pytest_terminal_summary(terminalreporter, config):
