@@ -12,7 +12,9 @@ import jax
 import pytest
 from parity import Parity, Row, table
 
-CACHE = Path(os.environ.get("JAXMEM_TEST_CACHE", Path(tempfile.gettempdir()) / "jaxmem-test-cache"))
+# Each user has one: another's may not be written to.
+USER = os.getuid() if hasattr(os, "getuid") else "user"
+CACHE = Path(os.environ.get("JAXMEM_TEST_CACHE", Path(tempfile.gettempdir()) / f"jaxmem-test-cache-{USER}"))
 
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
