@@ -1,7 +1,9 @@
 """The command line: parse, call one function, print. JAX loads only when there is work."""
 
+import hashlib
 import io
 import os
+import platform
 import sys
 import warnings
 from collections.abc import Sequence
@@ -108,9 +110,23 @@ def _keep_compiled_programs() -> None:
     # XLA logs an error for each program it loads whose tuning hints are no processor features; it says nothing else
     # there that Python does not raise.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "jaxmem" / "compiled"
+    home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    cache = home / "jaxmem" / "compiled" / _processor()
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+
+def _processor(described: Path = Path("/proc/cpuinfo")) -> str:
+    """A name for the instructions of this processor, of which programs consist; JAX's cache does not tell them apart.
+
+    The machines of a cluster share a home, and a program with instructions that a processor lacks ends the process.
+    """
+    try:
+        lines = described.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # no Linux
+        lines = []
+    features = [line for line in lines if line.lower().startswith(("flags", "features"))][:1] or platform.processor()
+    return hashlib.sha256(f"{platform.machine()} {features}".encode()).hexdigest()[:12]
 
 
 def _unfilled(command: type[Any], presets: dict[str, Any], preset: str, **values: Any) -> Any:

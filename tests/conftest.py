@@ -13,7 +13,9 @@ import jaxtyping
 import pytest
 from parity import Parity, Row, table
 
-CACHE = Path(os.environ.get("JAXMEM_TEST_CACHE", Path(tempfile.gettempdir()) / "jaxmem-test-cache"))
+# Each user has one: another's may not be written to.
+USER = os.getuid() if hasattr(os, "getuid") else "user"
+CACHE = Path(os.environ.get("JAXMEM_TEST_CACHE", Path(tempfile.gettempdir()) / f"jaxmem-test-cache-{USER}"))
 
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -73,12 +75,20 @@ def x64():
 
 @pytest.fixture
 def parity(record_property):
-    """Compares with float64; see `parity.py`. ``--parity FILE`` writes the errors of all comparisons."""
+    """Compares with float64; see `parity.py`. ``--parity FILE`` runs these tests alone and writes the errors."""
     return Parity(lambda row: record_property("parity", row))
 
 
 def pytest_addoption(parser):
-    parser.addoption("--parity", metavar="FILE", help="write all comparisons with float64 as JSON, and print them")
+    parser.addoption(
+        "--parity", metavar="FILE", help="only compare with float64, write the errors as JSON and print them"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("parity"):
+        config.hook.pytest_deselected(items=[item for item in items if "parity" not in item.fixturenames])
+        items[:] = [item for item in items if "parity" in item.fixturenames]
 
 
 def pytest_terminal_summary(terminalreporter, config):

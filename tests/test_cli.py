@@ -142,6 +142,17 @@ def test_bad_input_is_one_line_and_writes_nothing(arguments, match, tmp_path):
     assert not out.exists()
 
 
+def test_programs_of_another_processor_are_kept_apart(tmp_path):
+    """As on a cluster, where machines share a home."""
+    places = []
+    for i, flags in enumerate(("fma avx2", "fma avx2 avx512f", "fma avx2")):
+        described = tmp_path / f"cpuinfo-{i}"
+        described.write_text(f"processor : 0\nmodel name : same\nflags\t\t: {flags}\nbogomips : {i}\n")
+        places.append(cli._processor(described))
+    assert places[0] == places[2] != places[1]
+    assert cli._processor(tmp_path / "missing") == cli._processor(tmp_path / "missing") != places[0]
+
+
 def test_unknown_flags_are_refused():
     done = run("reproduce", "toy2d", "--out", "x", "--sharpness", "3")
     assert done.returncode == 2

@@ -17,12 +17,12 @@ SCHEDULE = NoiseSchedule()
 KEY = jax.random.key(0)
 
 
-def mixture(d, seed=0):
+def mixture(d, seed=0, rank=4):
     rng = np.random.default_rng(seed)
     return GaussianMixture(
         jnp.log(jnp.array([0.5, 0.3, 0.2])),
         jnp.asarray(rng.normal(size=(3, d)), jnp.float32),
-        jnp.asarray(rng.normal(size=(3, d, 4)), jnp.float32),
+        jnp.asarray(rng.normal(size=(3, d, rank)), jnp.float32),
         jnp.array([0.1, 0.3, 0.0]),
     )
 
@@ -127,9 +127,11 @@ def test_low_rank_score_ends_invariant():
 @pytest.mark.parametrize("points", [1, 3, 16])
 def test_batches_equal_single_points(method, points):
     d, n, steps = 20, 7, 12
-    score, state = GaussianMixtureScore(SCHEDULE), mixture(d)
+    # Of full rank, and not so late that all eigenvalues are nearly -1: at which step a Krylov space closes that nearly
+    # does is a matter of rounding, and so of the batch.
+    score, state = GaussianMixtureScore(SCHEDULE), mixture(d, rank=d)
     rng = np.random.default_rng(4)
-    x, t = jnp.asarray(rng.normal(size=(n, d)), jnp.float32), jnp.asarray(rng.integers(0, 1000, n))
+    x, t = jnp.asarray(rng.normal(size=(n, d)), jnp.float32), jnp.asarray(rng.integers(0, 400, n))
     options = {} if method == "eigh" else dict(num_steps=steps, key=KEY)
     seen = []
     batch = batch_spectra(
