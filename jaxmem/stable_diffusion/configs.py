@@ -509,7 +509,8 @@ class SchedulerConfig:
 
 def in_diffusers_words(prediction: str) -> str:
     """``prediction_type`` of a `jaxmem.diffusion.Prediction`; those that diffusers does not have keep their name."""
-    return {ours: theirs for theirs, ours in _PREDICTIONS.items()}.get(prediction, prediction)
+    words: dict[str, str] = {ours: theirs for theirs, ours in _PREDICTIONS.items()}
+    return words.get(prediction, prediction)
 
 
 def _prediction(r: SettingsReader, reading: Reading) -> str:
