@@ -429,7 +429,9 @@ def theirs(folder, part, inputs, peers):
             encoder = transformers.CLIPTextModel.from_pretrained(folder / "text_encoder").float().eval()
             return encoder(torch.tensor(inputs[0].astype(np.int64))[None]).last_hidden_state[0].numpy()
         pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
-        pipeline.scheduler = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config)
+        if not isinstance(pipeline.scheduler, diffusers.DDIMScheduler):  # the two settings that the pipeline sets
+            fixed = {"clip_sample": False, "steps_offset": 1}
+            pipeline.scheduler = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config, **fixed)
         pipeline.set_progress_bar_config(disable=True)
         x = torch.tensor(np.array(inputs[0])).permute(0, 3, 1, 2)
         latents = pipeline("the cat", latents=x, num_inference_steps=4, output_type="latent").images

@@ -434,6 +434,9 @@ class SchedulerConfig:
         - ``set_alpha_to_one`` by default true, but false of a PNDM file, which is how Stable Diffusion was published;
         - ``thresholding`` is of pixels and has to be false.
 
+        With zero terminal SNR and "trailing" or "linspace" timesteps the first step is where alpha is 2⁻¹²: there the
+        score is almost -x, and what prompts change in it is of the size of alpha, with rounding of some 1e-3 of that.
+
         Raises:
             ValueError: naming every setting that is unknown, impossible or not supported.
         """

@@ -88,15 +88,14 @@ class SettingsReader:
         self.refuse(name, f"expected {expected}, got {value!r}", removable=name in self.config and check(default))
         return default
 
-    def refuse(self, name: str, problem: str, *, removable: bool = True) -> bool:
+    def refuse(self, name: str, problem: str, *, removable: bool = True) -> None:
         """A problem of one setting, unless the user ignores it; ``removable``: is there a value to go on with?"""
         if removable and name in self.reading.ignore_settings:
             self.reading.ignore(self.where, name, self.config.get(name))
-            return False
+            return
         self.problems.append(f"{name}: {problem}")
         if removable:
             self._refused.append(name)
-        return True
 
     def size(self, name: str, default: Any) -> Any:
         """A whole number, at least 1."""
