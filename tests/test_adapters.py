@@ -218,11 +218,26 @@ class TestBesideAFolder:
         ):
             StableDiffusion.load(folder)
 
-    @pytest.mark.parametrize("name", ["pytorch_lora_weights.bin", "text_encoder/my-LoRA.pt"])
-    def test_pickles_by_their_name(self, folder, name):
+    @pytest.mark.parametrize("name", ["pytorch_lora_weights.bin", "text_encoder/my-LoRA.pt", "catlora.safetensors"])
+    def test_what_cannot_be_read_by_its_name(self, folder, name):
         write(folder / name, "")
-        with pytest.raises(ValueError, match=rf"{name}: a LoRA; merge"):
+        write(folder / "floral.pt", "")
+        with pytest.raises(ValueError, match=rf"\n  {name}: a LoRA; merge"):
             StableDiffusion.load(folder)
+
+    def test_pickles_are_looked_through_and_not_run(self, folder, torch):
+        class Bomb:
+            def __reduce__(self):
+                return (exec, ("raise SystemExit('the pickle was run')",))
+
+        torch.save({"unet.proj_in.lora_A.weight": torch.ones(2), "bomb": Bomb()}, folder / "style.pt")
+        with pytest.raises(ValueError, match=r"style\.pt: a LoRA; merge"):
+            StableDiffusion.load(folder)
+        torch.save({"string_to_param": {"*": torch.ones(2)}, "bomb": Bomb()}, folder / "style.pt")
+        with pytest.raises(ValueError, match=r"style\.pt \(style, not in the tokenizer\): a textual inversion"):
+            StableDiffusion.load(folder)
+        torch.save({"state": {}, "bomb": Bomb()}, folder / "style.pt")
+        StableDiffusion.load(folder)
 
     @pytest.mark.parametrize(
         ("kind", "name"),
@@ -416,12 +431,14 @@ class TestLivePipelines:
         pipe.unet = pipe.unet._orig_mod
         StableDiffusion.load(pipe)
 
-    @pytest.mark.parametrize("part", ["unet", "text_encoder", "vae"])
-    def test_a_replaced_forward(self, pipe, part):
-        module = getattr(pipe, part)
+    @pytest.mark.parametrize("path", ["unet", "text_encoder", "vae", "unet.up_blocks.1.resnets.0"])
+    def test_a_replaced_forward(self, pipe, path):
+        """Also one that does the same now: a cache begins with its second step."""
+        part, _, name = path.partition(".")
+        module = getattr(pipe, part).get_submodule(name)
         forward = module.forward
         module.forward = lambda *a, **k: forward(*a, **k)
-        self.refused(pipe, rf"{part}: the forward of {part} was replaced .*switch that off")
+        self.refused(pipe, rf"{part}: the forward of {name or part} was replaced .*switch that off")
 
     def test_a_replaced_class(self, pipe):
         """As token merging does it: no name and no setting tells, the function does."""

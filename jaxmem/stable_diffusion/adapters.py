@@ -1,7 +1,8 @@
 """What changes a model beside its own weights: LoRA, textual inversions, ControlNets and their kin, by their files.
 
 A folder whose model jaxmem would read without them is refused: an audit of the base model would be a false all-clear.
-Files are known by the names of their tensors, and by their own name where they are pickles, which are never run.
+Files are known by the names of their tensors, which are read without running a pickle, and by their own name where
+that is impossible.
 """
 
 import pickletools
@@ -18,7 +19,8 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _DEPTH = 2  # folders below the model's that are looked into
 # Names of low-rank and other additions to weights, as diffusers, peft, kohya and LyCORIS spell them.
 _LORA = re.compile(r"(^|[._])(lora|dora|lokr|hada|oft|boft|ia3|vera)([._]|$)|(^|\.)base_layer\.", re.IGNORECASE)
-_LORA_FILE = re.compile(r"lora|lycoris|locon|adapter_config\.json|adapter_model", re.IGNORECASE)
+_LORA_FILE = re.compile(r"(?<![a-z])lora|lora(?![a-z])|lycoris|adapter_config\.json|adapter_model", re.IGNORECASE)
+_INVERSION_KEYS = {"emb_params", "string_to_param", "clip_l", "clip_g"}  # where the file's name is the word
 _INVERSION_FILE = re.compile(r"learned_embeds", re.IGNORECASE)
 _OTHERS = {
     "a ControlNet": ("controlnet_", "control_model.", "input_hint_block."),
@@ -150,20 +152,17 @@ def kind_of(path: Path) -> str | None:
         return _PEFT
     if path.name.startswith("adapter_model.") and path.with_name("adapter_config.json").is_file():
         return _PEFT
-    if path.suffix in _PICKLES or (path.suffix == ".safetensors" and not (tensors := _tensors(path))):
-        if _LORA_FILE.search(path.name):
-            return _LORA_KIND
-        return _INVERSION if _INVERSION_FILE.search(path.name) else None
-    if path.suffix != ".safetensors":
+    if path.suffix not in (".safetensors", *_PICKLES):
         return None
-    if is_lora(tensors):
+    names = _names(path)
+    if is_lora(names) or (not names and _LORA_FILE.search(path.name)):
         return _LORA_KIND
     for kind, starts in _OTHERS.items():
-        if any(name.startswith(starts) for name in tensors):
+        if any(name.startswith(starts) for name in names):
             return kind
-    if any(name.startswith(("model.diffusion_model.", "first_stage_model.")) for name in tensors):
+    if any(name.startswith(("model.diffusion_model.", "first_stage_model.")) for name in names):
         return _CHECKPOINT
-    inverted = {"emb_params", "clip_l", "clip_g"} & set(tensors) or all(map(_is_word, tensors))
+    inverted = _INVERSION_KEYS & set(names) or (names and all(map(_is_word, names)))
     return _INVERSION if inverted or _INVERSION_FILE.search(path.name) else None
 
 
@@ -200,24 +199,25 @@ def _files(folder: Path, depth: int) -> Iterator[Path]:
             yield from _files(path, depth - 1)
 
 
-def _tensors(path: Path) -> list[str]:
-    """The names of a file's tensors; none where it is damaged, so that nothing can read it."""
+def _names(path: Path) -> list[str]:
+    """The names of a file's tensors, and of a pickle, which is looked through and not run, all texts in it.
+
+    None where it is damaged or of another format.
+    """
     try:
-        with safe_open(path, framework="numpy") as file:
-            return list(file.keys())
-    except (SafetensorError, OSError):
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="numpy") as file:
+                return list(file.keys())
+        with zipfile.ZipFile(path) as archive:
+            inside = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+            return sorted({text for _, text, _ in pickletools.genops(archive.read(inside)) if isinstance(text, str)})
+    except (SafetensorError, OSError, zipfile.BadZipFile, StopIteration, ValueError, RuntimeError):
         return []
 
 
 def _inverted(path: Path, known: Collection[str]) -> list[str]:
-    """The words of a textual inversion; of a pickle, which is looked through and not run, those that are known."""
+    """The words of a textual inversion; of a pickle, with its many other texts, those that are known."""
+    names = _names(path)
     if path.suffix != ".safetensors":
-        try:
-            with zipfile.ZipFile(path) as archive:
-                inside = next(name for name in archive.namelist() if name.endswith("data.pkl"))
-                texts = {text for _, text, _ in pickletools.genops(archive.read(inside)) if isinstance(text, str)}
-        except (OSError, zipfile.BadZipFile, StopIteration, ValueError):
-            texts = set()
-        return sorted(texts & set(known)) or [path.stem]
-    names = _tensors(path)
-    return [path.stem] if {"emb_params", "clip_l", "clip_g"} & set(names) or not names else names
+        names = [name for name in names if name in known]
+    return [path.stem] if not names or _INVERSION_KEYS & set(names) else names
