@@ -212,8 +212,9 @@ def _kind_of(text: str) -> str:
                     return kind
             except (ValueError, RecursionError):
                 pass
-    names = re.split(r"[,;\t|]", first)
-    return ".csv" if any(name.strip(' "\n').lower() in _COLUMNS["text"] for name in names) else ".txt"
+    names = re.split(r"[,;\t|]", first.strip())
+    # "a poster, text" is a caption: what follows a space names no column
+    return ".csv" if any(name.strip('"').lower() in _COLUMNS["text"] for name in names) else ".txt"
 
 
 def _unpacked(path: Path) -> bytes:

@@ -362,6 +362,7 @@ def test_folders_without_captions(tmp_path):
     [
         ("a cat\n[a] dog\n", [Prompt("a cat"), Prompt("[a] dog")]),
         ("[a] cat\na dog, and a caption\n", [Prompt("[a] cat"), Prompt("a dog, and a caption")]),
+        ("a poster, text\na cat\n", [Prompt("a poster, text"), Prompt("a cat")]),
         ("prompt,label\na cat,1\n", [Prompt("a cat", True)]),
         ('"Caption"\turl\n"Red\tu\n', [Prompt('"Red')]),
         ("text\na cat\n", [Prompt("a cat")]),
