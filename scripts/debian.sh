@@ -64,4 +64,4 @@ enter='
 env --ignore-environment HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 "${environment[@]}" \
   unshare --mount --pid --fork --kill-child --mount-proc="$root/proc" \
   bash -euc "$enter" enter "$root" "$target" "${paths[@]}"
-echo "scripts/debian.sh: 'make $target' passed in $root ($(cat "$root/etc/debian_version"))"
+echo "scripts/debian.sh: make $target passed on Debian $(cat "$root/etc/debian_version") in $root/root/jaxmem"
