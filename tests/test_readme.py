@@ -49,7 +49,7 @@ def test_benchmarks_are_the_committed_measurements(name, monkeypatch):
     assert benchmark.readme_section(result) in README.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["counting", "full_spectrum"])
+@pytest.mark.parametrize("name", ["counting", "full_spectrum", "rounding"])
 def test_the_benchmarks_page_has_the_committed_measurements(name, monkeypatch):
     folder = README.parent / "benchmarks"
     monkeypatch.syspath_prepend(folder)
