@@ -73,6 +73,12 @@ def in_double(f: Callable[..., Any], *args: Any) -> Any:
         return jax.tree.map(np.asarray, f(*map(widened, args)))
 
 
+def rounded(tree: Any) -> Any:
+    """A pytree in float64, each number off by about one rounding of float32: what that changes is the conditioning."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64) * (1 + EPS * rng.normal(size=np.shape(leaf))), tree)
+
+
 class Parity:
     """Compares, and gives the rows to whoever records them (the fixture of that name: pytest's report)."""
 

@@ -10,7 +10,7 @@ README = Path(__file__).parent.parent / "README.md"
 
 
 def test_the_example_runs_and_says_what_the_comments_say(capsys):
-    (block,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    (block,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     namespace: dict = {}
     exec(compile(block, "README.md", "exec"), namespace)
     exact = np.sort(np.asarray(namespace["amplitudes"], np.float64) ** 2 - 1)[::-1]
@@ -21,19 +21,19 @@ def test_the_example_runs_and_says_what_the_comments_say(capsys):
 
 
 def test_the_example_is_about_ten_lines():
-    (block,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    (block,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     assert len([line for line in block.splitlines() if line.strip()]) <= 14
 
 
 def test_files_named_in_the_readme_exist():
-    text = README.read_text()
+    text = README.read_text(encoding="utf-8")
     for path in re.findall(r"`((?:jaxmem|benchmarks|notebooks)/[\w/.]*)`", text):
         assert (README.parent / path).exists(), path
 
 
 def test_notebooks_hold_results_without_warnings_and_times():
     for path in sorted((README.parent / "notebooks").glob("*.ipynb")):
-        cells = json.loads(path.read_text())["cells"]
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         assert all("execution" not in cell["metadata"] for cell in cells), path.name  # times of it
         outputs = [output for cell in cells for output in cell.get("outputs", [])]
         assert outputs, path.name
@@ -45,27 +45,29 @@ def test_benchmarks_are_the_committed_measurements(name, monkeypatch):
     root = README.parent
     monkeypatch.syspath_prepend(root / "benchmarks")
     benchmark = importlib.import_module(name)
-    result = json.loads((root / "benchmarks" / "results" / f"{name}.json").read_text())
-    assert benchmark.readme_section(result) in README.read_text()
+    result = json.loads((root / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    assert benchmark.readme_section(result) in README.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["counting", "full_spectrum"])
+@pytest.mark.parametrize("name", ["counting", "full_spectrum", "rounding"])
 def test_the_benchmarks_page_has_the_committed_measurements(name, monkeypatch):
     folder = README.parent / "benchmarks"
     monkeypatch.syspath_prepend(folder)
-    result = json.loads((folder / "results" / f"{name}.json").read_text())
-    assert importlib.import_module(name).readme_section(result) in (folder / "README.md").read_text()
+    result = json.loads((folder / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    assert importlib.import_module(name).readme_section(result) in (folder / "README.md").read_text(encoding="utf-8")
 
 
 def test_what_the_readme_says_of_the_shipped_model_was_measured(monkeypatch):
     monkeypatch.syspath_prepend(README.parent / "scripts")
-    metrics = json.loads((README.parent / "benchmarks" / "results" / "verbatim.json").read_text())
-    assert importlib.import_module("ship_verbatim").readme_section(metrics) in README.read_text()
+    metrics = json.loads((README.parent / "benchmarks" / "results" / "verbatim.json").read_text(encoding="utf-8"))
+    assert importlib.import_module("ship_verbatim").readme_section(metrics) in README.read_text(encoding="utf-8")
 
 
 def test_what_the_readme_says_of_counts_was_measured():
-    result = json.loads((README.parent / "benchmarks" / "results" / "full_spectrum.json").read_text())["counts"]
-    true, text = result["positive"], " ".join(README.read_text().split())
+    result = json.loads((README.parent / "benchmarks" / "results" / "full_spectrum.json").read_text(encoding="utf-8"))[
+        "counts"
+    ]
+    true, text = result["positive"], " ".join(README.read_text(encoding="utf-8").split())
     rows = {budget: [row for row in result["rows"] if row["budget"] == budget] for budget in (0.12, 0.06, 0.02)}
     errors = {b: np.sqrt(np.mean([(row["estimate"] - true) ** 2 for row in found])) for b, found in rows.items()}
     held = sum(row["interval"][0] <= true <= row["interval"][1] for found in rows.values() for row in found)
@@ -84,5 +86,5 @@ def test_what_the_readme_says_of_counts_was_measured():
 
 def test_figures_of_the_benchmarks_page_exist():
     folder = README.parent / "benchmarks"
-    for path in re.findall(r"\]\(([\w/.]+)\)", (folder / "README.md").read_text()):
+    for path in re.findall(r"\]\(([\w/.]+)\)", (folder / "README.md").read_text(encoding="utf-8")):
         assert (folder / path).exists(), path

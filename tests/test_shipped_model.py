@@ -42,7 +42,7 @@ def test_what_was_measured_of_it_bears_out_the_method(monkeypatch):
     root = Path(__file__).parent.parent
     monkeypatch.syspath_prepend(root / "scripts")
     script = importlib.import_module("ship_verbatim")
-    metrics = json.loads((root / "benchmarks" / "results" / "verbatim.json").read_text())
+    metrics = json.loads((root / "benchmarks" / "results" / "verbatim.json").read_text(encoding="utf-8"))
     audit = metrics["auc"]["audit"]
     assert script.fallen_short(metrics) == {}
     assert all(audit[name]["matching"]["num_negative"] >= 100 for name in script.PROMISED)

@@ -1,6 +1,6 @@
 """Errors against float64 under three instruction sets: of our networks and layers, in float32 and float64, and torch's.
 
-    python benchmarks/parity.py
+    python benchmarks/rounding.py
 
 The comparisons are those of the tests (`tests/parity.py`), run once for each instruction set that XLA may use, with the
 flags in XLA_FLAGS. Torch always uses what it finds. A test that fails ends the benchmark.
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from exact_jacobian import environment
 from page import update_page
@@ -34,19 +35,30 @@ def compare(isa: str | None) -> list[Row]:
         return [Row(*row) for row in json.loads(rows.read_text())]
 
 
-def main() -> None:
-    runs = {name: compare(isa) for name, isa in SETS.items()}
-    lines = table(runs)
+def readme_section(result: dict[str, Any]) -> str:
+    """The benchmark as benchmarks/README.md shows it."""
+    facts = result["environment"]
+    return "\n".join(
+        [
+            *table({name: [Row(*row) for row in rows] for name, rows in result["rows"].items()}),
+            "",
+            f"{facts['cpu']}, jax {facts['jax']}, torch {facts['torch']}, XLA_FLAGS={facts['XLA_FLAGS']}",
+        ]
+    )
+
+
+def save(runs: dict[str, list[Row]]) -> None:
     result = {
-        "what": "relative errors against float64 in the 2-norm, the largest of each kind of comparison",
+        "what": "relative errors against float64 in the 2-norm: name, ours, the peer's, ours in float64, of inputs",
         "environment": environment() | {"XLA_FLAGS": os.environ.get("XLA_FLAGS", "")},
-        "rows": {name: [row._asdict() for row in rows] for name, rows in runs.items()},
-    }
-    path = ROOT / "benchmarks" / "results" / "parity.json"
-    path.write_text(json.dumps(result) + "\n")
-    update_page("parity", "\n".join(lines))
-    print("\n".join(lines))
+        "rows": {name: [[v if isinstance(v, str | None) else float(f"{v:.3g}") for v in row] for row in rows]
+                 for name, rows in runs.items()},
+    }  # fmt: skip
+    path = ROOT / "benchmarks" / "results" / "rounding.json"
+    path.write_text(json.dumps(result) + "\n", encoding="utf-8")
+    update_page("rounding", readme_section(result))
+    print(readme_section(result))
 
 
 if __name__ == "__main__":
-    main()
+    save({name: compare(isa) for name, isa in SETS.items()})
