@@ -1,12 +1,10 @@
-"""Counts of positive eigenvalues against known spectra: coverage, errors, and what other methods say.
+"""Counts of positive eigenvalues at d = 16,384 against known spectra: errors, coverage, and what other methods say.
 
     python benchmarks/counting.py --seeds 100
 
-Two parts. *Coverage*: the families of `count_families`, from 12 steps to 12 % of d products, d from 200 to 16,384,
-every other operator not symmetric, each with its tangent count. *Accuracy*: d = 16,384, declared symmetric, so that a
-product counts once. Each operator is a diagonal in a reflected basis, in float32; one that is not symmetric has 10 %
-skew noise besides. Every seed draws the spectrum, the reflection and the start vectors anew. Finished counts are kept
-in ``--rows`` and are not repeated, so an interrupted benchmark goes on.
+Each operator is a diagonal in a reflected basis, in float32, declared symmetric, so that a product counts once. Every
+seed draws the spectrum, the reflection and the start vectors anew. Finished counts are kept in
+``--rows`` and are not repeated, so an interrupted benchmark goes on. `count_coverage` tries more spectra and budgets.
 """
 
 import argparse
@@ -19,7 +17,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from count_families import FAMILIES
 from exact_jacobian import environment
 from page import update_page
 
@@ -51,12 +48,6 @@ WHAT = {
     "null space, no gap": "300 half-normal of scale 50, 4,000 zeros, the rest minus half-normal of scale 300",
 }
 BUDGETS = (0.02, 0.04, 0.06, 0.12)
-COVERAGE: dict[str, tuple[tuple[int, ...], float | None]] = {  # sizes, and the budget in d
-    "12 steps": ((200, 1024, 4096, 16_384), None),
-    "2 % of d": ((4096,), 0.02),
-    "6 % of d": ((1024, 2048), 0.06),
-    "12 % of d": ((512, 2048), 0.12),
-}
 OTHERS = ("Lanczos, one run (the paper's count)", "stochastic quadrature, 50 steps", "stochastic quadrature, 150 steps")
 
 
@@ -130,25 +121,6 @@ def draw(name: str, seed: int) -> tuple[Rotated, int]:
     return rotated(values, rng), int((values > 0).sum())
 
 
-def covered(name: str, label: str, seed: int) -> dict[str, Any]:
-    """One count of a family: sizes take turns with the seeds, and so do operators that are symmetric and not."""
-    sizes, share = COVERAGE[label]
-    size, symmetric = sizes[seed // 2 % len(sizes)], seed % 2 == 1
-    rng = np.random.default_rng([seed, list(FAMILIES).index(name)])
-    values = FAMILIES[name][0](size, rng).astype(np.float32)
-    level = min(float(np.quantile(values, 0.9)), -0.02 * float(np.abs(values).max()))
-    sigma = (-0.5 / level) ** 0.5
-    budget = int(share * size) if share else (14 if symmetric else 27)
-    count = count_positive(rotated(values, rng, symmetric), budget, jax.random.key(seed), sigma=sigma)
-    found = {"size": size, "products": count.num_products, "threshold": count.threshold}
-    for kind, one, truth in (
-        ("positive", count, values > 0),
-        ("tangent", count.tangent, values > -0.5 / sigma / sigma),
-    ):
-        found[kind] = [int(truth.sum()), one.lower, one.estimate, *one.interval]
-    return found
-
-
 def ours(name: str, budget: float, seed: int) -> dict[str, Any]:
     operator, truth = draw(name, seed)
     start = time.perf_counter()
@@ -201,57 +173,9 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def coverage(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of one family with one budget, for positive and tangent counts."""
-    cell: dict[str, Any] = {"seeds": len(rows)}
-    for kind in ("positive", "tangent"):
-        truth, lower, estimate, low, high = np.array([row[kind] for row in rows]).T
-        cell[kind] = {
-            "covered": int(((low <= truth) & (truth <= high)).sum()),
-            "certified_above_truth": int((lower > truth).sum()),
-            "median_truth": float(np.median(truth)),
-            "median_half_width": float(np.median(high - low) / 2),
-            "median_error": float(np.median(np.abs(estimate - truth))),
-        }
-    return cell
-
-
-def coverage_section(result: dict[str, Any]) -> list[str]:
-    cells = result["coverage"]
-    labels = list(next(iter(cells.values())))
-    seeds = next(iter(cells.values()))[labels[0]]["seeds"]
-    every = [cell[kind] for row in cells.values() for cell in row.values() for kind in ("positive", "tangent")]
-    worst, above = min(one["covered"] for one in every), sum(one["certified_above_truth"] for one in every)
-    lines = [
-        f"How many of {seeds} intervals hold the truth, of the positive and of the tangent count, and the median half"
-        f" width and error of the positive one (truth, its median, at 12 % of d = 512 and 2,048). The fewest:"
-        f" **{worst} of {seeds}**. The certified bound was above the truth in {above} of {seeds * len(every):,}"
-        f" counts.",
-        "",
-        "| spectrum | truth | " + " | ".join(labels) + " |",
-        "|---|--:|" + "--:|" * len(labels),
-    ]
-    for name, row in cells.items():
-        parts = []
-        for cell in row.values():
-            positive, tangent = cell["positive"], cell["tangent"]
-            widths = f"±{positive['median_half_width']:.0f}, {positive['median_error']:.0f}"
-            parts.append(f"{positive['covered']}, {tangent['covered']}; {widths}")
-        truth = row[labels[-1]]["positive"]["median_truth"]
-        lines.append(f"| {name}: {result['families'][name]} | {truth:.0f} | " + " | ".join(parts) + " |")
-    sizes = "; ".join(
-        f"{label}: d = {', '.join(f'{size:,}' for size in sizes)}" for label, (sizes, _) in COVERAGE.items()
-    )
-    return [*lines, "", f"Sizes: {sizes}. Every other operator is not symmetric, where a step costs two products."]
-
-
 def readme_section(result: dict[str, Any]) -> str:
     """The benchmark as benchmarks/README.md shows it."""
-    lines = coverage_section(result)
-    lines += [
-        "",
-        "Accuracy:",
-        "",
+    lines = [
         "| spectrum, d = 16,384 | products | positive | rms error, asked | rms error | bias | 95 % interval covers |"
         " median half-width | certified: median, above the truth |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
@@ -302,8 +226,7 @@ def draw_figure(path: Path, result: dict[str, Any], rows: dict[str, list[dict[st
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--seeds", type=int, default=100, help="for coverage")
-    parser.add_argument("--accuracy-seeds", type=int, default=100, help="at d = 16,384, which take most of the time")
+    parser.add_argument("--seeds", type=int, default=100)
     parser.add_argument("--other-seeds", type=int, default=8, help="for the comparison with other methods")
     parser.add_argument("--rows", type=Path, default=Path("runs") / "benchmark-counting.jsonl")
     parser.add_argument("--out", type=Path, default=RESULTS, help="a folder")
@@ -315,11 +238,7 @@ def main() -> None:
         for line in arguments.rows.read_text().splitlines():
             row = json.loads(line)
             known[row["task"], row["name"], row["budget"], row["seed"]] = row
-    work: list[tuple[str, str, Any, int]] = []
-    for label in COVERAGE:  # one after another, so that few programs are compiled anew
-        work += [("coverage", name, label, seed) for seed in range(arguments.seeds) for name in FAMILIES]
-    for seed in range(arguments.accuracy_seeds):
-        work += [("count", name, budget, seed) for name, (budget, _) in CONTRACT.items()]
+    work = [("count", name, budget, seed) for seed in range(arguments.seeds) for name, (budget, _) in CONTRACT.items()]
     work += [("count", "null space, no gap", 0.06, seed) for seed in range(arguments.other_seeds)]
     for name in ("gap", "no gap"):
         for budget in BUDGETS:
@@ -329,16 +248,16 @@ def main() -> None:
     for task, name, budget, seed in dict.fromkeys(work):
         key = (task, name, budget, seed)
         if key not in known:
-            row = {"coverage": covered, "count": ours, "others": others}[task](name, budget, seed)
+            row = (ours if task == "count" else others)(name, budget, seed)
             known[key] = {"task": task, "name": name, "budget": budget, "seed": seed, **row}
             with open(arguments.rows, "a") as stream:
                 stream.write(json.dumps(known[key]) + "\n")
         rows[key] = known[key]
 
-    def select(task: str, name: str, budget: Any, seeds: int) -> list[dict[str, Any]]:
+    def select(task: str, name: str, budget: float, seeds: int) -> list[dict[str, Any]]:
         return [rows[task, name, budget, seed] for seed in range(seeds)]
 
-    contract = {name: select("count", name, budget, arguments.accuracy_seeds) for name, (budget, _) in CONTRACT.items()}
+    contract = {name: select("count", name, budget, arguments.seeds) for name, (budget, _) in CONTRACT.items()}
     hard = select("count", "null space, no gap", 0.06, arguments.other_seeds)
     accuracy: dict[str, Any] = {}
     for name in ("gap", "no gap"):
@@ -352,13 +271,8 @@ def main() -> None:
             errors = [row["estimate"] / row["truth"] - 1 for row in mine]
             cell["jaxmem"] = float(np.sqrt(np.mean(np.square(errors))))
     result = {
-        "what": f"positive eigenvalues of rotated diagonals in float32; accuracy: d = {SIZE:,}, declared symmetric",
+        "what": f"positive eigenvalues of rotated diagonals, d = {SIZE:,}, float32, declared symmetric",
         "environment": environment(),
-        "families": {name: what for name, (_, what) in FAMILIES.items()},
-        "coverage": {
-            name: {label: coverage(select("coverage", name, label, arguments.seeds)) for label in COVERAGE}
-            for name in FAMILIES
-        },
         "spectra": WHAT,
         "asked": {name: {"budget": budget, "rms_error": rms} for name, (budget, rms) in CONTRACT.items()},
         "counts": {name: summary(found) for name, found in contract.items()} | {"null space, no gap": summary(hard)},

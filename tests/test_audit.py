@@ -528,7 +528,7 @@ def test_bad_settings_leave_nothing(model, tmp_path, changes, match):
 
 def test_budgets_are_settled_by_the_plan(model):
     """64 dimensions: 27 products of an estimate up to 64, exact from 65 on; of 16 dimensions 17 are exact already."""
-    config = replace(CONFIG, method="lanczos", num_steps=10)
+    config = replace(CONFIG, method="lanczos", num_steps=10, batch=None)
     plans = {budget: Plan.of(model, replace(config, count_budget=budget), 2) for budget in (27, 64, 65, 1000)}
     assert [plan.estimates_counts for plan in plans.values()] == [True, True, False, False]
     small = SimpleNamespace(latent_shape=(2, 2, 4), sampler=model.sampler, scheduler=model.scheduler)
