@@ -255,7 +255,7 @@ def draw_figure(path: Path, cells: dict[str, dict[str, Any]]) -> None:
         left.set_yticks(range(len(names)), names)
         left.invert_yaxis()
         left.legend(fontsize=7, loc="lower left")
-        right.set(xscale="log", xlabel="median, in positive eigenvalues (0.001: that or less)")
+        right.set(xscale="log", xlabel="median, as a share of the count (0.001: that or less)")
         right.set_title("half width (bar) and error of the estimate (dot)", loc="left")
 
 
