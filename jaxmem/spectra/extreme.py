@@ -19,18 +19,23 @@ from jaxmem.spectra.restarted import (
     absorb_block,
     advance_block,
     begin_block,
+    begin_chain,
     block_ritz,
     crossings,
+    enlarge,
+    growth,
     multiply,
     orthogonality_loss,
     probe_first,
     product_noise,
     restart,
     ritz_vectors,
+    wake,
+    worked,
 )
 from jaxmem.spectra.result import Spectrum, rounding_noise
 from jaxmem.spectra.single import check_operator
-from jaxmem.spectra.stopping import Course, judge, next_length
+from jaxmem.spectra.stopping import Check, Course, Next, begin, demanded, judge, levels, moved, next_length
 
 Which = Literal["largest", "smallest", "both"]
 _KEPT = (*KrylovState._fields, *Course._fields)  # in a folder
@@ -128,9 +133,10 @@ def extreme_pairs(
     measured = None if declared else probe()
     if path is not None and path.exists():
         tolerance = 8 * float((measured or probe()).noise)
-        state, course = _restore(resume.load(path, _KEPT, product, tolerance, options), room + block)
+        state, course = _restore(resume.load(path, _KEPT, product, tolerance, options))
+        room = state.projected.shape[1]
     else:
-        state, course = absorb_block(state, products, key, block), Course(block)
+        state, course = absorb_block(state, products, key, block), Course(block, block, np.arange(block))
 
     while True:
         steps, spent = int(state.num_steps), course.steps * per_step + (0 if declared else measuring(0))
@@ -141,34 +147,74 @@ def extreme_pairs(
             )
         if path is not None:
             arrays = jax.device_get(state)._asdict() | course._asdict() | {"product": product}
-            arrays["basis"] = arrays["basis"][: steps + block]
+            arrays["basis"] = arrays["basis"][: steps + course.width]
             resume.save(path, arrays, options)
         progress("extreme pairs", min(spent, max_products), max_products)
-        pairs = block_ritz(state, block, symmetric=symmetric)
+        pairs = block_ritz(state, course.width, course.idle, symmetric=symmetric)
         wanted = _wanted(len(pairs.values), num_pairs, which)
         norm = np.abs(pairs.values).max()
-        crossed = course.crossed + crossings(state, course.kept)
+        crossed = course.crossed + crossings(state, course.kept, course.idle)
         error = float(measured.noise) if measured else product_noise(state, crossed)
-        target = max(rtol * norm, float(rounding_noise(error, steps, norm)))
+        target = max(rtol * norm, float(rounding_noise(error, len(pairs.values), norm)))
         # A small residual in a small space may belong to an eigenvalue further inside: the values must rest, too.
         values = pairs.values[wanted]
-        moved = np.abs(values - course.last).max() if len(values) == len(course.last) else np.inf
-        worst = max(pairs.residuals[wanted].max(), moved) / (target or 1)  # of a zero operator all are zero
-        status, course = judge(state, course, values, worst, num_pairs, block, budget)
-        if status is not None:
+        # Of a zero operator all are zero.
+        worst = max(pairs.residuals[wanted].max(), moved(values, course.last)) / (target or 1)
+        gained, copies = course.grown, False
+        if len(values) == num_pairs:
+            asked = _levels(values, which, target, first=False)
+            copies = len(asked) > 0
+            if not len(course.before):
+                asked = _levels(values, which, target, first=True)
+            if worst <= 1 or room - steps <= course.width:  # what follows may depend on it
+                gained += growth(state, course.width, course.idle, course.origin, asked, symmetric=symmetric)
+        check = Check(
+            values, target, worst, pairs.resting[wanted].max() / (target or 1), copies, gained, demanded(size - steps)
+        )
+        following, course = judge(state, course, check, num_pairs, budget)
+        if isinstance(following, Status):
+            status = following
             break
-        state = state._replace(num_fresh=jnp.zeros_like(state.num_fresh))
-        if room - steps < block:
-            state = restart(state, *_ends(which, (num_pairs + steps) // 2), block, symmetric=symmetric)
-            course = course._replace(crossed=crossed, kept=int(state.num_steps))
-        length = max(next_length(course.checks, steps), num_pairs - steps)
-        first = int(state.num_steps)
-        length = min(-(-length // block), (room - first) // block, (budget - course.steps) // block) * block
-        state = advance_block(applied, state, first + length, key, block)
+        if following is Next.CLOSED:
+            state = state._replace(num_fresh=jnp.zeros_like(state.num_fresh))
+            course = begin(course, values, np.arange(steps, steps + course.width))
+        elif following is Next.WAKE:
+            full, done = steps >= size, worked(state, course.idle)
+            state, order = wake(state, course.idle)
+            course = course._replace(
+                width=course.idle.size + (0 if full else course.width),
+                origin=np.argsort(order)[course.origin],
+                idle=course.idle[:0],
+                kept=int((done < course.kept).sum()),
+            )
+        width, first = course.width, int(state.num_steps)
+        if room - first < width + (following is Next.BEGIN):
+            # Half of what is not wanted is kept, and there is room for a block after the rows put aside.
+            missing = _least(num_pairs, width) + course.idle.size - room
+            if missing > 0:
+                state, room = enlarge(state, missing), room + missing
+            count = (num_pairs + worked(state, course.idle).size) // 2
+            state = restart(state, *_ends(which, count), width, course.idle, symmetric=symmetric)
+            first = int(state.num_steps)
+            course = course._replace(
+                crossed=crossed,
+                kept=first,
+                idle=np.arange(first - course.idle.size, first),
+                origin=np.arange(first, first + width),
+                grown=course.grown if following is Next.CLOSED else gained,
+            )
+        if following is Next.BEGIN:
+            state = begin_chain(state, key, width)
+            course = course._replace(idle=np.r_[course.idle, np.arange(first, first + width)], width=1)
+            width, first = 1, first + width
+            course = begin(course, values, np.asarray([first]))
+        length = max(next_length(course, steps, check), num_pairs - worked(state, course.idle).size)
+        length = min(-(-length // width), (room - first) // width, (budget - course.steps) // width) * width
+        state = advance_block(applied, state, first + length, key, width)
         course = course._replace(steps=course.steps + int(state.num_steps) - first)
 
     progress("extreme pairs", max_products, max_products)
-    loss = orthogonality_loss(state.basis, len(pairs.values))
+    loss = orthogonality_loss(state.basis, min(int(state.num_steps), size))
     if declared and measuring(course.steps):
         error = max(error, float(probe().noise))
     noise = float(rounding_noise(error, len(pairs.values), state.scale, loss))
@@ -190,11 +236,11 @@ def extreme_pairs(
     )
 
 
-def _restore(arrays: dict[str, np.ndarray], rows: int) -> tuple[KrylovState, Course]:
-    basis = np.zeros((rows, arrays["basis"].shape[1]), arrays["basis"].dtype)
+def _restore(arrays: dict[str, np.ndarray]) -> tuple[KrylovState, Course]:
+    basis = np.zeros((len(arrays["projected"]), arrays["basis"].shape[1]), arrays["basis"].dtype)
     basis[: len(arrays["basis"])] = arrays["basis"]
     state = KrylovState(*(jnp.asarray((arrays | {"basis": basis})[name]) for name in KrylovState._fields))
-    course = {name: int(arrays[name]) if arrays[name].ndim == 0 else arrays[name] for name in Course._fields}
+    course = {name: arrays[name].item() if arrays[name].ndim == 0 else arrays[name] for name in Course._fields}
     return state, Course(**course)  # type: ignore[arg-type]  # whole numbers and arrays, as they were
 
 
@@ -211,8 +257,7 @@ def _check(size: int, num_pairs: int, which: str, rtol: float, method: str, subs
     if not rtol > 0:
         raise ValueError(f"rtol: expected a positive number, got {rtol}; what rounding forbids is said in the result")
     whole = -(-size // block) * block
-    # A restart keeps half of what is not wanted, and must leave room for a block.
-    least = min(whole, num_pairs + 2 * block + 2)
+    least = min(whole, _least(num_pairs, block))
     if subspace is None:
         subspace = max(least, 512, 4 * num_pairs)
     if subspace < min(least, size):
@@ -221,6 +266,19 @@ def _check(size: int, num_pairs: int, which: str, rtol: float, method: str, subs
         )
     # A block past d would bring rows of zeros into a restart; nearly all of the space is the same as all of it.
     return whole if subspace + block > size else subspace
+
+
+def _least(num_pairs: int, block: int) -> int:
+    """Rows with which a restart that keeps half of what is not wanted leaves room for a block."""
+    return num_pairs + 2 * block + 2
+
+
+def _levels(values: np.ndarray, which: str, target: float, first: bool) -> np.ndarray:
+    """`levels` of both ends."""
+    top, bottom = _ends(which, len(values))
+    upper = levels(values[:top], target, first) if top else []
+    lower = -levels(-values[top:][::-1], target, first) if bottom else []
+    return np.r_[upper, lower]
 
 
 def _ends(which: str, count: int) -> tuple[int, int]:

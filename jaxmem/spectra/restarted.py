@@ -3,6 +3,11 @@
 A state after k steps holds ``A Qᵀ[:, :k] = Qᵀ T`` (rows of Q are orthonormal) with ``T`` of shape (k + b, k): product k
 with ``q_k`` brings row k + b, so that b products at a time are independent and go through `jax.vmap` together. With
 b = 1 this is Arnoldi's relation. A restart keeps it, with the wanted part of the space as first rows.
+
+A space that has told what it can is put aside: its newest rows get no products of their own any more, and random rows
+follow (`begin_chain`). The rows put aside, ``idle`` below, stay in the basis, so that all that comes is orthogonal to
+them; their columns of T are empty, and the other columns hold what products have along them. Each such start, and what
+grows from it, is a chain; its width is the number of its rows whose products are still to come.
 """
 
 from functools import partial
@@ -28,8 +33,8 @@ class KrylovState(NamedTuple):
     num_steps: Int[Array, ""]  #: columns of T that are there
     scale: Float[Array, ""]  #: largest ‖A q‖ seen
     dropped: Float[Array, ""]  #: largest rest that counted as zero
-    num_drawn: Int[Array, ""]  #: directions drawn at random in place of such rests
-    num_fresh: Int[Array, ""]  #: how many of the newest rows were: with b of them the space has closed
+    num_drawn: Int[Array, ""]  #: directions drawn at random so far
+    num_fresh: Int[Array, ""]  #: newest rows drawn in place of such rests: with b of them the space has closed
     finite: Bool[Array, ""]  #: no product was NaN or infinite
 
 
@@ -43,7 +48,7 @@ def begin_block(key: Array, size: int, room: int, block: int, dtype: Any) -> Kry
         vector = jax.random.normal(jax.random.fold_in(key, i), (size,), dtype)
         basis = basis.at[i].set(orthogonalise(basis, max(i - 1, 0), vector)[2])
     projected = jnp.zeros((room + block, room), dtype)
-    return KrylovState(basis, projected, count, zero, zero, count, count, jnp.array(True))
+    return KrylovState(basis, projected, count, zero, zero, count + block, count, jnp.array(True))
 
 
 @partial(jax.jit, static_argnames="block", donate_argnames="state")
@@ -84,8 +89,7 @@ def _absorb(s: KrylovState, product: Array, key: Array, block: int) -> KrylovSta
     closed = (length <= 20 * jnp.finfo(dtype).eps * scale) | (new >= size)
 
     def draw(basis: Array) -> Array:
-        fresh = jax.random.fold_in(key, block + s.num_drawn)  # the first ``block`` were the start vectors
-        return orthogonalise(basis, new - 1, jax.random.normal(fresh, (size,), dtype))[2]
+        return _draw(basis, new, key, s.num_drawn)
 
     direction = jax.lax.cond(closed & (new < size), draw, lambda _: direction, s.basis)
     return KrylovState(
@@ -100,23 +104,71 @@ def _absorb(s: KrylovState, product: Array, key: Array, block: int) -> KrylovSta
     )
 
 
-@partial(jax.jit, static_argnames="block", donate_argnames="state")
-def _replace_basis(state: KrylovState, kept: Array, projected: Array, block: int) -> KrylovState:
+def _draw(basis: Array, row: Any, key: Array, number: Any) -> Array:
+    """Random direction ``number``, orthogonal to the rows before ``row``."""
+    vector = jax.random.normal(jax.random.fold_in(key, number), (basis.shape[1],), basis.dtype)
+    return orthogonalise(basis, row - 1, vector)[2]
+
+
+@partial(jax.jit, static_argnames="width", donate_argnames="state")
+def begin_chain(state: KrylovState, key: Array, width: int) -> KrylovState:
+    """Put the ``width`` newest rows aside, and go on from one random row that is orthogonal to all there are."""
+    row = state.num_steps + width
+    basis = state.basis.at[row].set(_draw(state.basis, row, key, state.num_drawn))
+    none = jnp.zeros_like(state.num_fresh)
+    return state._replace(basis=basis, num_steps=row, num_drawn=state.num_drawn + 1, num_fresh=none)
+
+
+def worked(state: KrylovState, idle: np.ndarray) -> np.ndarray:
+    """Indices of the rows whose products are in T: all so far, but those put aside."""
+    steps = min(int(state.num_steps), state.basis.shape[1])  # steps past d were with zeros
+    return np.setdiff1d(np.arange(steps), idle)
+
+
+def _newest(state: KrylovState, width: int) -> np.ndarray:
+    first = min(int(state.num_steps), state.basis.shape[1])
+    return np.arange(first, min(first + width, len(state.basis)))
+
+
+def wake(state: KrylovState, idle: np.ndarray) -> tuple[KrylovState, np.ndarray]:
+    """Let the rows put aside be the oldest whose products are to come; also where every row was before."""
+    done = worked(state, idle)
+    steps = done.size + idle.size
+    order = np.r_[done, idle, np.arange(steps, len(state.basis))]
+    projected = state.projected[order][:, order[: state.projected.shape[1]]]
+    none = jnp.zeros_like(state.num_fresh)
+    return state._replace(
+        basis=state.basis[order], projected=projected, num_steps=jnp.int32(done.size), num_fresh=none
+    ), order
+
+
+def enlarge(state: KrylovState, rows: int) -> KrylovState:
+    """Room for so many more rows."""
+    basis = jnp.pad(state.basis, ((0, rows), (0, 0)))
+    return state._replace(basis=basis, projected=jnp.pad(state.projected, ((0, rows), (0, rows))))
+
+
+@partial(jax.jit, donate_argnames="state")
+def _replace_basis(state: KrylovState, kept: Array, rest: Array, projected: Array, steps: Any) -> KrylovState:
     first = jnp.matmul(kept, state.basis[: kept.shape[1]], precision="highest")
-    last = jax.lax.dynamic_slice_in_dim(state.basis, state.num_steps, block)
-    basis = jnp.zeros_like(state.basis).at[: len(kept)].set(first).at[len(kept) : len(kept) + block].set(last)
-    return state._replace(basis=basis, projected=projected, num_steps=jnp.int32(len(kept)))
+    basis = jnp.zeros_like(state.basis).at[: len(kept)].set(first)
+    basis = basis.at[len(kept) : len(kept) + len(rest)].set(state.basis[rest])
+    return state._replace(basis=basis, projected=projected, num_steps=steps)
 
 
-def restart(state: KrylovState, top: int, bottom: int, block: int, *, symmetric: bool) -> KrylovState:
+def restart(
+    state: KrylovState, top: int, bottom: int, width: int, idle: np.ndarray, *, symmetric: bool
+) -> KrylovState:
     """Keep the invariant subspace of T's square part for its ``top`` largest and ``bottom`` smallest eigenvalues.
 
     For a symmetric operator that is thick-restart Lanczos (Wu and Simon 2000), else Krylov-Schur (Stewart 2001), by
-    real part; there one more is kept where a conjugate pair would be cut. Twice the basis is held meanwhile.
+    real part; there one more is kept where a conjugate pair would be cut. The rows put aside follow what is kept, then
+    the ``width`` newest rows. Twice the basis is held meanwhile.
     """
-    steps, room = int(state.num_steps), state.projected.shape[1]
+    done, room = worked(state, idle), state.projected.shape[1]
+    steps, rest = done.size, np.r_[idle, _newest(state, width)]
     projected = np.asarray(state.projected, np.float64)
-    square = projected[:steps, :steps]
+    square = projected[np.ix_(done, done)]
     keep = top + bottom
     if symmetric:
         values, columns = np.linalg.eigh(square)  # reads the lower triangle: what steps and restarts have written
@@ -132,11 +184,13 @@ def restart(state: KrylovState, top: int, bottom: int, block: int, *, symmetric:
         small, columns = small[:keep, :keep], columns[:, :keep]
     after = np.zeros_like(projected)
     after[:keep, :keep] = small
-    after[keep : keep + block, :keep] = projected[steps : steps + block, :steps] @ columns
+    after[keep : keep + rest.size, :keep] = projected[np.ix_(rest, done)] @ columns
     kept = np.zeros((keep, room))
-    kept[:, :steps] = columns.T
+    kept[:, done] = columns.T
     dtype = state.basis.dtype
-    return _replace_basis(state, jnp.asarray(kept, dtype), jnp.asarray(after, dtype), block)
+    return _replace_basis(
+        state, jnp.asarray(kept, dtype), jnp.asarray(rest), jnp.asarray(after, dtype), jnp.int32(keep + idle.size)
+    )
 
 
 class BlockRitz(NamedTuple):
@@ -144,19 +198,47 @@ class BlockRitz(NamedTuple):
 
     values: np.ndarray  #: (k,)
     residuals: np.ndarray  #: (k,), norms of the part of A y outside the space
-    coordinates: np.ndarray  #: (k, k), unit rows: the Ritz vectors in the basis
+    resting: np.ndarray  #: (k,), of the part of it along rows put aside
+    coordinates: np.ndarray  #: (k, n), unit rows: the Ritz vectors in the first n rows of the basis
 
 
-def block_ritz(state: KrylovState, block: int, *, symmetric: bool) -> BlockRitz:
+def block_ritz(state: KrylovState, width: int, idle: np.ndarray, *, symmetric: bool) -> BlockRitz:
     """Solve the projected eigenproblem on the host, in float64."""
-    steps = min(int(state.num_steps), state.basis.shape[1])  # steps past d were with zeros
+    done, newest = worked(state, idle), _newest(state, width)
     projected = np.asarray(state.projected, np.float64)
-    square = projected[:steps, :steps]
+    square = projected[np.ix_(done, done)]
     values, columns = np.linalg.eigh(square) if symmetric else np.linalg.eig(square)
     order = order_descending(values)
     columns = columns[:, order]
-    residuals = np.linalg.norm(projected[steps : steps + block, :steps] @ columns, axis=0)
-    return BlockRitz(values[order], residuals, columns.T)
+    active, resting = (np.linalg.norm(projected[np.ix_(rows, done)] @ columns, axis=0) for rows in (newest, idle))
+    coordinates = np.zeros((done.size, int(done.max(initial=-1)) + 1), columns.dtype)
+    coordinates[:, done] = columns.T
+    return BlockRitz(values[order], np.hypot(active, resting), resting, coordinates)
+
+
+def growth(
+    state: KrylovState, width: int, idle: np.ndarray, origin: np.ndarray, levels: np.ndarray, *, symmetric: bool
+) -> float:
+    """How much a chain enlarges the part of any vector of an unseen eigenvalue x that its start had: log, smallest x.
+
+    An eigenvector (a left one, u, where A is not symmetric) that is orthogonal to the rows put aside has the components
+    ``c = -(Tᵀ - x)⁻¹ Bᵀ h`` in the rows, where T is the projected matrix, B its newest rows and ``h`` the components in
+    those, ‖h‖ ≤ 1. So its part in the rows ``origin`` is at most ``‖[(Tᵀ - x)⁻¹ Bᵀ]_origin‖₂``: for one vector of
+    Lanczos the reciprocal of its orthonormal polynomial at x (Van Dorsselaer, Hochstenbach and Van der Vorst 2001).
+    """
+    done = worked(state, idle)
+    if state.num_fresh >= width:
+        return np.inf  # nothing is left over of a space that has closed
+    if not len(levels) or not np.isin(origin, done).all():
+        return 0.0  # nothing is asked, or it has only begun
+    projected = np.asarray(state.projected, np.float64)
+    square = projected[np.ix_(done, done)]
+    if symmetric:
+        square = np.tril(square) + np.tril(square, -1).T
+    following = projected[np.ix_(_newest(state, width), done)].T
+    seen = np.searchsorted(done, origin)
+    parts = [np.linalg.solve(square.T - x * np.eye(done.size), following)[seen] for x in levels]
+    return float(-np.log(max(np.linalg.norm(part, 2) for part in parts)))
 
 
 def ritz_vectors(basis: Float[Array, "n d"], coordinates: np.ndarray) -> np.ndarray:
@@ -189,15 +271,15 @@ def probe_first(operator: Operator, vector: Float[Array, " d"], product: Float[A
     return Probe(rounding(forward, again), gap / jnp.where(norm > 0, norm, 1), norm)
 
 
-def crossings(state: KrylovState, first: int) -> np.ndarray:
+def crossings(state: KrylovState, first: int, idle: np.ndarray) -> np.ndarray:
     """Sum of squares and number of the entries of T above the diagonal that only rounding keeps from zero.
 
     For a symmetric A, with e_k the error of product k, ``T_jk - T_kj = q_jᵀ e_k - q_kᵀ e_j``. Taken are the products
     from ``first`` on (what is before is a restart's), where T_kj is zero: any other has a rounding of its own.
     """
-    steps = min(int(state.num_steps), state.basis.shape[1])  # steps past d were with zeros
-    square = np.asarray(state.projected, np.float64)[:steps, :steps]
-    found = square[:, first:][np.triu(square.T == 0, 1)[:, first:]]
+    done = worked(state, idle)
+    square = np.asarray(state.projected, np.float64)[np.ix_(done, done)]
+    found = square[:, done >= first][np.triu(square.T == 0, 1)[:, done >= first]]
     return np.array([np.sum(found**2), len(found)])
 
 
