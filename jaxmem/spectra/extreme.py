@@ -16,29 +16,30 @@ from jaxmem.progress import Progress, silent
 from jaxmem.spectra import resume
 from jaxmem.spectra.restarted import (
     KrylovState,
+    Outside,
     absorb_block,
     advance_block,
     begin_block,
     begin_chain,
     block_ritz,
     crossings,
-    enlarge,
     growth,
     multiply,
+    nothing_outside,
     orthogonality_loss,
     probe_first,
     product_noise,
     restart,
     ritz_vectors,
+    settle,
     wake,
-    worked,
 )
 from jaxmem.spectra.result import Spectrum, rounding_noise
 from jaxmem.spectra.single import check_operator
 from jaxmem.spectra.stopping import Check, Course, Next, begin, demanded, judge, levels, moved, next_length
 
 Which = Literal["largest", "smallest", "both"]
-_KEPT = (*KrylovState._fields, *Course._fields)  # in a folder
+_KEPT = (*KrylovState._fields, *Outside._fields, *Course._fields)  # in a folder
 
 
 def extreme_pairs(
@@ -133,10 +134,11 @@ def extreme_pairs(
     measured = None if declared else probe()
     if path is not None and path.exists():
         tolerance = 8 * float((measured or probe()).noise)
-        state, course = _restore(resume.load(path, _KEPT, product, tolerance, options))
+        state, outside, course = _restore(resume.load(path, _KEPT, product, tolerance, options))
         room = state.projected.shape[1]
     else:
-        state, course = absorb_block(state, products, key, block), Course(block, block, np.arange(block))
+        state, course = absorb_block(state, products, key, block), Course(block, block)
+        outside = nothing_outside(state)
 
     while True:
         steps, spent = int(state.num_steps), course.steps * per_step + (0 if declared else measuring(0))
@@ -146,16 +148,17 @@ def extreme_pairs(
                 f" timestep"
             )
         if path is not None:
-            arrays = jax.device_get(state)._asdict() | course._asdict() | {"product": product}
+            arrays = jax.device_get(state)._asdict() | outside._asdict() | course._asdict() | {"product": product}
             arrays["basis"] = arrays["basis"][: steps + course.width]
             resume.save(path, arrays, options)
         progress("extreme pairs", min(spent, max_products), max_products)
-        pairs = block_ritz(state, course.width, course.idle, symmetric=symmetric)
+        state, outside = settle(state, outside, course.width)
+        pairs = block_ritz(state, outside, course.width, symmetric=symmetric)
         wanted = _wanted(len(pairs.values), num_pairs, which)
         norm = np.abs(pairs.values).max()
-        crossed = course.crossed + crossings(state, course.kept, course.idle)
+        crossed = course.crossed + crossings(state, course.kept)
         error = float(measured.noise) if measured else product_noise(state, crossed)
-        target = max(rtol * norm, float(rounding_noise(error, len(pairs.values), norm)))
+        target = max(rtol * norm, float(rounding_noise(error, steps, norm)))
         # A small residual in a small space may belong to an eigenvalue further inside: the values must rest, too.
         values = pairs.values[wanted]
         # Of a zero operator all are zero.
@@ -167,9 +170,18 @@ def extreme_pairs(
             if not len(course.before):
                 asked = _levels(values, which, target, first=True)
             if worst <= 1 or room - steps <= course.width:  # what follows may depend on it
-                gained += growth(state, course.width, course.idle, course.origin, asked, symmetric=symmetric)
+                gained += growth(state, course.width, course.first, slice(*course.origin), asked, symmetric=symmetric)
+        resting = pairs.resting[wanted]
+        newest = np.sqrt(np.maximum(pairs.residuals[wanted] ** 2 - resting**2, 0)).max()
         check = Check(
-            values, target, worst, pairs.resting[wanted].max() / (target or 1), copies, gained, demanded(size - steps)
+            values,
+            target,
+            worst,
+            resting.max() / (target or 1),
+            newest / (target or 1),
+            copies,
+            gained,
+            demanded(size - steps),
         )
         following, course = judge(state, course, check, num_pairs, budget)
         if isinstance(following, Status):
@@ -177,38 +189,24 @@ def extreme_pairs(
             break
         if following is Next.CLOSED:
             state = state._replace(num_fresh=jnp.zeros_like(state.num_fresh))
-            course = begin(course, values, np.arange(steps, steps + course.width))
+            course, gained = begin(course, values, steps, course.width), 0.0
         elif following is Next.WAKE:
-            full, done = steps >= size, worked(state, course.idle)
-            state, order = wake(state, course.idle)
-            course = course._replace(
-                width=course.idle.size + (0 if full else course.width),
-                origin=np.argsort(order)[course.origin],
-                idle=course.idle[:0],
-                kept=int((done < course.kept).sum()),
-            )
-        width, first = course.width, int(state.num_steps)
-        if room - first < width + (following is Next.BEGIN):
-            # Half of what is not wanted is kept, and there is room for a block after the rows put aside.
-            missing = _least(num_pairs, width) + course.idle.size - room
-            if missing > 0:
-                state, room = enlarge(state, missing), room + missing
-            count = (num_pairs + worked(state, course.idle).size) // 2
-            state = restart(state, *_ends(which, count), width, course.idle, symmetric=symmetric)
+            worst_pair = pairs.coordinates[wanted][resting.argmax()]
+            state, outside = wake(state, outside, worst_pair, course.width)
+            course, room = course._replace(width=course.width + 1), state.projected.shape[1]
+        # A chain that is not cut by a restart is asked more strictly (see `growth`).
+        if room - steps < (room // 4 if following is Next.BEGIN and room < size else course.width):
+            ends = _ends(which, (num_pairs + steps) // 2)
+            state, outside = restart(state, outside, *ends, course.width, symmetric=symmetric)
             first = int(state.num_steps)
-            course = course._replace(
-                crossed=crossed,
-                kept=first,
-                idle=np.arange(first - course.idle.size, first),
-                origin=np.arange(first, first + width),
-                grown=course.grown if following is Next.CLOSED else gained,
-            )
+            origin = np.asarray([first, first + course.width])
+            course = course._replace(crossed=crossed, kept=first, first=0, origin=origin, grown=gained)
+        first = int(state.num_steps)
         if following is Next.BEGIN:
-            state = begin_chain(state, key, width)
-            course = course._replace(idle=np.r_[course.idle, np.arange(first, first + width)], width=1)
-            width, first = 1, first + width
-            course = begin(course, values, np.asarray([first]))
-        length = max(next_length(course, steps, check), num_pairs - worked(state, course.idle).size)
+            state, outside = begin_chain(state, outside, key, course.width)
+            course = begin(course, values, first, 1)
+        width = course.width
+        length = max(next_length(course, steps, check), num_pairs - steps)
         length = min(-(-length // width), (room - first) // width, (budget - course.steps) // width) * width
         state = advance_block(applied, state, first + length, key, width)
         course = course._replace(steps=course.steps + int(state.num_steps) - first)
@@ -236,12 +234,13 @@ def extreme_pairs(
     )
 
 
-def _restore(arrays: dict[str, np.ndarray]) -> tuple[KrylovState, Course]:
+def _restore(arrays: dict[str, np.ndarray]) -> tuple[KrylovState, Outside, Course]:
     basis = np.zeros((len(arrays["projected"]), arrays["basis"].shape[1]), arrays["basis"].dtype)
     basis[: len(arrays["basis"])] = arrays["basis"]
     state = KrylovState(*(jnp.asarray((arrays | {"basis": basis})[name]) for name in KrylovState._fields))
     course = {name: arrays[name].item() if arrays[name].ndim == 0 else arrays[name] for name in Course._fields}
-    return state, Course(**course)  # type: ignore[arg-type]  # whole numbers and arrays, as they were
+    outside = Outside(jnp.asarray(arrays["rows"]), arrays["parts"], int(arrays["settled"]))
+    return state, outside, Course(**course)  # type: ignore[arg-type]  # whole numbers and arrays, as they were
 
 
 def _check(size: int, num_pairs: int, which: str, rtol: float, method: str, subspace: int | None, block: int) -> int:
@@ -257,7 +256,8 @@ def _check(size: int, num_pairs: int, which: str, rtol: float, method: str, subs
     if not rtol > 0:
         raise ValueError(f"rtol: expected a positive number, got {rtol}; what rounding forbids is said in the result")
     whole = -(-size // block) * block
-    least = min(whole, _least(num_pairs, block))
+    # A restart keeps half of what is not wanted, and must leave room for a block.
+    least = min(whole, num_pairs + 2 * block + 2)
     if subspace is None:
         subspace = max(least, 512, 4 * num_pairs)
     if subspace < min(least, size):
@@ -266,11 +266,6 @@ def _check(size: int, num_pairs: int, which: str, rtol: float, method: str, subs
         )
     # A block past d would bring rows of zeros into a restart; nearly all of the space is the same as all of it.
     return whole if subspace + block > size else subspace
-
-
-def _least(num_pairs: int, block: int) -> int:
-    """Rows with which a restart that keeps half of what is not wanted leaves room for a block."""
-    return num_pairs + 2 * block + 2
 
 
 def _levels(values: np.ndarray, which: str, target: float, first: bool) -> np.ndarray:

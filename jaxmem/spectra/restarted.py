@@ -4,10 +4,10 @@ A state after k steps holds ``A Qᵀ[:, :k] = Qᵀ T`` (rows of Q are orthonorma
 with ``q_k`` brings row k + b, so that b products at a time are independent and go through `jax.vmap` together. With
 b = 1 this is Arnoldi's relation. A restart keeps it, with the wanted part of the space as first rows.
 
-A space that has told what it can is put aside: its newest rows get no products of their own any more, and random rows
-follow (`begin_chain`). The rows put aside, ``idle`` below, stay in the basis, so that all that comes is orthogonal to
-them; their columns of T are empty, and the other columns hold what products have along them. Each such start, and what
-grows from it, is a chain; its width is the number of its rows whose products are still to come.
+A run may begin again from a random vector in the complement of what is there, and that more than once. Each start with
+what grows from it is a chain; its width is the number of its newest rows, those without a product. When another begins
+(`begin_chain`), the newest rows of the one before leave the basis: they would hide an eigenvector that lies along them.
+They are kept outside, with what products had along them, and `settle` finds their share in the rows that follow.
 """
 
 from functools import partial
@@ -110,65 +110,73 @@ def _draw(basis: Array, row: Any, key: Array, number: Any) -> Array:
     return orthogonalise(basis, row - 1, vector)[2]
 
 
+class Outside(NamedTuple):
+    """What products had outside the basis: ``A Qᵀ[:, :k] = Qᵀ T + Rᵀ S``, the rows of R orthogonal to those of Q."""
+
+    rows: Float[Array, "p d"]  #: R
+    parts: np.ndarray  #: S, (p, columns of T)
+    settled: int  #: so many rows of Q are orthogonal to R
+
+
+def nothing_outside(state: KrylovState) -> Outside:
+    """As it is before the first chain ends."""
+    return Outside(state.basis[:0], np.zeros((0, state.projected.shape[1])), 0)
+
+
+def begin_chain(state: KrylovState, outside: Outside, key: Array, width: int) -> tuple[KrylovState, Outside]:
+    """Take the ``width`` newest rows out, and go on from one random row."""
+    first = int(state.num_steps)
+    newest = slice(first, first + width)
+    rows = jnp.concatenate([outside.rows, state.basis[newest]])
+    parts = np.concatenate([outside.parts, np.asarray(state.projected[newest], np.float64)])
+    return _begin_chain(state, key, width), Outside(rows, parts, first)
+
+
 @partial(jax.jit, static_argnames="width", donate_argnames="state")
-def begin_chain(state: KrylovState, key: Array, width: int) -> KrylovState:
-    """Put the ``width`` newest rows aside, and go on from one random row that is orthogonal to all there are."""
-    row = state.num_steps + width
-    basis = state.basis.at[row].set(_draw(state.basis, row, key, state.num_drawn))
-    none = jnp.zeros_like(state.num_fresh)
-    return state._replace(basis=basis, num_steps=row, num_drawn=state.num_drawn + 1, num_fresh=none)
-
-
-def worked(state: KrylovState, idle: np.ndarray) -> np.ndarray:
-    """Indices of the rows whose products are in T: all so far, but those put aside."""
-    steps = min(int(state.num_steps), state.basis.shape[1])  # steps past d were with zeros
-    return np.setdiff1d(np.arange(steps), idle)
-
-
-def _newest(state: KrylovState, width: int) -> np.ndarray:
-    first = min(int(state.num_steps), state.basis.shape[1])
-    return np.arange(first, min(first + width, len(state.basis)))
-
-
-def wake(state: KrylovState, idle: np.ndarray) -> tuple[KrylovState, np.ndarray]:
-    """Let the rows put aside be the oldest whose products are to come; also where every row was before."""
-    done = worked(state, idle)
-    steps = done.size + idle.size
-    order = np.r_[done, idle, np.arange(steps, len(state.basis))]
-    projected = state.projected[order][:, order[: state.projected.shape[1]]]
-    none = jnp.zeros_like(state.num_fresh)
+def _begin_chain(state: KrylovState, key: Array, width: int) -> KrylovState:
+    row = state.num_steps
+    rows = row + jnp.arange(width)
+    basis = state.basis.at[rows].set(0)
     return state._replace(
-        basis=state.basis[order], projected=projected, num_steps=jnp.int32(done.size), num_fresh=none
-    ), order
+        basis=basis.at[row].set(_draw(basis, row, key, state.num_drawn)),
+        projected=state.projected.at[rows].set(0),
+        num_drawn=state.num_drawn + 1,
+        num_fresh=jnp.zeros_like(state.num_fresh),
+    )
 
 
-def enlarge(state: KrylovState, rows: int) -> KrylovState:
-    """Room for so many more rows."""
-    basis = jnp.pad(state.basis, ((0, rows), (0, 0)))
-    return state._replace(basis=basis, projected=jnp.pad(state.projected, ((0, rows), (0, rows))))
+def settle(state: KrylovState, outside: Outside, width: int) -> tuple[KrylovState, Outside]:
+    """Move what the rows outside share with the rows since the last time into T."""
+    last = min(int(state.num_steps) + width, len(state.basis))
+    if not len(outside.rows) or outside.settled >= last:
+        return state, outside._replace(settled=last)
+    since = slice(outside.settled, last)
+    new = state.basis[since]
+    shared = jnp.matmul(new, outside.rows.T, precision="highest")
+    rows = outside.rows - jnp.matmul(shared.T, new, precision="highest")
+    added = jnp.asarray(np.asarray(shared, np.float64) @ outside.parts, state.projected.dtype)
+    return state._replace(projected=state.projected.at[since].add(added)), Outside(rows, outside.parts, last)
 
 
-@partial(jax.jit, donate_argnames="state")
-def _replace_basis(state: KrylovState, kept: Array, rest: Array, projected: Array, steps: Any) -> KrylovState:
+@partial(jax.jit, static_argnames="width", donate_argnames="state")
+def _replace_basis(state: KrylovState, kept: Array, projected: Array, width: int) -> KrylovState:
     first = jnp.matmul(kept, state.basis[: kept.shape[1]], precision="highest")
-    basis = jnp.zeros_like(state.basis).at[: len(kept)].set(first)
-    basis = basis.at[len(kept) : len(kept) + len(rest)].set(state.basis[rest])
-    return state._replace(basis=basis, projected=projected, num_steps=steps)
+    last = jax.lax.dynamic_slice_in_dim(state.basis, state.num_steps, width)
+    basis = jnp.zeros_like(state.basis).at[: len(kept)].set(first).at[len(kept) : len(kept) + width].set(last)
+    return state._replace(basis=basis, projected=projected, num_steps=jnp.int32(len(kept)))
 
 
 def restart(
-    state: KrylovState, top: int, bottom: int, width: int, idle: np.ndarray, *, symmetric: bool
-) -> KrylovState:
+    state: KrylovState, outside: Outside, top: int, bottom: int, width: int, *, symmetric: bool
+) -> tuple[KrylovState, Outside]:
     """Keep the invariant subspace of T's square part for its ``top`` largest and ``bottom`` smallest eigenvalues.
 
     For a symmetric operator that is thick-restart Lanczos (Wu and Simon 2000), else Krylov-Schur (Stewart 2001), by
-    real part; there one more is kept where a conjugate pair would be cut. The rows put aside follow what is kept, then
-    the ``width`` newest rows. Twice the basis is held meanwhile.
+    real part; there one more is kept where a conjugate pair would be cut. Twice the basis is held meanwhile.
     """
-    done, room = worked(state, idle), state.projected.shape[1]
-    steps, rest = done.size, np.r_[idle, _newest(state, width)]
+    steps, room = int(state.num_steps), state.projected.shape[1]
     projected = np.asarray(state.projected, np.float64)
-    square = projected[np.ix_(done, done)]
+    square = projected[:steps, :steps]
     keep = top + bottom
     if symmetric:
         values, columns = np.linalg.eigh(square)  # reads the lower triangle: what steps and restarts have written
@@ -184,61 +192,79 @@ def restart(
         small, columns = small[:keep, :keep], columns[:, :keep]
     after = np.zeros_like(projected)
     after[:keep, :keep] = small
-    after[keep : keep + rest.size, :keep] = projected[np.ix_(rest, done)] @ columns
+    after[keep : keep + width, :keep] = projected[steps : steps + width, :steps] @ columns
     kept = np.zeros((keep, room))
-    kept[:, done] = columns.T
+    kept[:, :steps] = columns.T
+    parts = np.zeros_like(outside.parts)
+    parts[:, :keep] = outside.parts[:, :steps] @ columns
     dtype = state.basis.dtype
-    return _replace_basis(
-        state, jnp.asarray(kept, dtype), jnp.asarray(rest), jnp.asarray(after, dtype), jnp.int32(keep + idle.size)
-    )
+    state = _replace_basis(state, jnp.asarray(kept, dtype), jnp.asarray(after, dtype), width)
+    return state, Outside(outside.rows, parts, keep + width)
+
+
+def wake(state: KrylovState, outside: Outside, coordinates: np.ndarray, width: int) -> tuple[KrylovState, Outside]:
+    """Add a row after the ``width`` newest: where the products with a vector of these coordinates lie outside."""
+    row = min(int(state.num_steps), state.basis.shape[1]) + width
+    weights = outside.parts[:, : len(coordinates)] @ coordinates
+    # Of a complex pair the larger part; the other follows if it is needed.
+    weights = max((weights.real, weights.imag), key=np.linalg.norm)
+    weights = weights / np.linalg.norm(weights)
+    vector = jnp.matmul(jnp.asarray(weights, state.basis.dtype), outside.rows, precision="highest")
+    direction = orthogonalise(state.basis, row - 1, vector)[2]
+    # One more row without a product, and two more with: a restart keeps half, and must leave room for all the newest.
+    basis, projected = jnp.pad(state.basis, ((0, 3), (0, 0))), jnp.pad(state.projected, ((0, 3), (0, 2)))
+    outside = outside._replace(parts=np.pad(outside.parts, ((0, 0), (0, 2))))
+    return settle(state._replace(basis=basis.at[row].set(direction), projected=projected), outside, width + 1)
 
 
 class BlockRitz(NamedTuple):
     """Ritz pairs of a state, descending by real part."""
 
     values: np.ndarray  #: (k,)
-    residuals: np.ndarray  #: (k,), norms of the part of A y outside the space
-    resting: np.ndarray  #: (k,), of the part of it along rows put aside
-    coordinates: np.ndarray  #: (k, n), unit rows: the Ritz vectors in the first n rows of the basis
+    residuals: np.ndarray  #: (k,), norms of the part of A y that is not in the space
+    resting: np.ndarray  #: (k,), of that which is in no newest row either
+    coordinates: np.ndarray  #: (k, k), unit rows: the Ritz vectors in the basis
 
 
-def block_ritz(state: KrylovState, width: int, idle: np.ndarray, *, symmetric: bool) -> BlockRitz:
+def block_ritz(state: KrylovState, outside: Outside, width: int, *, symmetric: bool) -> BlockRitz:
     """Solve the projected eigenproblem on the host, in float64."""
-    done, newest = worked(state, idle), _newest(state, width)
+    steps = min(int(state.num_steps), state.basis.shape[1])  # steps past d were with zeros
     projected = np.asarray(state.projected, np.float64)
-    square = projected[np.ix_(done, done)]
+    square = projected[:steps, :steps]
     values, columns = np.linalg.eigh(square) if symmetric else np.linalg.eig(square)
     order = order_descending(values)
     columns = columns[:, order]
-    active, resting = (np.linalg.norm(projected[np.ix_(rows, done)] @ columns, axis=0) for rows in (newest, idle))
-    coordinates = np.zeros((done.size, int(done.max(initial=-1)) + 1), columns.dtype)
-    coordinates[:, done] = columns.T
-    return BlockRitz(values[order], np.hypot(active, resting), resting, coordinates)
+    newest = np.linalg.norm(projected[steps : steps + width, :steps] @ columns, axis=0)
+    gram = np.asarray(jnp.matmul(outside.rows, outside.rows.T, precision="highest"), np.float64)
+    parts = outside.parts[:, :steps] @ columns
+    rest = np.sqrt(np.maximum(np.sum(parts.conj() * (gram @ parts), axis=0).real, 0))
+    return BlockRitz(values[order], np.hypot(newest, rest), rest, columns.T)
 
 
 def growth(
-    state: KrylovState, width: int, idle: np.ndarray, origin: np.ndarray, levels: np.ndarray, *, symmetric: bool
+    state: KrylovState, width: int, first: int, origin: slice, levels: np.ndarray, *, symmetric: bool
 ) -> float:
-    """How much a chain enlarges the part of any vector of an unseen eigenvalue x that its start had: log, smallest x.
+    """How much a chain enlarges the part of an unseen eigenvector of eigenvalue x that its start had: log, smallest x.
 
-    An eigenvector (a left one, u, where A is not symmetric) that is orthogonal to the rows put aside has the components
-    ``c = -(Tᵀ - x)⁻¹ Bᵀ h`` in the rows, where T is the projected matrix, B its newest rows and ``h`` the components in
-    those, ‖h‖ ≤ 1. So its part in the rows ``origin`` is at most ``‖[(Tᵀ - x)⁻¹ Bᵀ]_origin‖₂``: for one vector of
-    Lanczos the reciprocal of its orthonormal polynomial at x (Van Dorsselaer, Hochstenbach and Van der Vorst 2001).
+    The chain belongs to A as the complement of the rows before ``first`` sees it. An eigenvector of that (a left one
+    where A is not symmetric) has the components ``c = -(Tᵀ - x)⁻¹ Bᵀ h`` in the chain's rows, where T is the chain's
+    projected matrix, B its newest rows, and ``h``, of ‖h‖ ≤ 1, the components in those. So its part in the rows
+    ``origin`` is at most ``‖[(Tᵀ - x)⁻¹ Bᵀ]_origin‖₂``: for one vector of Lanczos the
+    reciprocal of its orthonormal polynomial at x (Van Dorsselaer, Hochstenbach and Van der Vorst 2001).
     """
-    done = worked(state, idle)
+    steps = min(int(state.num_steps), state.basis.shape[1])
     if state.num_fresh >= width:
         return np.inf  # nothing is left over of a space that has closed
-    if not len(levels) or not np.isin(origin, done).all():
-        return 0.0  # nothing is asked, or it has only begun
+    if not len(levels) or origin.stop > steps:
+        return 0.0  # nothing is asked, or the chain has only begun
     projected = np.asarray(state.projected, np.float64)
-    square = projected[np.ix_(done, done)]
+    square = projected[first:steps, first:steps]
     if symmetric:
         square = np.tril(square) + np.tril(square, -1).T
-    following = projected[np.ix_(_newest(state, width), done)].T
-    seen = np.searchsorted(done, origin)
-    parts = [np.linalg.solve(square.T - x * np.eye(done.size), following)[seen] for x in levels]
-    return float(-np.log(max(np.linalg.norm(part, 2) for part in parts)))
+    following = projected[steps : steps + width, first:steps].T
+    seen = slice(origin.start - first, origin.stop - first)
+    parts = [np.linalg.solve(square.T - x * np.eye(steps - first), following)[seen] for x in levels]
+    return float(-np.log(max(np.finfo(np.float64).tiny, *(np.linalg.norm(part, 2) for part in parts))))
 
 
 def ritz_vectors(basis: Float[Array, "n d"], coordinates: np.ndarray) -> np.ndarray:
@@ -271,15 +297,15 @@ def probe_first(operator: Operator, vector: Float[Array, " d"], product: Float[A
     return Probe(rounding(forward, again), gap / jnp.where(norm > 0, norm, 1), norm)
 
 
-def crossings(state: KrylovState, first: int, idle: np.ndarray) -> np.ndarray:
+def crossings(state: KrylovState, first: int) -> np.ndarray:
     """Sum of squares and number of the entries of T above the diagonal that only rounding keeps from zero.
 
     For a symmetric A, with e_k the error of product k, ``T_jk - T_kj = q_jᵀ e_k - q_kᵀ e_j``. Taken are the products
     from ``first`` on (what is before is a restart's), where T_kj is zero: any other has a rounding of its own.
     """
-    done = worked(state, idle)
-    square = np.asarray(state.projected, np.float64)[np.ix_(done, done)]
-    found = square[:, done >= first][np.triu(square.T == 0, 1)[:, done >= first]]
+    steps = min(int(state.num_steps), state.basis.shape[1])  # steps past d were with zeros
+    square = np.asarray(state.projected, np.float64)[:steps, :steps]
+    found = square[:, first:][np.triu(square.T == 0, 1)[:, first:]]
     return np.array([np.sum(found**2), len(found)])
 
 

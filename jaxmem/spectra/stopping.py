@@ -18,9 +18,9 @@ class Course(NamedTuple):
 
     steps: int  #: products with the operator applied, those before restarts included
     width: int  #: of the chain: rows whose products are to come
-    origin: np.ndarray  #: the rows from which its growth counts
-    grown: float = 0.0  #: `growth` before those
-    idle: np.ndarray = np.zeros(0, int)  #: rows put aside
+    first: int = 0  #: row from which on it is alone
+    origin: np.ndarray = np.zeros(2, int)  #: its growth counts from these rows: the first, and the one after the last
+    grown: float = 0.0  #: `growth` before that
     kept: int = 0  #: rows that the last restart kept
     crossed: np.ndarray = np.zeros(2)  #: `crossings` of the steps before it
     checks: np.ndarray = np.zeros((0, 2))  #: steps, and the worst wanted residual relative to what it should be
@@ -29,9 +29,11 @@ class Course(NamedTuple):
     before: np.ndarray = np.zeros(0)  #: the wanted values then; empty for the first
 
 
-def begin(course: Course, values: np.ndarray, origin: np.ndarray) -> Course:
-    """A new chain from the rows ``origin``."""
-    return course._replace(before=values, begun=course.steps, origin=origin, grown=0.0)
+def begin(course: Course, values: np.ndarray, row: int, width: int) -> Course:
+    """A new chain from ``row`` on."""
+    return course._replace(before=values, begun=course.steps, first=row, width=width, grown=0.0)._replace(
+        origin=np.asarray([row, row + width])
+    )
 
 
 class Next(Enum):
@@ -40,7 +42,7 @@ class Next(Enum):
     GO_ON = "the chain goes on"
     CLOSED = "the chain has closed, and the random rows that took its place are the next"
     BEGIN = "the chain has told what it can, and another begins"
-    WAKE = "what is missing lies along rows put aside, which join the chain"
+    WAKE = "what is missing lies outside the basis, and joins the chain"
 
 
 class Check(NamedTuple):
@@ -49,7 +51,8 @@ class Check(NamedTuple):
     values: np.ndarray  #: the wanted, as far as there are so many
     target: float  #: what residuals should be, and how far values may move
     worst: float  #: residual or move since the last check, relative to ``target``
-    resting: float  #: the part of the residual along rows put aside, relative to ``target``
+    resting: float  #: the part of the residual that is outside the basis, relative to ``target``
+    newest: float  #: the other part of it
     copies: bool  #: whether a missing copy would matter (see `levels`)
     gained: float  #: the growth of the chain, where residuals are small enough
     demanded: float  #: what it should be (see `demanded`)
@@ -94,20 +97,20 @@ def judge(
     course = course._replace(checks=np.vstack([course.checks, row]), last=check.values)
     size, first = state.basis.shape[1], not len(course.before)
     full, closed = bool(state.num_steps >= size), bool(state.num_fresh >= course.width)
-    if full and not len(course.idle):
+    if full:
         return Status.INVARIANT, course
     there = len(check.values) == num_pairs
-    reached = there and (closed or check.worst <= 1)
+    reached = there and (check.worst <= 1 or (closed and check.resting <= 1))
     grown = closed or check.gained >= check.demanded
     nothing_new = moved(check.values, course.before) <= check.target
     if reached and (grown or not first) and (not check.copies or (nothing_new and grown)):
         return (Status.INVARIANT if closed else Status.CONVERGED), course
     following, width = Next.GO_ON, course.width
-    if full or (there and not closed and check.resting > 1 and check.resting >= 0.9 * check.worst):
-        following, width = Next.WAKE, len(course.idle) + (0 if full else width)
+    if there and check.resting > 1 >= (0 if closed else check.newest):
+        following, width = Next.WAKE, width + 1
     elif closed:
         following = Next.CLOSED
-    elif reached and (grown if first else not nothing_new) and state.num_steps + width < size:
+    elif reached and (grown if first else not nothing_new):
         following, width = Next.BEGIN, 1
     return (Status.BUDGET if course.steps + width > budget else following), course
 
