@@ -241,9 +241,7 @@ def block_ritz(state: KrylovState, outside: Outside, width: int, *, symmetric: b
     return BlockRitz(values[order], np.hypot(newest, rest), rest, columns.T)
 
 
-def growth(
-    state: KrylovState, width: int, first: int, origin: slice, levels: np.ndarray, *, symmetric: bool
-) -> float:
+def growth(state: KrylovState, width: int, first: int, origin: slice, levels: np.ndarray, *, symmetric: bool) -> float:
     """How much a chain enlarges the part of an unseen eigenvector of eigenvalue x that its start had: log, smallest x.
 
     The chain belongs to A as the complement of the rows before ``first`` sees it. An eigenvector of that (a left one

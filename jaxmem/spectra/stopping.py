@@ -8,9 +8,9 @@ import numpy as np
 from jaxmem.krylov import Status
 from jaxmem.spectra.restarted import KrylovState
 
-#: Probability that a chain overlooks an eigenvector of its level. Half the steps of a check go with its logarithm: one
-#: in a thousand costs two products more where eight are usual.
-OVERLOOKED = 0.01
+#: Probability, at most, that a chain overlooks a single missing eigenvector. The products of a check go with its
+#: logarithm: 0.01 costs half a product more where five are usual, 0.001 two.
+OVERLOOKED = 0.02
 
 
 class Course(NamedTuple):
@@ -82,7 +82,7 @@ def levels(values: np.ndarray, target: float, first: bool) -> np.ndarray:
 
 
 def demanded(dimensions: int) -> float:
-    """Log of the growth after which no random vector of so many dimensions hides an eigenvector, but `OVERLOOKED`.
+    """Log of the growth after which a random vector of so many dimensions hides an eigenvector: `OVERLOOKED` times.
 
     A component of a random unit vector has a density of at most ``sqrt(n / 2π)``.
     """
