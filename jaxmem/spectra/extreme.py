@@ -284,9 +284,10 @@ def _check(size: int, num_pairs: int, which: str, rtol: float, method: str, subs
 def _levels(values: np.ndarray, which: str, target: float, first: bool) -> np.ndarray:
     """`levels` of both ends."""
     top, bottom = _ends(which, len(values))
-    upper = levels(values[:top], target, first) if top else []
-    lower = -levels(-values[top:][::-1], target, first) if bottom else []
-    return np.r_[upper, lower]
+    none = np.zeros(0)
+    upper = levels(values[:top], target, first) if top else none
+    lower = -levels(-values[top:][::-1], target, first) if bottom else none
+    return np.concatenate([upper, lower])
 
 
 def _ends(which: str, count: int) -> tuple[int, int]:
