@@ -91,7 +91,7 @@ def extreme_pairs(
     of an unseen eigenvector above x so far that its part would have had to be smaller than is likely. If the values
     have changed by then, they converge anew and another chain follows. These products are in ``num_products``; where
     they do not fit into ``max_products``, the status is BUDGET. One wanted value at an end has no copies that matter,
-    and costs none. Beside a run of 37 products the check took 5 to 7, of 63 without a gap 16.
+    and costs none. Beside 37 products the check took 5 to 7, beside 63 without a gap 16 to 18.
 
     Status CONVERGED: the residuals are small, and no eigenvalue is missing whose absence moves a value by more than two
     tolerances (rtol ‖A‖, or the measured noise where that is more). A single missing eigenvector is overlooked with a
