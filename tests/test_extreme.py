@@ -302,7 +302,8 @@ def test_copies_of_a_nonsymmetric_operator(method):
     matrix = (rotation @ scipy.linalg.block_diag(*blocks) @ rotation.T).astype(np.float32)
     for seed in range(3):
         result = extreme_pairs(MatrixOperator(matrix), 5, key=jax.random.key(seed), max_products=1000, method="arnoldi")
-        np.testing.assert_allclose(result.eigenvalues[:4], [2 + 1j, 2 + 1j, 2 - 1j, 2 - 1j], atol=1e-3)
+        np.testing.assert_allclose(result.eigenvalues[:4].real, 2, atol=1e-3)  # rounding decides their order
+        np.testing.assert_allclose(np.sort(result.eigenvalues[:4].imag), [-1, -1, 1, 1], atol=1e-3)
 
 
 def test_copies_in_double_precision(x64):
