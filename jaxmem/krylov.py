@@ -20,7 +20,7 @@ class Status(IntEnum):
 
     CONVERGED = 0  #: everything asked for is there
     BUDGET = 1  #: the steps were used up
-    INVARIANT = 2  #: the Krylov space closed: its Ritz values are eigenvalues
+    INVARIANT = 2  #: the Krylov space closed: its Ritz values are eigenvalues, each seen once, whatever its copies
     NONFINITE = 3  #: a product was NaN or infinite; the steps before it are kept
     ROUNDING = 4  #: residuals fell to the measured rounding, which is above the tolerance asked for
 

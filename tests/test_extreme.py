@@ -11,7 +11,7 @@ from jaxmem import NoiseSchedule, extreme_pairs, score_jacobian
 from jaxmem.operators import MatrixOperator, Operator
 from jaxmem.oracles import Separable, SeparableScore
 from jaxmem.spectra import Status
-from jaxmem.spectra.restarted import advance_block, begin_block, crossings, product_noise
+from jaxmem.spectra.restarted import advance_block, begin_block, crossings, growth, product_noise
 
 KEY = jax.random.key(0)
 D = 200
@@ -174,7 +174,8 @@ def test_zero_and_identity_close_at_once():
         result = extreme_pairs(operator, 3, key=KEY, max_products=20)
         np.testing.assert_allclose(result.eigenvalues, value, atol=1e-6)
         assert result.status == Status.INVARIANT
-        assert result.num_products == 5  # three, one more that brings nothing new, and one to measure rounding
+        # Three, and one to measure rounding; all three are equal, so that a fourth could change none of them.
+        assert result.num_products == 4
 
 
 def test_directions_drawn_where_a_space_closes_are_new():
@@ -209,6 +210,146 @@ def test_a_block_sees_copies_at_once():
     np.testing.assert_allclose(block.eigenvalues, 5, atol=1e-4)
 
 
+def laplacian(weights):
+    scale = weights.sum(1) ** -0.5
+    return np.eye(len(weights)) - scale[:, None] * weights * scale
+
+
+def cycle(size):
+    return np.roll(np.eye(size), 1, 0) + np.roll(np.eye(size), -1, 0)
+
+
+def graph(name):
+    """Its normalised Laplacian: eigenvalues of high multiplicity."""
+    if name == "cycle":
+        return laplacian(cycle(20))
+    if name == "torus":
+        return laplacian(np.kron(cycle(8), np.eye(8)) + np.kron(np.eye(8), cycle(8)))
+    if name == "bipartite":
+        return laplacian(np.kron([[0, 1], [1, 0]], np.ones((7, 7)))[:12, :12])
+    corners = np.arange(64)  # of the cube in six dimensions
+    differing = np.array([bin(i).count("1") for i in range(64)])
+    return laplacian((differing[corners[:, None] ^ corners] == 1).astype(float))
+
+
+GRAPHS = [("cycle", 5, "largest"), ("cube", 8, "largest"), ("torus", 6, "smallest"), ("bipartite", 5, "both")]
+OVER_A_BULK = np.random.default_rng(5).uniform(-1, 1, 600)
+MULTIPLE = {
+    "threefold": np.r_[[2.0] * 3, OVER_A_BULK[3:]],
+    "sixfold": np.r_[[2.0] * 6, OVER_A_BULK[6:]],
+    "memorized": np.r_[[0.0] * 4, np.full(596, -100.0)],
+    "cluster": np.r_[2 + 2e-5 * np.linspace(-0.5, 0.5, 6), OVER_A_BULK[6:]],
+    "wider cluster": np.r_[2 + 2e-3 * np.linspace(-0.5, 0.5, 6), OVER_A_BULK[6:]],
+    "both ends": np.r_[[2.0] * 3, [-2.0] * 2, OVER_A_BULK[5:]],
+}
+
+
+def check_copies(matrix, num_pairs, which, keys, rtol=1e-4, **options):
+    """Every key ends with all copies, or does not say that it has."""
+    symmetric_part = (matrix + matrix.T).astype(np.float64) / 2
+    expected = exact(np.linalg.eigvalsh(symmetric_part), num_pairs, which)
+    operator = MatrixOperator(jnp.asarray(matrix), is_symmetric=bool((matrix == matrix.T).all()))
+    for seed in keys:
+        result = extreme_pairs(
+            operator, num_pairs, which, key=jax.random.key(seed), max_products=3000, rtol=rtol, **options
+        )
+        # What CONVERGED promises: a value that is missing changes none by more than two tolerances.
+        bound = 2 * max(rtol * np.linalg.norm(symmetric_part, 2), float(result.noise))
+        assert result.status in (Status.CONVERGED, Status.INVARIANT), seed
+        np.testing.assert_allclose(result.eigenvalues.real, expected, atol=bound, err_msg=str(seed))
+        np.testing.assert_allclose(np.linalg.norm(result.vectors, axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "num_pairs", "which"), GRAPHS)
+def test_no_key_misses_a_copy_in_a_graph(name, num_pairs, which):
+    check_copies(graph(name).astype(np.float32), num_pairs, which, range(100))
+
+
+@pytest.mark.parametrize(
+    ("name", "num_pairs", "which", "options"),
+    [
+        ("threefold", 3, "largest", {}),
+        ("threefold", 5, "largest", {}),
+        ("sixfold", 3, "largest", {}),
+        ("sixfold", 5, "largest", {}),
+        ("sixfold", 8, "largest", dict(subspace=25)),  # a check that restarts cut
+        ("sixfold", 3, "largest", dict(block=4)),
+        ("sixfold", 8, "largest", dict(block=4)),
+        ("memorized", 3, "largest", {}),
+        ("memorized", 4, "largest", {}),
+        ("memorized", 5, "largest", {}),
+        ("cluster", 3, "largest", {}),
+        ("cluster", 7, "largest", {}),
+        ("wider cluster", 3, "largest", {}),  # residuals along rows that a chain left outside
+        ("both ends", 8, "both", {}),
+        ("threefold", 5, "largest", dict(method="arnoldi")),
+    ],
+)
+def test_no_key_misses_a_copy_over_a_bulk(name, num_pairs, which, options):
+    check_copies(rotated(MULTIPLE[name]), num_pairs, which, range(8), **options)
+
+
+@pytest.mark.parametrize("method", ["lanczos", "arnoldi"])
+def test_copies_of_a_nonsymmetric_operator(method):
+    if method == "lanczos":
+        noise = np.random.default_rng(0).normal(size=(600, 600)) * 0.01
+        matrix = rotated(MULTIPLE["sixfold"]) + ((noise - noise.T) / 2).astype(np.float32)
+        check_copies(matrix, 8, "largest", range(3))
+        return
+    # Two turning planes with the same conjugate pair, above a bulk.
+    blocks = [np.array([[2, 1], [-1, 2]])] * 2 + [np.diag(OVER_A_BULK[:196])]
+    rotation = scipy.linalg.qr(np.random.default_rng(0).normal(size=(200, 200)))[0]
+    matrix = (rotation @ scipy.linalg.block_diag(*blocks) @ rotation.T).astype(np.float32)
+    for seed in range(3):
+        result = extreme_pairs(MatrixOperator(matrix), 5, key=jax.random.key(seed), max_products=1000, method="arnoldi")
+        np.testing.assert_allclose(result.eigenvalues[:4].real, 2, atol=1e-3)  # rounding decides their order
+        np.testing.assert_allclose(np.sort(result.eigenvalues[:4].imag), [-1, -1, 1, 1], atol=1e-3)
+
+
+def test_copies_in_double_precision(x64):
+    values = MULTIPLE["sixfold"]
+    rotation = scipy.linalg.qr(np.random.default_rng(0).normal(size=(600, 600)))[0]
+    matrix = (rotation * values) @ rotation.T
+    check_copies((matrix + matrix.T) / 2, 8, "largest", range(3), rtol=1e-9)
+
+
+def test_a_check_that_does_not_fit_is_not_claimed():
+    operator = MatrixOperator(rotated(MULTIPLE["threefold"]), is_symmetric=True)
+    whole = extreme_pairs(operator, 5, key=KEY, max_products=1000)
+    assert whole.status == Status.CONVERGED
+    for products in range(20, int(whole.num_products)):
+        result = extreme_pairs(operator, 5, key=KEY, max_products=products)
+        assert result.status == Status.BUDGET, products
+
+
+def test_one_pair_at_each_end_has_no_copies_to_miss():
+    # A copy of the only value changes nothing: no product is spent on it.
+    operator = MatrixOperator(rotated(MULTIPLE["threefold"]), is_symmetric=True)
+    one = extreme_pairs(operator, 1, key=KEY, max_products=400)
+    three = extreme_pairs(operator, 3, key=KEY, max_products=400)
+    assert one.status == three.status == Status.CONVERGED
+    assert 2 * one.num_products < three.num_products
+
+
+@pytest.mark.parametrize("method", ["lanczos", "arnoldi"])
+@pytest.mark.parametrize("width", [1, 3])
+def test_growth_is_that_of_an_eigenvectors_part(x64, method, width):
+    symmetric = method == "lanczos"
+    rng = np.random.default_rng(0)
+    matrix = np.diag(np.linspace(-1, 1, 50)) + (0 if symmetric else 0.1 * rng.normal(size=(50, 50)))
+    values, left = scipy.linalg.eig(matrix, left=True, right=False)
+    eigenvector, value = left[:, values.real.argmax()], values[values.real.argmax()]
+    operator = MatrixOperator(jnp.asarray(matrix), is_symmetric=symmetric)
+    state = begin_block(KEY, 50, 12, width, jnp.dtype(jnp.float64))
+    state = advance_block(operator, state, 9, KEY, width)
+    parts = np.linalg.norm((np.asarray(state.basis) @ eigenvector.conj())[:12].reshape(-1, width), axis=1)
+    found = growth(state, width, 0, slice(0, width), np.array([value]), symmetric=symmetric)
+    true = np.log(parts[9 // width] / parts[0])
+    if width == 1:  # one vector: exactly
+        np.testing.assert_allclose(found, true, rtol=1e-6)
+    assert found <= true + 1e-6  # the least that any part of the start grows
+
+
 def test_budget_ends_with_what_is_there():
     matrix = rotated(SPECTRA["even"])
     for block in (1, 3):
@@ -229,12 +370,14 @@ def test_a_tolerance_below_rounding_is_said():
     np.testing.assert_allclose(result.eigenvalues, [3, 2.99], atol=1e-5)
 
 
-def test_never_more_products_than_arpack():
-    # Same matrix, same start, ARPACK in float64 with the best subspace of many, known only afterwards.
+@pytest.mark.parametrize(("num_pairs", "which", "theirs"), [(1, "largest", "LA"), (2, "both", "BE")])
+def test_never_more_products_than_arpack(num_pairs, which, theirs):
+    # Same matrix, same start, ARPACK in float64 with the best subspace of many, known only afterwards. One pair at an
+    # end has no copies to look for, which ARPACK does not do.
     for name in ("random", "even", "clustered"):
         matrix = rotated(SPECTRA[name])
         norm = np.abs(SPECTRA[name]).max()
-        ours = extreme_pairs(MatrixOperator(matrix, is_symmetric=True), 3, key=KEY, max_products=400)
+        ours = extreme_pairs(MatrixOperator(matrix, is_symmetric=True), num_pairs, which, key=KEY, max_products=400)
         assert ours.status == Status.CONVERGED
         counts = []
         for ncv in (10, 15, 20, 30, 40, 50, 60, 80):
@@ -246,8 +389,8 @@ def test_never_more_products_than_arpack():
 
             operator = scipy.sparse.linalg.LinearOperator((D, D), mv, dtype=np.float64)
             start = np.asarray(jax.random.normal(jax.random.fold_in(KEY, 0), (D,)))
-            tol = 1e-4 * norm / np.sort(SPECTRA[name])[-1]
-            scipy.sparse.linalg.eigsh(operator, k=3, which="LA", v0=start, ncv=ncv, tol=tol)
+            tol = 1e-4 * norm / np.abs(exact(SPECTRA[name], num_pairs, which)).max()
+            scipy.sparse.linalg.eigsh(operator, k=num_pairs, which=theirs, v0=start, ncv=ncv, tol=tol)
             counts.append(len(calls))
         assert ours.num_products <= min(counts), (name, counts)  # rounding is measured for none
 
@@ -374,6 +517,32 @@ def test_resuming_at_any_segment_is_exact(method, block, symmetric, tmp_path):
     again = extreme_pairs(operator, 3, **options, folder=tmp_path)
     np.testing.assert_array_equal(again.vectors, whole.vectors)
     assert [path.name for path in tmp_path.iterdir()] == ["extreme-pairs.npz"]
+
+
+@pytest.mark.parametrize(("block", "subspace", "name"), [(1, 25, "sixfold"), (2, None, "wider cluster")])
+def test_resuming_within_a_check_is_exact(block, subspace, name, tmp_path):
+    # Killed at every segment, also of the chains that look for copies.
+    operator = MatrixOperator(rotated(MULTIPLE[name]), is_symmetric=True)
+    options = dict(key=KEY, max_products=1000, subspace=subspace, block=block)
+    whole = extreme_pairs(operator, 3, **options)
+    assert whole.status == Status.CONVERGED
+    resumed, starts = None, 0
+    while resumed is None:
+        starts += 1
+        seen = []
+
+        def progress(task, completed, total, seen=seen):
+            seen.append(completed)
+            if len(seen) == 2 and completed < total:
+                raise Killed
+
+        try:
+            resumed = extreme_pairs(operator, 3, **options, folder=tmp_path, progress=progress)
+        except Killed:
+            continue
+    assert starts > 5
+    for one, other in zip(whole, resumed, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_more_products_go_on_where_fewer_ended(tmp_path):

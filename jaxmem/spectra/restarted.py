@@ -3,6 +3,11 @@
 A state after k steps holds ``A Qᵀ[:, :k] = Qᵀ T`` (rows of Q are orthonormal) with ``T`` of shape (k + b, k): product k
 with ``q_k`` brings row k + b, so that b products at a time are independent and go through `jax.vmap` together. With
 b = 1 this is Arnoldi's relation. A restart keeps it, with the wanted part of the space as first rows.
+
+A run may begin again from a random vector in the complement of what is there, and that more than once. Each start with
+what grows from it is a chain; its width is the number of its newest rows, those without a product. When another begins
+(`begin_chain`), the newest rows of the one before leave the basis: they would hide an eigenvector that lies along them.
+They are kept outside, with what products had along them, and `settle` finds their share in the rows that follow.
 """
 
 from functools import partial
@@ -28,8 +33,8 @@ class KrylovState(NamedTuple):
     num_steps: Int[Array, ""]  #: columns of T that are there
     scale: Float[Array, ""]  #: largest ‖A q‖ seen
     dropped: Float[Array, ""]  #: largest rest that counted as zero
-    num_drawn: Int[Array, ""]  #: directions drawn at random in place of such rests
-    num_fresh: Int[Array, ""]  #: how many of the newest rows were: with b of them the space has closed
+    num_drawn: Int[Array, ""]  #: directions drawn at random so far
+    num_fresh: Int[Array, ""]  #: newest rows drawn in place of such rests: with b of them the space has closed
     finite: Bool[Array, ""]  #: no product was NaN or infinite
 
 
@@ -43,7 +48,7 @@ def begin_block(key: Array, size: int, room: int, block: int, dtype: Any) -> Kry
         vector = jax.random.normal(jax.random.fold_in(key, i), (size,), dtype)
         basis = basis.at[i].set(orthogonalise(basis, max(i - 1, 0), vector)[2])
     projected = jnp.zeros((room + block, room), dtype)
-    return KrylovState(basis, projected, count, zero, zero, count, count, jnp.array(True))
+    return KrylovState(basis, projected, count, zero, zero, count + block, count, jnp.array(True))
 
 
 @partial(jax.jit, static_argnames="block", donate_argnames="state")
@@ -84,8 +89,7 @@ def _absorb(s: KrylovState, product: Array, key: Array, block: int) -> KrylovSta
     closed = (length <= 20 * jnp.finfo(dtype).eps * scale) | (new >= size)
 
     def draw(basis: Array) -> Array:
-        fresh = jax.random.fold_in(key, block + s.num_drawn)  # the first ``block`` were the start vectors
-        return orthogonalise(basis, new - 1, jax.random.normal(fresh, (size,), dtype))[2]
+        return _draw(basis, new, key, s.num_drawn)
 
     direction = jax.lax.cond(closed & (new < size), draw, lambda _: direction, s.basis)
     return KrylovState(
@@ -100,15 +104,71 @@ def _absorb(s: KrylovState, product: Array, key: Array, block: int) -> KrylovSta
     )
 
 
-@partial(jax.jit, static_argnames="block", donate_argnames="state")
-def _replace_basis(state: KrylovState, kept: Array, projected: Array, block: int) -> KrylovState:
+def _draw(basis: Array, row: Any, key: Array, number: Any) -> Array:
+    """Random direction ``number``, orthogonal to the rows before ``row``."""
+    vector = jax.random.normal(jax.random.fold_in(key, number), (basis.shape[1],), basis.dtype)
+    return orthogonalise(basis, row - 1, vector)[2]
+
+
+class Outside(NamedTuple):
+    """What products had outside the basis: ``A Qᵀ[:, :k] = Qᵀ T + Rᵀ S``, the rows of R orthogonal to those of Q."""
+
+    rows: Float[Array, "p d"]  #: R
+    parts: np.ndarray  #: S, (p, columns of T)
+    settled: int  #: so many rows of Q are orthogonal to R
+
+
+def nothing_outside(state: KrylovState) -> Outside:
+    """As it is before the first chain ends."""
+    return Outside(state.basis[:0], np.zeros((0, state.projected.shape[1])), 0)
+
+
+def begin_chain(state: KrylovState, outside: Outside, key: Array, width: int) -> tuple[KrylovState, Outside]:
+    """Take the ``width`` newest rows out, and go on from one random row."""
+    first = int(state.num_steps)
+    newest = slice(first, first + width)
+    rows = jnp.concatenate([outside.rows, state.basis[newest]])
+    parts = np.concatenate([outside.parts, np.asarray(state.projected[newest], np.float64)])
+    return _begin_chain(state, key, width), Outside(rows, parts, first)
+
+
+@partial(jax.jit, static_argnames="width", donate_argnames="state")
+def _begin_chain(state: KrylovState, key: Array, width: int) -> KrylovState:
+    row = state.num_steps
+    rows = row + jnp.arange(width)
+    basis = state.basis.at[rows].set(0)
+    return state._replace(
+        basis=basis.at[row].set(_draw(basis, row, key, state.num_drawn)),
+        projected=state.projected.at[rows].set(0),
+        num_drawn=state.num_drawn + 1,
+        num_fresh=jnp.zeros_like(state.num_fresh),
+    )
+
+
+def settle(state: KrylovState, outside: Outside, width: int) -> tuple[KrylovState, Outside]:
+    """Move what the rows outside share with the rows since the last time into T."""
+    last = min(int(state.num_steps) + width, len(state.basis))
+    if not len(outside.rows) or outside.settled >= last:
+        return state, outside._replace(settled=last)
+    since = slice(outside.settled, last)
+    new = state.basis[since]
+    shared = jnp.matmul(new, outside.rows.T, precision="highest")
+    rows = outside.rows - jnp.matmul(shared.T, new, precision="highest")
+    added = jnp.asarray(np.asarray(shared, np.float64) @ outside.parts, state.projected.dtype)
+    return state._replace(projected=state.projected.at[since].add(added)), Outside(rows, outside.parts, last)
+
+
+@partial(jax.jit, static_argnames="width", donate_argnames="state")
+def _replace_basis(state: KrylovState, kept: Array, projected: Array, width: int) -> KrylovState:
     first = jnp.matmul(kept, state.basis[: kept.shape[1]], precision="highest")
-    last = jax.lax.dynamic_slice_in_dim(state.basis, state.num_steps, block)
-    basis = jnp.zeros_like(state.basis).at[: len(kept)].set(first).at[len(kept) : len(kept) + block].set(last)
+    last = jax.lax.dynamic_slice_in_dim(state.basis, state.num_steps, width)
+    basis = jnp.zeros_like(state.basis).at[: len(kept)].set(first).at[len(kept) : len(kept) + width].set(last)
     return state._replace(basis=basis, projected=projected, num_steps=jnp.int32(len(kept)))
 
 
-def restart(state: KrylovState, top: int, bottom: int, block: int, *, symmetric: bool) -> KrylovState:
+def restart(
+    state: KrylovState, outside: Outside, top: int, bottom: int, width: int, *, symmetric: bool
+) -> tuple[KrylovState, Outside]:
     """Keep the invariant subspace of T's square part for its ``top`` largest and ``bottom`` smallest eigenvalues.
 
     For a symmetric operator that is thick-restart Lanczos (Wu and Simon 2000), else Krylov-Schur (Stewart 2001), by
@@ -132,22 +192,41 @@ def restart(state: KrylovState, top: int, bottom: int, block: int, *, symmetric:
         small, columns = small[:keep, :keep], columns[:, :keep]
     after = np.zeros_like(projected)
     after[:keep, :keep] = small
-    after[keep : keep + block, :keep] = projected[steps : steps + block, :steps] @ columns
+    after[keep : keep + width, :keep] = projected[steps : steps + width, :steps] @ columns
     kept = np.zeros((keep, room))
     kept[:, :steps] = columns.T
+    parts = np.zeros_like(outside.parts)
+    parts[:, :keep] = outside.parts[:, :steps] @ columns
     dtype = state.basis.dtype
-    return _replace_basis(state, jnp.asarray(kept, dtype), jnp.asarray(after, dtype), block)
+    state = _replace_basis(state, jnp.asarray(kept, dtype), jnp.asarray(after, dtype), width)
+    return state, Outside(outside.rows, parts, keep + width)
+
+
+def wake(state: KrylovState, outside: Outside, coordinates: np.ndarray, width: int) -> tuple[KrylovState, Outside]:
+    """Add a row after the ``width`` newest: where the products with a vector of these coordinates lie outside."""
+    row = min(int(state.num_steps), state.basis.shape[1]) + width
+    weights = outside.parts[:, : len(coordinates)] @ coordinates
+    # Of a complex pair the larger part; the other follows if it is needed.
+    weights = max((weights.real, weights.imag), key=np.linalg.norm)
+    weights = weights / np.linalg.norm(weights)
+    vector = jnp.matmul(jnp.asarray(weights, state.basis.dtype), outside.rows, precision="highest")
+    direction = orthogonalise(state.basis, row - 1, vector)[2]
+    # One more row without a product, and two more with: a restart keeps half, and must leave room for all the newest.
+    basis, projected = jnp.pad(state.basis, ((0, 3), (0, 0))), jnp.pad(state.projected, ((0, 3), (0, 2)))
+    outside = outside._replace(parts=np.pad(outside.parts, ((0, 0), (0, 2))))
+    return settle(state._replace(basis=basis.at[row].set(direction), projected=projected), outside, width + 1)
 
 
 class BlockRitz(NamedTuple):
     """Ritz pairs of a state, descending by real part."""
 
     values: np.ndarray  #: (k,)
-    residuals: np.ndarray  #: (k,), norms of the part of A y outside the space
+    residuals: np.ndarray  #: (k,), norms of the part of A y that is not in the space
+    resting: np.ndarray  #: (k,), of that which is in no newest row either
     coordinates: np.ndarray  #: (k, k), unit rows: the Ritz vectors in the basis
 
 
-def block_ritz(state: KrylovState, block: int, *, symmetric: bool) -> BlockRitz:
+def block_ritz(state: KrylovState, outside: Outside, width: int, *, symmetric: bool) -> BlockRitz:
     """Solve the projected eigenproblem on the host, in float64."""
     steps = min(int(state.num_steps), state.basis.shape[1])  # steps past d were with zeros
     projected = np.asarray(state.projected, np.float64)
@@ -155,8 +234,35 @@ def block_ritz(state: KrylovState, block: int, *, symmetric: bool) -> BlockRitz:
     values, columns = np.linalg.eigh(square) if symmetric else np.linalg.eig(square)
     order = order_descending(values)
     columns = columns[:, order]
-    residuals = np.linalg.norm(projected[steps : steps + block, :steps] @ columns, axis=0)
-    return BlockRitz(values[order], residuals, columns.T)
+    newest = np.linalg.norm(projected[steps : steps + width, :steps] @ columns, axis=0)
+    gram = np.asarray(jnp.matmul(outside.rows, outside.rows.T, precision="highest"), np.float64)
+    parts = outside.parts[:, :steps] @ columns
+    rest = np.sqrt(np.maximum(np.sum(parts.conj() * (gram @ parts), axis=0).real, 0))
+    return BlockRitz(values[order], np.hypot(newest, rest), rest, columns.T)
+
+
+def growth(state: KrylovState, width: int, first: int, origin: slice, levels: np.ndarray, *, symmetric: bool) -> float:
+    """How much a chain enlarges the part of an unseen eigenvector of eigenvalue x that its start had: log, smallest x.
+
+    The chain belongs to A as the complement of the rows before ``first`` sees it. An eigenvector of that (a left one
+    where A is not symmetric) has the components ``c = -(Tᵀ - x)⁻¹ Bᵀ h`` in the chain's rows, where T is the chain's
+    projected matrix, B its newest rows, and ``h``, of ‖h‖ ≤ 1, the components in those. So its part in the rows
+    ``origin`` is at most ``‖[(Tᵀ - x)⁻¹ Bᵀ]_origin‖₂``: for one vector of Lanczos the
+    reciprocal of its orthonormal polynomial at x (Van Dorsselaer, Hochstenbach and Van der Vorst 2001).
+    """
+    steps = min(int(state.num_steps), state.basis.shape[1])
+    if state.num_fresh >= width:
+        return np.inf  # nothing is left over of a space that has closed
+    if not len(levels) or origin.stop > steps:
+        return 0.0  # nothing is asked, or the chain has only begun
+    projected = np.asarray(state.projected, np.float64)
+    square = projected[first:steps, first:steps]
+    if symmetric:
+        square = np.tril(square) + np.tril(square, -1).T
+    following = projected[steps : steps + width, first:steps].T
+    seen = slice(origin.start - first, origin.stop - first)
+    parts = [np.linalg.solve(square.T - x * np.eye(steps - first), following)[seen] for x in levels]
+    return float(-np.log(max(np.finfo(np.float64).tiny, *(np.linalg.norm(part, 2) for part in parts))))
 
 
 def ritz_vectors(basis: Float[Array, "n d"], coordinates: np.ndarray) -> np.ndarray:

@@ -15,6 +15,8 @@ class Spectrum(NamedTuple):
 
     For a batch every array has the points as leading axis. Eigenvalues are descending (by real part, then imaginary
     part, where complex). Krylov methods that stopped early fill the missing eigenvalues with NaN.
+    Of a multiple eigenvalue one Krylov space holds one copy: the eigenvalues of ``lanczos`` and ``arnoldi`` are not the
+    whole list, also where the status is INVARIANT (the space closed). `extreme_pairs` looks for the other copies.
 
     For ``eigh`` and ``lanczos`` a residual bounds the distance to an eigenvalue of the symmetric part of the operator
     as computed; that a score's own coefficients are rounded, a relative 1e-7 in float32, comes on top. For ``eig`` and
