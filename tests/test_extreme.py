@@ -317,7 +317,8 @@ def test_a_check_that_does_not_fit_is_not_claimed():
     operator = MatrixOperator(rotated(MULTIPLE["threefold"]), is_symmetric=True)
     whole = extreme_pairs(operator, 5, key=KEY, max_products=1000)
     assert whole.status == Status.CONVERGED
-    for products in range(20, int(whole.num_products)):
+    # A few products before the end: other budgets look at other steps, and may end that much earlier.
+    for products in range(20, int(whole.num_products) - 8, 8):
         result = extreme_pairs(operator, 5, key=KEY, max_products=products)
         assert result.status == Status.BUDGET, products
 
