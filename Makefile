@@ -60,8 +60,10 @@ bench: venv-test
 	$(BIN)/python benchmarks/attention.py
 	$(BIN)/python benchmarks/stable_diffusion.py
 	$(BIN)/python benchmarks/extreme.py
+	$(BIN)/python benchmarks/rounding.py
 
 bench-long: venv-test
+	$(BIN)/python benchmarks/count_coverage.py --seeds 100
 	$(BIN)/python benchmarks/counting.py --seeds 100
 	$(BIN)/python benchmarks/full_spectrum.py
 

@@ -16,7 +16,7 @@ import tyro
 
 from jaxmem import __version__
 from jaxmem.commands.audit import Audit, Figures, Report
-from jaxmem.commands.flags import as_flags
+from jaxmem.commands.flags import in_flags, speaking_of
 from jaxmem.commands.models import Generate, Spectrum
 from jaxmem.commands.reproduce import Mnist, PaperFigures, Toy2d, Verbatim
 from jaxmem.config import MNIST_PRESETS, SD_PRESETS, TOY2D_PRESETS, FilesConfig
@@ -153,7 +153,7 @@ _LINES = "\n"  # a message may have several
 
 def _as_line(message: Any, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:  # noqa: ARG001
     """A warning as a command shows it: what it says; of deprecations and the like also where, for developers."""
-    text = f"jaxmem: warning: {visible(str(message), keep=_LINES)}\n"
+    text = f"jaxmem: warning: {visible(in_flags(str(message)), keep=_LINES)}\n"
     return text if issubclass(category, UserWarning) else f"{filename}:{lineno}: {category.__name__}: {text}"
 
 
@@ -163,6 +163,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if list(arguments) == ["--version"]:
         print(f"jaxmem {__version__}")
         return 0
+    with speaking_of(next((_COMMANDS[word] for word in arguments[:2] if word in _COMMANDS), None), arguments):
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str]) -> int:
     formatted = warnings.formatwarning
     warnings.formatwarning = _as_line
     try:
@@ -175,8 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 0  # the reader of our output has seen enough
     except (ValueError, OSError, ImportError) as error:
-        kind = next((_COMMANDS[word] for word in arguments[:2] if word in _COMMANDS), None)
-        print(f"jaxmem: {visible(as_flags(str(error), kind, arguments), keep=_LINES)}", file=sys.stderr)
+        print(f"jaxmem: {visible(in_flags(str(error)), keep=_LINES)}", file=sys.stderr)
         return 2
     finally:
         warnings.formatwarning = formatted

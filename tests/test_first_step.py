@@ -134,7 +134,7 @@ def test_an_audit_warns_at_once_in_its_table_and_in_its_page(mislabelled, tmp_pa
     (warning,) = metrics["warnings"]
     assert warning.startswith(WRONG)
     assert "It looks like 'v_prediction' (or 'sample'), or not trained" in warning
-    assert warning.endswith("load it with prediction_type 'v_prediction'")
+    assert warning.endswith("load it with `prediction_type='v_prediction'`")
     assert read_audit(Run.read(tmp_path / "run")).warnings == (warning,)
     from html import unescape
 

@@ -400,6 +400,14 @@ def test_messages_name_arguments_and_the_command_line_flags(module, words, comma
         ("/a/b: cannot write; choose another folder", Report, [], "/a/b: cannot write; choose another folder"),
         ("score: look at `state`", Audit, [], "score: look at state"),
         ("batch: no", None, [], "batch: no"),
+        (
+            "load it with `prediction_type='epsilon'` or 'sample'",
+            Audit,
+            [],
+            "load it with --prediction-type epsilon or 'sample'",
+        ),
+        ("without it: `ignore_settings=['a', 'b']`", Spectrum, [], "without it: --ignore-setting a b"),
+        ("score: `state=1`", Audit, [], "score: state=1"),
     ],
 )
 def test_names_of_arguments_become_flags(message, command, arguments, expected):

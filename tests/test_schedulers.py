@@ -280,7 +280,7 @@ class TestPredictionType:
         assert SchedulerConfig.from_diffusers({**SD}, reading=reading).prediction == "eps"
         (warning,) = reading.warnings
         assert "no prediction_type; taken as 'epsilon', diffusers' default" in warning
-        assert "load it with prediction_type='v_prediction'" in warning
+        assert "load it with `prediction_type='v_prediction'`" in warning
 
     @pytest.mark.parametrize(
         "extra", [{"_diffusers_version": "0.7.0.dev0"}, {"predict_epsilon": True}, {"prediction_type": "epsilon"}]

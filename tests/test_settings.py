@@ -128,7 +128,7 @@ def test_refusals_do_not_speak_of_another_architecture():
     assert text == (
         "unet/config.json: 2 settings that jaxmem does not support:\n  act_fn: expected 'silu' or 'swish', got 'gelu'\n"
         "  new: not known, got 1\nCorrect the file. Where a setting cannot change what the model computes, load without"
-        " it: ignore_settings=['act_fn', 'new']"
+        " it: `ignore_settings=['act_fn', 'new']`"
     )
 
 

@@ -413,7 +413,7 @@ class TestConfigs:
             (
                 SchedulerConfig,
                 {"prediction_type": "flow_prediction"},
-                "or 'sample', got 'flow_prediction'; if the file is wrong, load it with prediction_type=",
+                "or 'sample', got 'flow_prediction'; if the file is wrong, load it with `prediction_type=",
             ),
             (
                 SchedulerConfig,

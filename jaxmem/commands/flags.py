@@ -1,12 +1,15 @@
 """The names of Python arguments in the library's messages, as the flags of a command: translated here alone.
 
 The library writes ``batch: expected at least 1, got 0`` or ``take a smaller `batch```: the name of an argument, or of a
-field of a configuration, leads the message or stands in backquotes. It writes of ``another folder`` where a new run has
-to go, which is what every command calls ``--out``.
+field of a configuration, leads the message or stands in backquotes, there also with a value: ```batch=1```. It writes
+of ``another folder`` where a new run has to go, which is what every command calls ``--out``.
 """
 
+import ast
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, get_args, get_origin
 
@@ -14,8 +17,27 @@ from tyro.conf import Positional
 
 # Arguments of the library that several flags of a command give.
 _SEVERAL = {"neutral": ("reference", "neutral")}
+_RENAMED = {"ignore_settings": ("ignore_setting",)}
 _CALLS = {"jaxmem.report.figures.draw": "jaxmem figures"}  # functions that are commands
 _POSITIONAL = get_args(Positional[str])[1]
+
+
+_CALL: ContextVar[tuple[type[Any] | None, Sequence[str]]] = ContextVar("call", default=(None, ()))
+
+
+@contextmanager
+def speaking_of(command: type[Any] | None, arguments: Sequence[str]) -> Iterator[None]:
+    """What `in_flags` gives meanwhile is in the words of this command, which was called with these arguments."""
+    token = _CALL.set((command, arguments))
+    try:
+        yield
+    finally:
+        _CALL.reset(token)
+
+
+def in_flags(message: str) -> str:
+    """A message of the library in the words of the command that runs."""
+    return as_flags(message, *_CALL.get())
 
 
 def as_flags(message: str, command: type[Any] | None, arguments: Sequence[str]) -> str:
@@ -30,7 +52,7 @@ def as_flags(message: str, command: type[Any] | None, arguments: Sequence[str]) 
     part = lead[0] if lead else ""
 
     def flag(name: str) -> str | None:
-        wanted = _SEVERAL.get(name, (name,))
+        wanted = (_SEVERAL | _RENAMED).get(name, (name,))
         found = [shown for path, shown in names.items() for one in wanted if path == one or path.endswith(f".{one}")]
         exact = [names[one] for one in wanted if one in names]
         of_part = [shown for shown in found if shown.startswith(f"--{_dashed(part)}.")]
@@ -44,6 +66,7 @@ def as_flags(message: str, command: type[Any] | None, arguments: Sequence[str]) 
         translated = " + ".join(flag(name) or name for name in part.split(" + "))
         message = translated + message[lead.end() :]
     message = re.sub(r"`([a-z0-9_.]+)`", lambda match: flag(match[1]) or _CALLS.get(match[1], match[1]), message)
+    message = re.sub(r"`([a-z0-9_.]+)=([^`]+)`", lambda match: _with_value(flag(match[1]), *match.groups()), message)
     if names.get("out") == "--out" and "config" in {field.name for field in fields(command)}:  # type: ignore[arg-type]
         message = re.sub(r"\b(another|a new) folder\b", r"\1 --out", message)
     return message
@@ -65,6 +88,14 @@ def _names(command: type[Any], path: str = "", prefix: str = "") -> Iterator[tup
             yield path + field.name, field.name.upper()
         else:
             yield path + field.name, f"--{prefix}{_dashed(field.name)}"
+
+
+def _with_value(flag: str | None, name: str, value: str) -> str:
+    """A flag with the value that its argument has in Python, where there is such a flag."""
+    if flag is None:
+        return f"{name}={value}"
+    values = ast.literal_eval(value)
+    return " ".join([flag, *map(str, values if isinstance(values, list) else [values])])
 
 
 def _dashed(name: str) -> str:

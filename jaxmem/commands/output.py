@@ -6,18 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from jaxmem.commands.flags import in_flags
 from jaxmem.config import FilesConfig
 from jaxmem.terminal import visible
 
 
 def say(line: str) -> None:
     """One line for whoever waits, beside the results."""
-    print(visible(line), file=sys.stderr, flush=True)
+    print(visible(in_flags(line)), file=sys.stderr, flush=True)
 
 
 def sayer(dry_run: bool) -> Callable[[str], None]:
     """Where an audit says what it takes: that is the result of a dry run, and beside the results of any other."""
-    return (lambda line: print(visible(line))) if dry_run else say
+    return (lambda line: print(visible(in_flags(line)))) if dry_run else say
 
 
 def open_model(source: str, files: FilesConfig) -> Any:

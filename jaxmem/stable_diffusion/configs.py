@@ -536,7 +536,7 @@ def _prediction(r: SettingsReader, reading: Reading) -> str:
         if old is None and not is_before(r.config.get("_diffusers_version"), (0, 9)):
             reading.warnings.append(
                 f"{r.where}: no prediction_type; taken as 'epsilon', diffusers' default. If the model was trained to"
-                f" predict v, all numbers are wrong: load it with prediction_type='v_prediction'"
+                f" predict v, all numbers are wrong: load it with `prediction_type='v_prediction'`"
             )
     r.inert("prediction_type")  # looked at here: without it there is nothing to go on with
     found = r.config.get("prediction_type", "epsilon")
@@ -544,6 +544,6 @@ def _prediction(r: SettingsReader, reading: Reading) -> str:
     r.require(
         known,
         f"prediction_type: expected {either(tuple(_PREDICTIONS))}, got {found!r}; if the file is wrong, load it with"
-        f" prediction_type='epsilon' or 'v_prediction'",
+        f" `prediction_type='epsilon'` or 'v_prediction'",
     )
     return found if known else "epsilon"

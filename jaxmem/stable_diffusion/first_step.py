@@ -49,5 +49,5 @@ def contradiction(prediction: str, share: float | None) -> str | None:
     return (
         f"prediction_type: the model says {said!r}, but at the first step its output holds {share:.2f} of the noise"
         f" that went in; {said!r} gives {expected}. It looks like {looks}. Then all numbers are wrong: load it with"
-        f" prediction_type {remedy!r}"
+        f" `prediction_type={remedy!r}`"
     )

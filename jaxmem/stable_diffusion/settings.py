@@ -137,7 +137,7 @@ class SettingsReader:
             listed = "\n  ".join(self.problems)
             remedy = (
                 f"\nCorrect the file. Where a setting cannot change what the model computes, load without it:"
-                f" ignore_settings={list(dict.fromkeys(self._refused))!r}"
+                f" `ignore_settings={list(dict.fromkeys(self._refused))!r}`"
             )
             raise ValueError(
                 f"{self.where}: {len(self.problems)} setting{'s' if len(self.problems) > 1 else ''} that jaxmem does"
