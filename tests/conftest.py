@@ -5,11 +5,15 @@ import os
 import sys
 import tempfile
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import jax
 import jaxtyping
 import pytest
+
+# Doctests are collected from every file here, and this one is a network of torch's.
+collect_ignore = [] if find_spec("torch") else ["torch_unet.py"]
 
 CACHE = Path(os.environ.get("JAXMEM_TEST_CACHE", Path(tempfile.gettempdir()) / "jaxmem-test-cache"))
 

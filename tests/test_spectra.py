@@ -151,7 +151,9 @@ def test_batches_equal_single_points(method, points):
         found = batch.eigenvalues[i][: len(one.eigenvalues)]
         # Same products in another batching: a few float32 roundings of the largest eigenvalue.
         np.testing.assert_allclose(found, one.eigenvalues, atol=1e-4 * np.abs(one.eigenvalues).max())
-        assert batch.num_products[i] == one.num_products
+        # Where the space closes, a norm falls to rounding, which decides whether it is seen to close a step later.
+        step = {"eigh": 0, "lanczos": 2, "arnoldi": 1}[method] if one.status == Status.INVARIANT else 0
+        assert abs(batch.num_products[i] - one.num_products) <= step
         assert batch.status[i] == one.status
     assert batch.seed is None if method == "eigh" else batch.seed is not None
 
