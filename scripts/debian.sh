@@ -34,7 +34,7 @@ mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Identifier: Packages' 'Lab
 if [ ! -e "$root/made" ]; then
   rm -rf "$root"
   packages=ca-certificates,git,make,python3,python3-venv
-  debootstrap --variant=minbase --include="$packages" "$suite" "$root" "$mirror" sid > "$log" 2>&1 ||
+  unshare --mount debootstrap --variant=minbase --include="$packages" "$suite" "$root" "$mirror" sid > "$log" 2>&1 ||
     skip "debootstrap of $suite: $(tail -n 1 "$log")"
   touch "$root/made"
 fi

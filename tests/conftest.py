@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import jax
@@ -16,6 +17,8 @@ from parity import Parity, Row, table
 # Each user has one: another's may not be written to.
 USER = os.getuid() if hasattr(os, "getuid") else "user"
 CACHE = Path(os.environ.get("JAXMEM_TEST_CACHE", Path(tempfile.gettempdir()) / f"jaxmem-test-cache-{USER}"))
+# Doctests are collected from every file here, and this one is a network of torch's.
+collect_ignore = [] if find_spec("torch") else ["torch_unet.py"]
 
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
