@@ -79,7 +79,7 @@ def x64():
 @pytest.fixture
 def parity(record_property):
     """Compares with float64; see `parity.py`. ``--parity FILE`` runs these tests alone and writes the errors."""
-    return Parity(lambda row: record_property("parity", row))
+    return Parity(lambda row: record_property("parity", list(row)))  # plain: it goes from process to process
 
 
 def pytest_addoption(parser):
