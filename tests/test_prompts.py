@@ -90,8 +90,8 @@ def test_a_very_long_prompt_is_legal(tmp_path):
         ("p.gz", "a", r"a file of prompts named .*, got '\.gz'"),
         ("p.parquet.gz", "a", r"a file of prompts named .*, got '\.parquet\.gz'"),
         ("p.txt.gz", b"a cat", r"p\.txt\.gz: expected a file compressed by gzip, got a damaged one"),
-        ("p.txt.gz", gzip.compress(b"a cat" * 99)[:-9], r"compressed by gzip, got a damaged one"),
-        ("p.txt.gz", gzip.compress(b""), r"expected at least one prompt, got an empty file"),
+        ("p.txt.gz", gzip.compress(b"a cat" * 99, mtime=0)[:-9], r"compressed by gzip, got a damaged one"),
+        ("p.txt.gz", gzip.compress(b"", mtime=0), r"expected at least one prompt, got an empty file"),
         ("p.txt", b"\xff\xfea", r"p\.txt: expected text in UTF-16, as its first bytes say, got "),
         ("p.txt", b"\x89PNG\r\n\x1a\n\0\0", r"got zero bytes, as UTF-16 and files that are no text have them"),
         ("p.json", "", r"expected at least one prompt, got an empty file"),
@@ -330,7 +330,7 @@ def test_parquet_without_what_reads_it(tmp_path, monkeypatch, missing):
 @pytest.mark.parametrize("packed", [False, True])
 def test_encodings_line_ends_and_gzip_of_every_text_file(tmp_path, name, content, end, encoding, packed):
     raw = content.replace("\n", end).encode(encoding)
-    path = written(tmp_path, name + (".GZ" if packed else ""), gzip.compress(raw) if packed else raw)
+    path = written(tmp_path, name + (".GZ" if packed else ""), gzip.compress(raw, mtime=0) if packed else raw)
     assert read_prompts(path) == [prompt._replace(label=None) for prompt in THREE]
 
 
