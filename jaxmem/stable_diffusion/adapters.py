@@ -117,7 +117,7 @@ def refuse_listed(name: str, files: Iterable[str]) -> None:
         raise ValueError(
             f"{name}: expected a model alone, got LoRA files beside it that jaxmem does not read ({_few(found)});"
             f" {_MERGE}\n  for the model without them, give the folder of a download without them:\n"
-            f"    hf download {name} --exclude {' '.join(found)} --local-dir new_folder"
+            f"    huggingface_hub.snapshot_download({name!r}, ignore_patterns={found!r}, local_dir=new_folder)"
         )
 
 
