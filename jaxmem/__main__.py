@@ -1,5 +1,6 @@
 """The console script, also ``python -m jaxmem``: the command line, where its packages are installed."""
 
+import io
 import sys
 
 from jaxmem.extras import MissingExtra, require
@@ -14,6 +15,9 @@ def main() -> int:
         return 2
     from jaxmem import cli
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal of few characters ends no run
     return cli.main()
 
 

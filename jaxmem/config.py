@@ -4,7 +4,7 @@ Each class is one flag group of the command line; a run's manifest holds exactly
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class TrainingConfig:
         _at_least("num_steps", self.num_steps, 1)
         _at_least("batch_size", self.batch_size, 1)
         _at_least("checkpoint_every", self.checkpoint_every, 1)
-        _in_range("warmup_steps", self.warmup_steps, 0, self.num_steps)
-        _in_range("seed", self.seed, 0, _LAST_SEED)
+        _whole_in_range("warmup_steps", self.warmup_steps, 0, self.num_steps)
+        _whole_in_range("seed", self.seed, 0, _LAST_SEED)
         for name in ("learning_rate", "gradient_clip", "timestep_power"):
             _positive(name, getattr(self, name))
         _in_range("second_order_weight", self.second_order_weight, 0, 1_000_000)
@@ -96,9 +96,9 @@ class Toy2dConfig:
                 _in_range(name, value, -1_000_000, 1_000_000)
         _positive("landing_radius", self.landing_radius)
         for name in ("data_seed", "sampling_seed"):
-            _in_range(name, getattr(self, name), 0, _LAST_SEED)
+            _whole_in_range(name, getattr(self, name), 0, _LAST_SEED)
         for name in ("field_timestep", "landscape_timestep"):
-            _in_range(name, getattr(self, name), 0, 999)
+            _whole_in_range(name, getattr(self, name), 0, 999)
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class MnistConfig:
         for name in ("num_copies", "sample_batch", "num_analysed", "analysis_batch", "points", "chunk", "embedding"):
             _at_least(name, getattr(self, name), 1)
         for name in ("data_seed", "sampling_seed"):
-            _in_range(name, getattr(self, name), 0, _LAST_SEED)
+            _whole_in_range(name, getattr(self, name), 0, _LAST_SEED)
         _in_range("new_threshold", self.new_threshold, 0, 2)  # the distance is at most 1/0.5
         if self.clip is not None:
             _positive("clip", self.clip)
@@ -191,7 +191,7 @@ class AutoencoderConfig:
         _at_least("num_steps", self.num_steps, 1)
         _at_least("batch_size", self.batch_size, 1)
         _positive("learning_rate", self.learning_rate)
-        _in_range("seed", self.seed, 0, _LAST_SEED)
+        _whole_in_range("seed", self.seed, 0, _LAST_SEED)
 
 
 @dataclass(frozen=True)
@@ -223,8 +223,8 @@ class GenerateConfig:
             except UnicodeEncodeError:
                 raise ValueError(f"prompt: expected text in UTF-8, got other bytes in {text!r}") from None
         _in_range("guidance", self.guidance, 1, 1000)  # 1 is no guidance; below, diffusers turns it off
-        _in_range("ddim_steps", self.ddim_steps, 1, 1000)
-        _in_range("seed", self.seed, 0, _LAST_SEED)
+        _whole_in_range("ddim_steps", self.ddim_steps, 1, 1000)
+        _whole_in_range("seed", self.seed, 0, _LAST_SEED)
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,7 @@ class SpectrumConfig(GenerateConfig):
         _at_least("num_steps", self.num_steps, 1)
         _at_least("batch", self.batch, 1)
         if self.timestep is not None:
-            _in_range("timestep", self.timestep, 0, 999)
+            _whole_in_range("timestep", self.timestep, 0, 999)
 
 
 @dataclass(frozen=True)
@@ -280,15 +280,17 @@ class AuditConfig:
             if getattr(self, name) is not None:
                 _at_least(name, getattr(self, name), 1)
         if self.directions is not None:
-            _in_range("directions", self.directions, 0, 16)
-        _in_range("ddim_steps", self.ddim_steps, 1, 1000)
+            _whole_in_range("directions", self.directions, 0, 16)
+        _whole_in_range("ddim_steps", self.ddim_steps, 1, 1000)
         if self.steps_run is not None:
-            _in_range("steps_run", self.steps_run, 1, self.ddim_steps)
+            _whole_in_range("steps_run", self.steps_run, 1, self.ddim_steps)
         if self.guidance is not None:
             _in_range("guidance", self.guidance, 1, 1000)  # 1 is no guidance; below, diffusers turns it off
-        _in_range("seed", self.seed, 0, _LAST_SEED)
+        _whole_in_range("seed", self.seed, 0, _LAST_SEED)
+        if not isinstance(self.timesteps, tuple | list):
+            raise ValueError(f"timesteps: expected a list of them, got {self.timesteps!r}")
         for timestep in self.timesteps:
-            _in_range("timesteps", timestep, 0, 999)
+            _whole_in_range("timesteps", timestep, 0, 999)
         if len(set(self.timesteps)) != len(self.timesteps):
             raise ValueError(f"timesteps: expected each once, got {self.timesteps}")
         if self.method not in ("auto", "eigh", "lanczos", "none"):
@@ -349,13 +351,19 @@ class VerbatimConfig:
     )
 
     def __post_init__(self) -> None:
-        _in_range("data_seed", self.data_seed, 0, _LAST_SEED)
+        _whole_in_range("data_seed", self.data_seed, 0, _LAST_SEED)
         for name in ("matching_share", "template_share", "no_caption_share"):
             _in_range(name, getattr(self, name), 0, 1)
         _in_range("matching_share + template_share", self.matching_share + self.template_share, 0, 1)
 
 
-def _at_least(name: str, value: int | float, low: int | float) -> None:
+def _whole(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{name}: expected a whole number, got {value!r}")
+
+
+def _at_least(name: str, value: int, low: int) -> None:
+    _whole(name, value)
     if not value >= low:
         raise ValueError(f"{name}: expected at least {low}, got {value}")
 
@@ -368,7 +376,14 @@ def _positive(name: str, value: float) -> None:
         raise ValueError(f"{name}: expected more than 0 and at most 1,000,000, got {value}")
 
 
+def _whole_in_range(name: str, value: int, low: int, high: int) -> None:
+    _whole(name, value)
+    _in_range(name, value, low, high)
+
+
 def _in_range(name: str, value: int | float, low: int | float, high: int | float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name}: expected a number, got {value!r}")
     if not low <= value <= high:
         raise ValueError(f"{name}: expected {low} to {high}, got {value}")
 

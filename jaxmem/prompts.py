@@ -208,7 +208,9 @@ def _kind_of(text: str) -> str:
     if text.lstrip()[:1] in ("{", "["):
         for kind, part in ((".jsonl", first), (".json", text)):
             try:
-                if isinstance(json.loads(part), dict if kind == ".jsonl" else dict | list):
+                value = json.loads(part)
+                columns = isinstance(value, dict) and any(isinstance(cell, list | dict) for cell in value.values())
+                if isinstance(value, dict | list) if kind == ".json" else isinstance(value, dict) and not columns:
                     return kind
             except (ValueError, RecursionError):
                 pass
@@ -401,7 +403,7 @@ def _json(name: str, text: str) -> _Found:
         ) from None
     if isinstance(value, dict):
         chosen = _choose(list(value), f"{name}: expected a list, or a key named {_NAMES}, got the keys")
-        columns = {part: _column(name, key, value[key]) for part, key in chosen.items()}
+        columns = {part: _column(name, key, value[key], value[chosen["text"]]) for part, key in chosen.items()}
         if len({len(column) for column in columns.values()}) > 1:
             lengths = ", ".join(f"{len(columns[part])} of {key!r}" for part, key in chosen.items())
             raise ValueError(f"{name}: expected columns of one length, got {lengths}")
@@ -413,9 +415,12 @@ def _json(name: str, text: str) -> _Found:
         yield f"prompt {number}", _row(f"{name}, prompt {number}", row)
 
 
-def _column(name: str, key: str, values: Any) -> list[Any]:
-    if isinstance(values, dict):  # by its index, as pandas writes columns
-        values = list(values.values())
+def _column(name: str, key: str, values: Any, texts: Any) -> list[Any]:
+    if isinstance(values, dict) and isinstance(texts, dict):  # by its index, as pandas writes columns
+        if values.keys() != texts.keys():
+            odd = ", ".join(sorted(map(repr, values.keys() ^ texts.keys()))[:3])
+            raise ValueError(f"{name}: expected one index of all columns, got {odd} not in {key!r} or only there")
+        return [values[index] for index in texts]
     if not isinstance(values, list):
         raise ValueError(f"{name}: expected a list under the key {key!r}, got {values!r:.40}")
     return values
@@ -431,7 +436,8 @@ def _row(where: str, row: Any) -> Prompt:
 
 
 def _parquet(path: Path) -> _Found:
-    missing = f"{path}: expected pandas with pyarrow, which read .parquet files, got none; pip install pandas pyarrow"
+    missing = f"{path}: expected pandas with pyarrow, which read .parquet files, got none;"
+    missing += " pip install 'jaxmem[all]'"
     try:
         import pandas
     except ImportError:

@@ -20,11 +20,14 @@ environment/bin/python -m pip install --quiet "$wheel"
 environment/bin/python example.py | tail -n 1 | grep "estimate=250.0"
 status=0
 environment/bin/jaxmem --help > help 2>&1 || status=$?
-[ "$status" = 2 ] && [ "$(wc -l < help)" = 1 ] && grep "without .*tyro.* pip install 'jaxmem\[audit\]'" help
+[ "$status" = 2 ] # one test a line: in a list joined by && only the last one ends the script
+[ "$(wc -l < help)" = 1 ]
+grep "without .*tyro.* pip install 'jaxmem\[audit\]'" help
 
 environment/bin/python -m pip install --quiet "$wheel[audit]"
 environment/bin/jaxmem --help > help
 environment/bin/jaxmem audit --limit 4 --noises 1 --timesteps 981 --out run 2> log || { cat log >&2; exit 1; }
-[ -s run/report.html ] && [ "$(wc -l < run/results.csv)" -gt 4 ]
+[ -s run/report.html ]
+[ "$(wc -l < run/results.csv)" -gt 4 ]
 find environment -path '*/jaxmem/py.typed' | grep --quiet .
 echo "scripts/dist.sh: $(basename "$wheel") is whole"

@@ -259,7 +259,7 @@ def test_texts_are_prompts(model, tmp_path):
     table = read_results(tmp_path / "run")
     assert table["prompt"].tolist() == ["the cat", '=HYPERLINK("x")', "- a dog"]
     assert table["category"].tolist()[2] == "@VM"
-    assert "\n'- a dog,1,'@VM," in (tmp_path / "run/results.csv").read_text()
+    assert '\n"\'- a dog",1,"\'@VM",' in (tmp_path / "run/results.csv").read_text()
 
 
 @pytest.mark.parametrize(
@@ -514,6 +514,10 @@ def test_a_damaged_array_is_named(out, tmp_path):
         (dict(method="none", timesteps=()), "directions: expected 0 with method 'none', got 2"),
         (dict(steps_run=6), "steps_run: expected 1 to 5, got 6"),
         (dict(noises=0), "noises: expected at least 1, got 0"),
+        (dict(noises="2"), "noises: expected a whole number, got '2'"),
+        (dict(ddim_steps=2.5), "ddim_steps: expected a whole number, got 2.5"),
+        (dict(timesteps=1), "timesteps: expected a list of them, got 1"),
+        (dict(guidance="high"), "guidance: expected a number, got 'high'"),
         (dict(batch=0), "batch: expected at least 1, got 0"),
         (dict(directions=17), "directions: expected 0 to 16"),
         (dict(timesteps=(801, 801)), "timesteps: expected each once"),

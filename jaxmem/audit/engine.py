@@ -60,6 +60,8 @@ def run_audit(
             folder that holds another run; nothing was written then.
         OSError: the folder cannot be written; the same call continues.
     """
+    if not isinstance(model, StableDiffusion):
+        raise ValueError(f"model: expected what StableDiffusion.load(source) gives, got {type(model).__name__}")
     prompts, neutral = as_prompts(prompts), as_prompts(neutral, "neutral")
     every = [*prompts, *neutral]
     both = {prompt.text for prompt in prompts} & {prompt.text for prompt in neutral}
@@ -111,7 +113,7 @@ def run_audit(
         require_disk(count_disk_bytes(plan), Path(out), "an exact count")
     expected = estimate(work)
     if name:
-        say(f"model: {name}")
+        say(f"audited model: {name}")
     for line in expected.lines:
         say(line)
     if out is None:

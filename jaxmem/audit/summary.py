@@ -109,25 +109,25 @@ def write_table(directory: Path, metrics: dict[str, Any], detectors: tuple[Detec
     category that a spreadsheet would compute stands behind an apostrophe (`jaxmem.prompts.as_cell`), which
     `read_results` takes away.
     """
-    lines = []
-
-    def add(cells: list[Any]) -> None:
-        line = io.StringIO(newline="")
-        # of both characters of its line end the writer quotes cells that hold one: "\r" alone would end a row
-        csv.writer(line, lineterminator="\r\n").writerow(cells)
-        lines.append(line.getvalue().removesuffix("\r\n") + "\n")
-
     kinds = (("scores", ""), ("rank", " rank"), ("percentile", " percentile"))
     names = [(detector.name, part, ending) for detector in detectors for part, ending in kinds]
     estimated = [detector.name for detector in detectors if detector.name in metrics["prompts"][0]["intervals"]]
     ends = [f"{name} {end}" for name in estimated for end in ("low", "high")]
-    add([*RESULTS_COLUMNS, *(name + ending for name, _, ending in names), *ends])
+    header = io.StringIO(newline="")
+    csv.writer(header, lineterminator="\n").writerow([*RESULTS_COLUMNS, *(n + end for n, _, end in names), *ends])
+
+    def quoted(text: str | None) -> str:
+        # Always: a spreadsheet that splits at semicolons or tabs, too, would find formulas in the parts.
+        return '"' + as_cell(text or "").replace('"', '""') + '"'
+
+    lines = [header.getvalue()]
     for row in metrics["prompts"]:
-        label = "" if row["label"] is None else int(row["label"])
-        cells = [row[part][name] for name, part, _ in names]
-        cells += [end for name in estimated for end in row["intervals"][name]]
-        cells = ["" if cell is None or cell != cell else repr(cell) for cell in cells]
-        add([as_cell(row["prompt"]), label, as_cell(row["category"] or ""), int(row["truncated"]), *cells])
+        label = "" if row["label"] is None else str(int(row["label"]))
+        numbers = [row[part][name] for name, part, _ in names]
+        numbers += [end for name in estimated for end in row["intervals"][name]]
+        cells = ["" if number is None or number != number else repr(number) for number in numbers]
+        known = [quoted(row["prompt"]), label, quoted(row["category"]), str(int(row["truncated"]))]
+        lines.append(",".join([*known, *cells]) + "\n")
     path = directory / "results.csv"
     write_atomically(path, lambda stream: stream.write("".join(lines).encode()))
     return path
@@ -150,7 +150,7 @@ def read_results(path: str | Path) -> Any:
         import pandas
     except ImportError:
         raise ImportError(
-            "read_results: expected pandas, which makes the table, got none; pip install pandas"
+            "read_results: expected pandas, which makes the table, got none; pip install 'jaxmem[all]'"
         ) from None
     path = Path(path)
     file = path / "results.csv" if path.is_dir() else path

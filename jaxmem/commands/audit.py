@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from jaxmem.commands.flags import in_flags
 from jaxmem.commands.output import model_name, open_model, sayer, show_run, write_page
 from jaxmem.config import AuditConfig, FilesConfig, VerbatimConfig
 
@@ -68,6 +69,8 @@ class Audit:
             raise ValueError("--prompts: expected a file of prompts, got none; one prompt per line will do")
         options: dict[str, Any] = dict(limit=self.limit, merge_duplicates=self.merge_duplicates)
         found = gather([(prompts, None), (self.memorized, True), (self.not_memorized, False)], **options)
+        if "-" in map(str, files) and str(self.reference) == "-":
+            raise ValueError("--reference: expected another source than the prompts, got standard input (-) twice")
         neutral = self._reference()
         _compute_on(self.device)
 
@@ -84,7 +87,7 @@ class Audit:
 
             from jaxmem.report.tables import print_audit
 
-            print_audit(out, Console())
+            print_audit(out, Console(), in_flags)
             write_page(out)
 
     def _reference(self) -> Any:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
 from tyro.conf import Positional
@@ -62,7 +63,8 @@ def as_flags(message: str, command: type[Any] | None, arguments: Sequence[str]) 
         return found[0] if len(found) == 1 else None
 
     # A folder may be called as an argument is: then the first word is no name of an argument.
-    if lead and part not in arguments:
+    paths = {str(Path(value)) for argument in arguments for value in (argument, argument.partition("=")[2]) if value}
+    if lead and part not in paths:
         translated = " + ".join(flag(name) or name for name in part.split(" + "))
         message = translated + message[lead.end() :]
     message = re.sub(r"`([a-z0-9_.]+)`", lambda match: flag(match[1]) or _CALLS.get(match[1], match[1]), message)
@@ -92,9 +94,12 @@ def _names(command: type[Any], path: str = "", prefix: str = "") -> Iterator[tup
 
 def _with_value(flag: str | None, name: str, value: str) -> str:
     """A flag with the value that its argument has in Python, where there is such a flag."""
+    try:
+        values = ast.literal_eval(value)
+    except (ValueError, SyntaxError):  # a text of the user's that looks like it
+        return f"`{name}={value}`"
     if flag is None:
         return f"{name}={value}"
-    values = ast.literal_eval(value)
     return " ".join([flag, *map(str, values if isinstance(values, list) else [values])])
 
 

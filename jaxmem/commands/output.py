@@ -57,4 +57,4 @@ def show_run(directory: Path) -> None:
     from jaxmem.report.figures import draw
     from jaxmem.report.tables import print_summary
 
-    print_summary(directory, draw(directory), Console())
+    print_summary(directory, draw(directory), Console(), in_flags)

@@ -1,7 +1,7 @@
 """What a run found, as a table and a few sentences for the terminal."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,17 @@ _NARROWEST = 20  # of a column of prompts: what is narrower says nothing
 _LONGEST = 60  # characters of a prompt
 
 
-def print_summary(directory: Path, figures: list[Path], console: Console) -> None:
-    """Print the table of a finished run, what it means in plain words, and where its figures are."""
+def print_summary(directory: Path, figures: list[Path], console: Console, words: Callable[[str], str] = str) -> None:
+    """Print the table of a finished run, what it means in plain words, and where its figures are.
+
+    ``words`` puts a warning into those of whoever reads it.
+    """
     run = Run.read(directory)
     metrics, config = run.metrics(), run.manifest["config"]
     printers = {"mnist": _mnist, "toy2d": _toy2d, "generate": _generate, "spectrum": _spectrum, "verbatim": _verbatim}
     with of_this_version(run):
         printers[run.manifest["experiment"]](metrics, config, console)
-    _print_warnings(metrics, console)
+    _print_warnings(metrics, console, words)
     minutes = metrics["wall_seconds"]["total"] / 60
     products = f"{metrics['num_products']:,} Jacobian products; " if metrics["num_products"] else ""
     console.print(f"\n{products}{minutes:.1f} minutes in all. Figures:")
@@ -36,13 +39,13 @@ def print_summary(directory: Path, figures: list[Path], console: Console) -> Non
         _print_path(path, console)
 
 
-def _print_warnings(metrics: dict[str, Any], console: Console) -> None:
+def _print_warnings(metrics: dict[str, Any], console: Console, words: Callable[[str], str]) -> None:
     """What may be wrong with the model as it was read; runs of other experiments and of before have none."""
     for warning in metrics.get("warnings", ()):
-        console.print(f"warning: {warning}", style="bold", highlight=False, markup=False)
+        console.print(f"warning: {words(warning)}", style="bold", highlight=False, markup=False)
 
 
-def print_audit(directory: Path, console: Console) -> None:
+def print_audit(directory: Path, console: Console, words: Callable[[str], str] = str) -> None:
     """Print the most memorized prompts of a finished audit, how well labels agree, and where the results are."""
     run = Run.read(directory)
     view, metrics = AuditView(read_audit(run)), run.metrics()
@@ -66,7 +69,7 @@ def print_audit(directory: Path, console: Console) -> None:
                 )
         if areas:
             console.print(f"{name}: AUC against the labels: {'; '.join(areas)}", highlight=False, markup=False)
-    _print_warnings(metrics, console)
+    _print_warnings(metrics, console, words)
     console.print(
         f"{metrics['num_evaluations']:,} evaluations, {metrics['num_products']:,} products,"
         f" {metrics['wall_seconds']['total'] / 60:.1f} minutes. One row per prompt:"
