@@ -73,7 +73,7 @@ def test_what_the_readme_says_of_counts_was_measured():
     held = sum(row["interval"][0] <= true <= row["interval"][1] for found in rows.values() for row in found)
     assert f"A trained U-Net has {true} positive ones" in text
     assert all(round(row["estimate"]) == true for row in rows[0.12])
-    assert f"with 12 % of d products ten counts of ten say {true}, with 6 % they err by {errors[0.06]:.1f}" in text
+    assert f"with 12 % of d products ten estimates of ten say {true}, with 6 % they err by {errors[0.06]:.1f}" in text
     assert sum(map(len, rows.values())) == 30
     assert f"with 2 % by {errors[0.02]:.1f}, and {held} of these 30 intervals hold the truth" in text
     below = max(true - row["interval"][1] for found in rows.values() for row in found)
