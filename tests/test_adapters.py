@@ -14,7 +14,8 @@ from conftest import command_environment, optional_import
 from safetensors.numpy import load_file, save_file
 
 from jaxmem.prompts import read_prompts
-from jaxmem.stable_diffusion import adapters
+from jaxmem.stable_diffusion import adapters, live
+from jaxmem.stable_diffusion.configs import SchedulerConfig
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
 
 WIDTH = 32  # of the tiny text encoder
@@ -486,6 +487,42 @@ class TestLivePipelines:
         self.refused(
             pipe, r"live unet: .* got an error from the pipeline's at a random point \(KeyError: 'batch of two'"
         )
+
+    def test_a_schedule_changed_by_hand(self, pipe, torch):
+        """No setting tells; the remedy that the message names gives a model of the changed table."""
+        betas = 1.5 * pipe.scheduler.betas
+        pipe.scheduler.betas, before = betas, pipe.scheduler.alphas_cumprod
+        pipe.scheduler.alphas_cumprod = torch.cumprod(1 - betas, 0)
+        self.refused(
+            pipe, r"live scheduler: expected the table alphas_cumprod .* up to 1\.5e-01 .*trained_betas=betas.tolist"
+        )
+        pipe.scheduler.alphas_cumprod = before[:-1]
+        self.refused(pipe, r"live scheduler: .* got \(999,\) entries, where its settings make \(1000,\)")
+        pipe.scheduler.alphas_cumprod = torch.where(torch.arange(1000) == 7, torch.nan, before)
+        self.refused(pipe, r"live scheduler: .* \(at t = 7 first\)")
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, trained_betas=betas.tolist())
+        schedule = StableDiffusion.load(pipe).scheduler.schedule
+        # 1,000 factors in float32
+        np.testing.assert_allclose(schedule.alpha**2, np.cumprod(1 - betas.double().numpy()), rtol=1e-4)
+
+    @pytest.mark.parametrize(
+        ("name", "settings"),
+        [
+            ("DDIMScheduler", {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}),
+            ("EulerDiscreteScheduler", {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}),
+            ("DDIMScheduler", {"num_train_timesteps": 20_000, "beta_start": 4e-5, "beta_end": 6e-4}),
+            ("DDPMScheduler", {"beta_schedule": "squaredcos_cap_v2"}),
+        ],
+    )
+    def test_schedules_of_settings_agree(self, pipe, diffusers, name, settings):
+        """Also where the last entry is diffusers' 0, and where twenty thousand factors are rounded."""
+        pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config, **settings)
+        schedule = SchedulerConfig.from_diffusers(dict(pipe.scheduler.config)).schedule
+        live.check_schedule(pipe.scheduler, schedule)
+        pipe.scheduler.alphas_cumprod[-2] *= 1.01
+        pipe.scheduler.alphas_cumprod[3] *= 0.99
+        with pytest.raises(ValueError, match=r"live scheduler: .* differ by up to 1\.0e-02 \(at t = 3 first\)"):
+            live.check_schedule(pipe.scheduler, schedule)
 
     def test_the_autoencoder_at_its_first_use(self, pipe):
         said = []

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxmem.diffusion import NoiseSchedule
 from jaxmem.progress import Say
 from jaxmem.stable_diffusion import adapters, weights
 
@@ -20,6 +21,9 @@ _PROCESSORS = {"AttnProcessor", "AttnProcessor2_0", "SlicedAttnProcessor", "XFor
 # Two float32 programs of a whole network differ by 1e-6 to 1e-4 of the largest entry, the more the sharper its
 # attention is; a merged token, a cached block, an adapter of ordinary strength change it by 1e-2 and more.
 _TOLERANCE = 1e-3
+# Of schedulers' tables: diffusers multiplies factors in float32, each of which and each product is off by 2⁻²⁴ at most;
+# at the end of a schedule of zero terminal SNR it has 0 or 2⁻²⁴, of which jaxmem has the second.
+_ROUNDING, _LAST_ROUNDING = 2.0**-23, 1e-6
 _SIDE = 16  # of the autoencoder's latents in the comparison, at most: it is convolutional, and its images are large
 
 
@@ -57,7 +61,7 @@ def check(pipeline: Any) -> None:
             problems += _changes(getattr(pipeline, part), part)
     if problems:
         raise ValueError(
-            "live pipeline: jaxmem can not see or does not support these changes:\n  " + "\n  ".join(problems)
+            "live pipeline: jaxmem cannot see or does not support these changes:\n  " + "\n  ".join(problems)
         )
 
 
@@ -109,6 +113,34 @@ def config(pipeline: Any, part: str, _: str = "") -> dict[str, Any]:
     for name in settings.get("_use_default_values", ()) if part == "scheduler" else ():
         settings.pop(name, None)
     return settings | {"_class_name": type(component).__name__}
+
+
+def check_schedule(scheduler: Any, schedule: NoiseSchedule) -> None:
+    """Compare the table of a live scheduler, which its settings do not have to make, with the one that was read.
+
+    Raises:
+        ValueError: ``alphas_cumprod``, where the scheduler has one, is not ``alpha²``.
+    """
+    table = getattr(scheduler, "alphas_cumprod", None)
+    if table is None:
+        return
+    found = np.asarray(table.detach().cpu().double() if hasattr(table, "detach") else table, np.float64)
+    ours = schedule.alpha**2
+    if found.shape != ours.shape:
+        problem = f"{found.shape} entries, where its settings make {ours.shape}"
+    else:
+        difference = np.abs(found - ours)
+        # NaN is no agreement.
+        wrong = ~(difference <= _ROUNDING * schedule.num_timesteps * ours + _LAST_ROUNDING)
+        if not wrong.any():
+            return
+        problem = f"entries that differ by up to {difference[wrong].max():.1e} (at t = {np.flatnonzero(wrong)[0]} first)"
+    raise ValueError(
+        f"live scheduler: expected the table alphas_cumprod of its settings, got {problem}: it was changed by hand, and"
+        f" jaxmem reads the settings; make the scheduler of its betas instead: pipe.scheduler ="
+        f" type(pipe.scheduler).from_config(pipe.scheduler.config, trained_betas=betas.tolist()), or without"
+        f" trained_betas for the table of its settings"
+    )
 
 
 def tensors(pipeline: Any, part: str, _: weights.Layout) -> list[weights.Tensor]:

@@ -194,6 +194,7 @@ class StableDiffusion:
         model = cls._build(
             partial(live.config, pipeline), partial(live.tensors, pipeline), lambda: pipeline.tokenizer, reading
         )
+        live.check_schedule(pipeline.scheduler, model.scheduler.schedule)
         for part, component in model.components.items():
             load = partial(live.load_compared, pipeline, part, component.load, say)
             model.components[part] = component._replace(load=load)
