@@ -240,6 +240,71 @@ class TestBesideAFolder:
         torch.save({"state": {}, "bomb": Bomb()}, folder / "style.pt")
         StableDiffusion.load(folder)
 
+    @pytest.mark.parametrize("old", [False, True])
+    def test_pickles_of_words(self, folder, torch, old):
+        """Under any name, in today's format of PyTorch and that before 1.6."""
+        torch.save({"<cat>": torch.ones(WIDTH)}, folder / "mine.bin", _use_new_zipfile_serialization=not old)
+        with pytest.raises(ValueError, match=r"mine\.bin \(<cat>, not in the tokenizer\): a textual inversion; put it"):
+            StableDiffusion.load(folder)
+        torch.save({"<|endoftext|>": 1}, folder / "mine.bin", _use_new_zipfile_serialization=not old)
+        StableDiffusion.load(folder)
+
+    @pytest.mark.parametrize("old", [False, True])
+    def test_a_pickled_ip_adapter(self, folder, torch, old):
+        inside = {"image_proj": {"proj.weight": torch.ones(2)}, "ip_adapter": {"1.to_k_ip.weight": torch.ones(2)}}
+        torch.save(inside, folder / "ip.bin", _use_new_zipfile_serialization=not old)
+        with pytest.raises(
+            ValueError, match=r"\n  ip\.bin: an IP-Adapter; jaxmem computes the score of a prompt alone"
+        ):
+            StableDiffusion.load(folder)
+
+    @pytest.mark.parametrize("suffix", ["bin", "safetensors"])
+    def test_custom_diffusion(self, folder, torch, suffix):
+        """By its tensors and, where they cannot be read, by its name."""
+        match = r"\n  {}: layers of Custom Diffusion; jaxmem does not have .* no call that merges them"
+        name = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.processor.to_k_custom_diffusion.weight"
+        path = folder / f"mine.{suffix}"
+        save_file(tensors(name), path) if suffix == "safetensors" else torch.save({name: torch.ones(2)}, path)
+        with pytest.raises(ValueError, match=match.format(path.name)):
+            StableDiffusion.load(folder)
+        path.unlink()
+        write(folder / f"pytorch_custom_diffusion_weights.{suffix}", "")
+        with pytest.raises(ValueError, match=match.format("pytorch_custom_diffusion_weights.*")):
+            StableDiffusion.load(folder)
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            *("LORA.SAFETENSORS", "unet/model.fp16.safetensors", "unet/diffusion_pytorch_model.lora.safetensors"),
+            *(
+                "unet/adapter_model.safetensors",
+                "unet/model.safetensors",
+                "vae/diffusion_pytorch_model.fp16.safetensors",
+            ),
+            *("text_encoder/diffusion_pytorch_model.safetensors", "other/unet/diffusion_pytorch_model.safetensors"),
+        ],
+    )
+    def test_what_only_looks_like_a_file_that_is_read(self, folder, name):
+        write(folder / name, tensors(*LORA_NAMES["diffusers"]))
+        with pytest.raises(ValueError, match=rf"expected a model alone, got files in it[\s\S]*{name}: a LoRA; merge"):
+            StableDiffusion.load(folder)
+
+    def test_the_files_that_are_read_are_left_to_the_loader(self, folder):
+        """One file, that in half precision where there is no other, and all of an index."""
+        unet = folder / "unet"
+        whole = unet / "diffusion_pytorch_model.safetensors"
+        content = load_file(whole) | tensors(f"{TO_Q}.lora_A.weight")
+        whole.unlink()
+        match = r"unet: expected weights without LoRA layers, got 1 tensors of such layers"
+        save_file(content, unet / "diffusion_pytorch_model.fp16.safetensors")
+        with pytest.raises(ValueError, match=match):
+            StableDiffusion.load(folder)
+        (unet / "diffusion_pytorch_model.fp16.safetensors").rename(unet / "any.safetensors")
+        index = {"weight_map": dict.fromkeys(content, "any.safetensors")}
+        (unet / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+        with pytest.raises(ValueError, match=match):
+            StableDiffusion.load(folder)
+
     @pytest.mark.parametrize(
         ("kind", "name"),
         [
@@ -251,7 +316,7 @@ class TestBesideAFolder:
     )
     def test_other_adapters(self, folder, kind, name):
         write(folder / "other/diffusion_pytorch_model.safetensors", tensors(name))
-        match = rf"for the model without them, move them .*:\n  other/.*safetensors: {kind}; jaxmem computes the score"
+        match = rf"without them, move them elsewhere:\n  other/.*safetensors: {kind}; jaxmem computes the score"
         with pytest.raises(ValueError, match=match):
             StableDiffusion.load(folder)
 
@@ -323,6 +388,36 @@ class TestOfPipelines:
     def test_code_in_the_folder(self, folder):
         edit_json(folder / "model_index.json", lambda c: c.update(unet=["my_unet", "UNet2DConditionModel"]))
         with pytest.raises(ValueError, match=r"expected unet of diffusers, got code of its own \('my_unet'\)"):
+            StableDiffusion.load(folder)
+
+    @pytest.mark.parametrize("part", ["unet", "text_encoder", "vae", "tokenizer", "scheduler"])
+    @pytest.mark.parametrize("name", [["x"], {"x": 1}, None, 3])
+    def test_a_class_that_is_no_text(self, folder, part, name):
+        edit_json(folder / "model_index.json", lambda c: c.update({part: [c[part][0], name]}))
+        with pytest.raises(ValueError, match=rf"model_index\.json: expected {part} of .*, got \['(diff|transf)"):
+            StableDiffusion.load(folder)
+
+    @pytest.mark.parametrize("value", [["x"], {"x": 1}, None, 3])
+    def test_a_pipeline_that_is_no_text(self, folder, value):
+        edit_json(folder / "model_index.json", lambda c: c.update(_class_name=value))
+        with pytest.raises(ValueError, match=r"expected a StableDiffusionPipeline or .*, got "):
+            StableDiffusion.load(folder)
+
+    @pytest.mark.parametrize("value", [["x"], {"x": 1}, 3])
+    @pytest.mark.parametrize(
+        ("file", "name"),
+        [
+            *(("unet/config.json", "_class_name"), ("unet/config.json", "act_fn"), ("vae/config.json", "act_fn")),
+            *(("vae/config.json", "_class_name"), ("text_encoder/config.json", "hidden_act")),
+            *(
+                ("scheduler/scheduler_config.json", name)
+                for name in ("_class_name", "prediction_type", "beta_schedule")
+            ),
+        ],
+    )
+    def test_settings_that_are_no_text(self, folder, file, name, value):
+        edit_json(folder / file, lambda c: c.update({name: value}))
+        with pytest.raises(ValueError, match=r"expected [\s\S]*got "):
             StableDiffusion.load(folder)
 
     @pytest.mark.parametrize("saved", [False, True])

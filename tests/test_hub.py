@@ -109,7 +109,13 @@ def test_the_hub_is_asked_once_and_for_what_is_needed(cache, monkeypatch, tmp_pa
     assert asked == ["owner/name", ("owner/name", {"allow_patterns": FILES})]
 
 
-@pytest.mark.parametrize("files", [["pytorch_lora_weights.safetensors"], [*FILES, "unet/adapter_config.json"]])
+@pytest.mark.parametrize(
+    "files",
+    [
+        *(["pytorch_lora_weights.safetensors"], [*FILES, "unet/adapter_config.json"], [*FILES, "LORA.SAFETENSORS"]),
+        [*FILES, "pytorch_custom_diffusion_weights.bin"],
+    ],
+)
 def test_lora_on_the_hub_is_refused_before_it_is_downloaded(files, nobody, monkeypatch):
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, name, timeout: info(files))
     with pytest.raises(ValueError, match=rf"owner/name: .* got LoRA files .*{files[-1]}[\s\S]*fuse_lora\(\); pipe.unl"):
@@ -187,8 +193,10 @@ def test_wanted_files_of_a_repository():
         *("unet/diffusion_pytorch_model.non_ema.safetensors", "unet/diffusion_pytorch_model.bin"),
         *("vae/diffusion_pytorch_model.fp16.safetensors", "text_encoder/model.safetensors", "tokenizer/vocab.json"),
         *("safety_checker/model.safetensors", "scheduler/scheduler_config.json", "learned_embeds.safetensors"),
+        "<new1>.bin",
     ]
     assert sorted(wanted_files(files)) == [
+        "<new1>.bin",
         "learned_embeds.safetensors",
         "model_index.json",
         "scheduler/scheduler_config.json",

@@ -298,6 +298,15 @@ class TestPredictionType:
         assert reading.warnings == []
         assert reading.decisions == {"prediction_type": said}
 
+    @pytest.mark.parametrize("ignored", [(), ("predict_epsilon",)])
+    @pytest.mark.parametrize("value", [False, 0, 1, "yes"])
+    def test_the_old_word_cannot_be_ignored(self, value, ignored):
+        """Without it a network of the image would be read as one of the noise."""
+        match = r"predict_epsilon: expected true, got .* load it with `prediction_type='sample'`"
+        with pytest.raises(ValueError, match=match) as caught:
+            SchedulerConfig.from_diffusers(SD | {"predict_epsilon": value}, reading=Reading(ignored))
+        assert "ignore_settings" not in str(caught.value)
+
     def test_unknown(self):
         with pytest.raises(ValueError, match=r"prediction_type: expected 'epsilon' or .*, got 'v'"):
             SchedulerConfig.from_diffusers(SD, reading=Reading(prediction_type="v"))

@@ -431,7 +431,7 @@ class TestConfigs:
             (SchedulerConfig, {"use_flow_sigmas": True}, "use_flow_sigmas: expected False, got True"),
             (SchedulerConfig, {"timestep_type": "continuous"}, "timestep_type: expected 'discrete', got 'continuous'"),
             (SchedulerConfig, {"snr_shift_scale": 3.0}, "snr_shift_scale: expected 1.0, got 3.0"),
-            (SchedulerConfig, {"predict_epsilon": False}, "predict_epsilon: expected True or None, got False"),
+            (SchedulerConfig, {"predict_epsilon": False}, "predict_epsilon: expected true, got False"),
             (SchedulerConfig, {"beta_start": 0.1}, "beta_start: expected at most beta_end 0.02, got 0.1"),
             (SchedulerConfig, {"steps_offset": "1"}, "steps_offset: expected a whole number, got '1'"),
             *(

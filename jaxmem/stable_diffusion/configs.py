@@ -532,7 +532,13 @@ def _prediction(r: SettingsReader, reading: Reading) -> str:
     if "prediction_type" in r.config:
         r.inert("predict_epsilon")  # of which the newer one is there
     else:
-        r.neutral(predict_epsilon=(True, None))
+        r.inert("predict_epsilon")
+        # Not one that can be ignored: without it the network would be read as another.
+        r.require(
+            old is None or old is True,
+            f"predict_epsilon: expected true, got {old!r}; of false, diffusers' word of before prediction_type, load it"
+            f" with `prediction_type='sample'`: the network predicts the image without noise",
+        )
         if old is None and not is_before(r.config.get("_diffusers_version"), (0, 9)):
             reading.warnings.append(
                 f"{r.where}: no prediction_type; taken as 'epsilon', diffusers' default. If the model was trained to"

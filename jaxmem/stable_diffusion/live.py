@@ -134,7 +134,9 @@ def check_schedule(scheduler: Any, schedule: NoiseSchedule) -> None:
         wrong = ~(difference <= _ROUNDING * schedule.num_timesteps * ours + _LAST_ROUNDING)
         if not wrong.any():
             return
-        problem = f"entries that differ by up to {difference[wrong].max():.1e} (at t = {np.flatnonzero(wrong)[0]} first)"
+        problem = (
+            f"entries that differ by up to {difference[wrong].max():.1e} (at t = {np.flatnonzero(wrong)[0]} first)"
+        )
     raise ValueError(
         f"live scheduler: expected the table alphas_cumprod of its settings, got {problem}: it was changed by hand, and"
         f" jaxmem reads the settings; make the scheduler of its betas instead: pipe.scheduler ="

@@ -2,7 +2,7 @@
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -137,7 +137,9 @@ class StableDiffusion:
     @classmethod
     def _from_files(cls, source: str | Path, reading: Reading) -> "StableDiffusion":
         folder = find_model(source)
-        adapters.refuse_beside(folder, lambda: read_tokenizer(folder / "tokenizer").added_tokens_encoder)
+        layouts = {"unet": weights.UNET, "text_encoder": weights.TEXT_ENCODER, "vae": weights.VAE}
+        read = {file for part, layout in layouts.items() for file in weights.files_read(folder / part, layout.basename)}
+        adapters.refuse_beside(folder, read, lambda: read_tokenizer(folder / "tokenizer").added_tokens_encoder)
         index = read_json(model_file(folder, "model_index.json"), "download it again")
         live.check_class(
             index.get("_class_name"),
@@ -158,7 +160,7 @@ class StableDiffusion:
         for part in ("unet", "text_encoder", "vae", "tokenizer", "scheduler"):
             names = dict.fromkeys((_MODEL_INDEX[part][1], *_ALSO_READ.get(part, ())))
             found = index.get(part)
-            if not isinstance(found, list) or len(found) != 2 or found[1] not in names:
+            if not isinstance(found, list) or len(found) != 2 or not _is_one_of(names, found[1]):
                 missing = found is None or found == [None, None]
                 raise ValueError(
                     f"{folder}: model_index.json: expected {part} of {' or '.join(names)}, got {found!r}"
@@ -407,6 +409,10 @@ class StableDiffusion:
         self.tokenizer.save_pretrained(folder / "tokenizer")
         write_atomically(folder / "model_index.json", json_writer(_MODEL_INDEX))  # last: with it the folder is a model
         return folder
+
+
+def _is_one_of(names: Collection[str], found: Any) -> bool:
+    return isinstance(found, str) and found in names  # JSON has lists and objects, which have no hash
 
 
 def _check_fit(unet: UNetConfig, text: TextEncoderConfig, vae: VAEConfig) -> None:
