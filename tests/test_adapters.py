@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -559,8 +560,10 @@ class TestLivePipelines:
     def test_hooks(self, pipe):
         seen = []
         handle = pipe.unet.mid_block.register_forward_hook(lambda *a: seen.append(1))  # looks, changes nothing
-        StableDiffusion.load(pipe)
+        with pytest.warns(UserWarning, match=r"live unet: compared at two .* look on:\n  hooks on: mid_block"):
+            model = StableDiffusion.load(pipe)
         assert len(seen) == 2
+        assert len(model.reading.warnings) == 1
         handle.remove()
         handle = pipe.text_encoder.register_forward_hook(lambda m, a, out: (1.01 * out[0], *out[1:]))
         self.refused(pipe, r"live text_encoder: expected the function .* differs by 9.9e-03 [\s\S]*hooks on: CLIPText")
@@ -573,6 +576,46 @@ class TestLivePipelines:
 
         pipe.unet.mid_block.register_forward_hook(cache)  # the second call shows it
         self.refused(pipe, r"live unet: expected the function .* differs by [\s\S]*hooks on: mid_block")
+
+    def test_a_hook_of_little_noise(self, pipe):
+        """The second point is where there is almost none."""
+
+        def late(module, arguments, options, output):
+            return (1.05 * output[0],) if int(arguments[1]) < 100 else output
+
+        pipe.unet.register_forward_hook(late, with_kwargs=True)
+        self.refused(pipe, r"live unet: expected the function .* differs by 4.8e-02 [\s\S]*hooks on: UNet2D")
+
+    def test_what_the_points_do_not_show_is_warned_of(self, pipe, torch):
+        """A hook that acts in guidance's batch only, and a class of another package that does nothing here."""
+        conv = pipe.unet.conv_out
+        conv.register_forward_hook(lambda m, a, out: 2 * out if len(out) == 2 else out)
+        pipe.text_encoder.register_forward_pre_hook(partial(lambda note, m, a: None, "note"))
+        conv.__class__ = type("Guided", (type(conv),), {"__module__": "guided.layers"})
+        with pytest.warns(UserWarning, match="at two random points") as caught:
+            StableDiffusion.load(pipe)
+        unet, text_encoder = [str(one.message) for one in caught]
+        assert unet.endswith("\n  classes of other packages: guided.layers.Guided\n  hooks on: conv_out")
+        assert text_encoder.startswith("live text_encoder: compared at two random points")
+
+    def test_hooks_of_the_libraries_are_not_warned_of(self, pipe):
+        """accelerate's, which move tensors, and those of transformers, which collect outputs."""
+        for library in ("accelerate", "transformers", "diffusers", "torch"):
+            own = type("Hook", (), {"__module__": f"{library}.hooks", "__call__": lambda *arguments: None})
+            pipe.unet.mid_block.register_forward_hook(own())
+        StableDiffusion.load(pipe)
+
+    @pytest.mark.parametrize("path", ["encode_prompt", "__call__", "prepare_latents", "scheduler.scale_model_input"])
+    def test_a_replaced_method(self, pipe, path):
+        """No network shows it; the remedy that the message names works."""
+        part, _, name = path.rpartition(".")
+        target, shown = (pipe.scheduler, "pipe.scheduler") if part else (pipe, "pipe")
+        method = getattr(target, name)
+        setattr(target, name, lambda *a, **k: method(*a, **k))
+        pipe.progress_bar = iter  # shows, changes nothing
+        self.refused(pipe, rf"{shown}: {name} replaced, which jaxmem does not run; .*: del {shown}\.{name}$")
+        delattr(target, name)
+        StableDiffusion.load(pipe)
 
     def test_a_forward_that_fails(self, pipe):
         def fails(*arguments):
@@ -622,7 +665,10 @@ class TestLivePipelines:
     def test_the_autoencoder_at_its_first_use(self, pipe):
         said = []
         pipe.vae.decoder.register_forward_hook(lambda m, a, out: out + 0.1)
-        model = StableDiffusion.load(pipe, say=said.append)
+        with pytest.warns(
+            UserWarning, match=r"live vae: compared at two random points at most, [\s\S]*hooks on: decoder"
+        ):
+            model = StableDiffusion.load(pipe, say=said.append)
         assert [line.split(":")[0] for line in said] == ["unet", "text_encoder"]
         with pytest.raises(ValueError, match=r"live vae: expected the function of its settings .* differs by"):
             model.network("vae")

@@ -203,6 +203,7 @@ class StableDiffusion:
         model.require_memory()
         for part in ("unet", "text_encoder"):
             model.network(part)
+        reading.warnings += filter(None, (live.unproven(getattr(pipeline, part), part) for part in live.NETWORKS))
         return model
 
     @classmethod
