@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from jaxmem.diffusion import NoiseSchedule, Prediction, ScheduleKind
+from jaxmem.diffusion import NoiseSchedule, Prediction, ScheduleKind, Spacing
 from jaxmem.stable_diffusion.settings import (
     Reading,
     SettingsReader,
@@ -415,7 +415,7 @@ class SchedulerConfig:
     prediction: Prediction = "eps"
     steps_offset: int = 1
     final_alpha_one: bool = False
-    spacing: str = "leading"  #: a `jaxmem.diffusion.Spacing`
+    spacing: Spacing = "leading"
 
     @classmethod
     def from_diffusers(

@@ -136,7 +136,7 @@ class StableDiffusion:
 
     @classmethod
     def _from_files(cls, source: str | Path, reading: Reading) -> "StableDiffusion":
-        folder = find_model(source)
+        folder = find_model(source, reading.notes)
         layouts = {"unet": weights.UNET, "text_encoder": weights.TEXT_ENCODER, "vae": weights.VAE}
         read = {file for part, layout in layouts.items() for file in weights.files_read(folder / part, layout.basename)}
         adapters.refuse_beside(folder, read, lambda: read_tokenizer(folder / "tokenizer").added_tokens_encoder)
