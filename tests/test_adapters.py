@@ -398,6 +398,15 @@ class TestOfPipelines:
         with pytest.raises(ValueError, match=rf"model_index\.json: expected {part} of .*, got \['(diff|transf)"):
             StableDiffusion.load(folder)
 
+    @pytest.mark.parametrize("name", ["IPNDMScheduler", "FlowMatchEulerDiscreteScheduler"])
+    def test_another_scheduler(self, folder, name):
+        edit_json(folder / "model_index.json", lambda c: c.update(scheduler=["diffusers", name]))
+        match = (
+            rf"expected scheduler of DDIM.*, got \['diffusers', '{name}'\]; use the scheduler of the model that it was"
+        )
+        with pytest.raises(ValueError, match=match):
+            StableDiffusion.load(folder)
+
     @pytest.mark.parametrize("value", [["x"], {"x": 1}, None, 3])
     def test_a_pipeline_that_is_no_text(self, folder, value):
         edit_json(folder / "model_index.json", lambda c: c.update(_class_name=value))

@@ -216,7 +216,7 @@ class TestTables:
         with pytest.raises(ValueError, match=match):
             NoiseSchedule(**settings)
 
-    def test_impossible_spacing(self):
+    def test_impossible_spacing(self, unchecked):
         with pytest.raises(ValueError, match="spacing: expected one of"):
             DDIM(NoiseSchedule(), 10, spacing="even")
 

@@ -435,7 +435,11 @@ class TestConfigs:
             (SchedulerConfig, {"beta_start": 0.1}, "beta_start: expected at most beta_end 0.02, got 0.1"),
             (SchedulerConfig, {"steps_offset": "1"}, "steps_offset: expected a whole number, got '1'"),
             *(
-                (SchedulerConfig, {"_class_name": name}, f"_class_name: expected DDIMScheduler or .*, got '{name}'")
+                (
+                    SchedulerConfig,
+                    {"_class_name": name},
+                    f"_class_name: expected DDIMScheduler or .*, got '{name}'; use the scheduler of the",
+                )
                 for name in ("IPNDMScheduler", "EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler")
             ),
         ],

@@ -173,10 +173,9 @@ def kind_of(path: Path) -> str | None:
     if any(name.startswith(("model.diffusion_model.", "first_stage_model.")) for name in names):
         return _CHECKPOINT
     # A pickle has other texts beside its words: those of the functions that rebuild its tensors.
-    words = [_is_word(name) for name in names]
-    inverted = _INVERSION_KEYS & set(names) or (all(words) if path.suffix.lower() == _SAFE else any(words))
-    inverted = inverted and names
-    return _INVERSION if inverted or _INVERSION_FILE.search(path.name) else None
+    every = all if path.suffix.lower() == _SAFE else any
+    is_inversion = bool(_INVERSION_KEYS & set(names)) or (len(names) > 0 and every(map(_is_word, names)))
+    return _INVERSION if is_inversion or _INVERSION_FILE.search(path.name) else None
 
 
 _LORA_KIND = "a LoRA"
@@ -229,7 +228,7 @@ def _names(path: Path) -> list[str]:
         return []
 
 
-def _texts(stream: io.BufferedIOBase) -> set[str]:
+def _texts(stream: io.BytesIO | io.BufferedReader) -> set[str]:
     """The texts of the pickles that a stream begins with: its number, version and system in PyTorch's old format."""
     found: set[str] = set()
     try:

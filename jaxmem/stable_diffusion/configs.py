@@ -387,6 +387,12 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
     "UnCLIPScheduler": {"beta_schedule": "squaredcos_cap_v2"},
     "UniPCMultistepScheduler": {},
 }
+#: What to do about a scheduler of another class.
+OTHER_SCHEDULER = (
+    "use the scheduler of the model that it was trained from (its folder scheduler/ and its entry in model_index.json,"
+    " or pipe.scheduler), unless it was trained on another forward process, such as flow matching, which jaxmem does"
+    " not have"
+)
 # How a scheduler steps, in any class of any version since diffusers 0.2: files carry settings of classes that they were
 # once of. None reaches the table of betas or what the network predicts.
 _SAMPLING = (
@@ -441,7 +447,7 @@ class SchedulerConfig:
             ValueError: naming every setting that is unknown, impossible or not supported.
         """
         reading = Reading() if reading is None else reading
-        r = SettingsReader(config, where, tuple(SCHEDULERS), reading)
+        r = SettingsReader(config, where, tuple(SCHEDULERS), reading, f"; {OTHER_SCHEDULER}")
         kind = str(r.config.get("_class_name", "DDIMScheduler"))
         own = SCHEDULERS.get(kind, {})
         steps = r.take("num_train_timesteps", 1000, lambda v: is_size(v) and v <= 100_000, "1 to 100000")

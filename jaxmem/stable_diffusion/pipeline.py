@@ -20,7 +20,14 @@ from jaxmem.durable import json_writer, read_json, write_atomically
 from jaxmem.progress import Say, quiet
 from jaxmem.score import GuidedScore, NetworkScore
 from jaxmem.stable_diffusion import adapters, live, weights
-from jaxmem.stable_diffusion.configs import SCHEDULERS, SchedulerConfig, TextEncoderConfig, UNetConfig, VAEConfig
+from jaxmem.stable_diffusion.configs import (
+    OTHER_SCHEDULER,
+    SCHEDULERS,
+    SchedulerConfig,
+    TextEncoderConfig,
+    UNetConfig,
+    VAEConfig,
+)
 from jaxmem.stable_diffusion.hub import find_model, model_file, read_tokenizer
 from jaxmem.stable_diffusion.settings import Reading
 from jaxmem.stable_diffusion.text_encoder import TextEncoder
@@ -161,10 +168,11 @@ class StableDiffusion:
             names = dict.fromkeys((_MODEL_INDEX[part][1], *_ALSO_READ.get(part, ())))
             found = index.get(part)
             if not isinstance(found, list) or len(found) != 2 or not _is_one_of(names, found[1]):
-                missing = found is None or found == [None, None]
+                remedy = f"; {OTHER_SCHEDULER}" if part == "scheduler" else ""
+                if found is None or found == [None, None]:
+                    remedy = f"; {_ADD_IT.format(part)}"
                 raise ValueError(
-                    f"{folder}: model_index.json: expected {part} of {' or '.join(names)}, got {found!r}"
-                    f"{f'; {_ADD_IT.format(part)}' if missing else ''}"
+                    f"{folder}: model_index.json: expected {part} of {' or '.join(names)}, got {found!r}{remedy}"
                 )
             if found[0] != _MODEL_INDEX[part][0]:  # a file of Python in the folder, which diffusers would run
                 raise ValueError(
