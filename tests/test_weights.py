@@ -418,7 +418,7 @@ class TestConfigs:
             (
                 SchedulerConfig,
                 {"rescale_betas_zero_snr": True, "prediction_type": "epsilon"},
-                "rescale_betas_zero_snr: expected false with prediction_type 'epsilon', got true",
+                "rescale_betas_zero_snr: expected false with .* 'epsilon', got true .*`prediction_type='v_prediction'`",
             ),
             (SchedulerConfig, {"trained_betas": [0.1]}, r"trained_betas: expected 1000 numbers .*, got 1"),
             (

@@ -462,7 +462,9 @@ class SchedulerConfig:
         if zero_snr and prediction == "epsilon":
             # Without signal the noise is the input: an eps-network cannot be trained there, and no step made from it.
             r.refuse(
-                "rescale_betas_zero_snr", "expected false with prediction_type 'epsilon', got true (zero terminal SNR)"
+                "rescale_betas_zero_snr",
+                "expected false with prediction_type 'epsilon', got true (zero terminal SNR); where the network"
+                " predicts v, load it with `prediction_type='v_prediction'`",
             )
             zero_snr = False
         if zero_snr and steps < 2:
