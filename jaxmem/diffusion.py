@@ -213,7 +213,7 @@ class DDIM:
     steps_offset: int = 0
     final_alpha_one: bool = True
     clip: float | None = None
-    spacing: str = "leading"  # a Spacing
+    spacing: Spacing = "leading"
 
     def __post_init__(self) -> None:
         size = self.schedule.num_timesteps

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from conftest import command_environment, optional_import
 from safetensors.numpy import load_file, save_file
 
 from jaxmem.prompts import read_prompts
-from jaxmem.stable_diffusion import adapters
+from jaxmem.stable_diffusion import adapters, live
+from jaxmem.stable_diffusion.configs import SchedulerConfig
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
 
 WIDTH = 32  # of the tiny text encoder
@@ -239,6 +241,71 @@ class TestBesideAFolder:
         torch.save({"state": {}, "bomb": Bomb()}, folder / "style.pt")
         StableDiffusion.load(folder)
 
+    @pytest.mark.parametrize("old", [False, True])
+    def test_pickles_of_words(self, folder, torch, old):
+        """Under any name, in today's format of PyTorch and that before 1.6."""
+        torch.save({"<cat>": torch.ones(WIDTH)}, folder / "mine.bin", _use_new_zipfile_serialization=not old)
+        with pytest.raises(ValueError, match=r"mine\.bin \(<cat>, not in the tokenizer\): a textual inversion; put it"):
+            StableDiffusion.load(folder)
+        torch.save({"<|endoftext|>": 1}, folder / "mine.bin", _use_new_zipfile_serialization=not old)
+        StableDiffusion.load(folder)
+
+    @pytest.mark.parametrize("old", [False, True])
+    def test_a_pickled_ip_adapter(self, folder, torch, old):
+        inside = {"image_proj": {"proj.weight": torch.ones(2)}, "ip_adapter": {"1.to_k_ip.weight": torch.ones(2)}}
+        torch.save(inside, folder / "ip.bin", _use_new_zipfile_serialization=not old)
+        with pytest.raises(
+            ValueError, match=r"\n  ip\.bin: an IP-Adapter; jaxmem computes the score of a prompt alone"
+        ):
+            StableDiffusion.load(folder)
+
+    @pytest.mark.parametrize("suffix", ["bin", "safetensors"])
+    def test_custom_diffusion(self, folder, torch, suffix):
+        """By its tensors and, where they cannot be read, by its name."""
+        match = r"\n  {}: layers of Custom Diffusion; jaxmem does not have .* no call that merges them"
+        name = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.processor.to_k_custom_diffusion.weight"
+        path = folder / f"mine.{suffix}"
+        save_file(tensors(name), path) if suffix == "safetensors" else torch.save({name: torch.ones(2)}, path)
+        with pytest.raises(ValueError, match=match.format(path.name)):
+            StableDiffusion.load(folder)
+        path.unlink()
+        write(folder / f"pytorch_custom_diffusion_weights.{suffix}", "")
+        with pytest.raises(ValueError, match=match.format("pytorch_custom_diffusion_weights.*")):
+            StableDiffusion.load(folder)
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            *("LORA.SAFETENSORS", "unet/model.fp16.safetensors", "unet/diffusion_pytorch_model.lora.safetensors"),
+            *(
+                "unet/adapter_model.safetensors",
+                "unet/model.safetensors",
+                "vae/diffusion_pytorch_model.fp16.safetensors",
+            ),
+            *("text_encoder/diffusion_pytorch_model.safetensors", "other/unet/diffusion_pytorch_model.safetensors"),
+        ],
+    )
+    def test_what_only_looks_like_a_file_that_is_read(self, folder, name):
+        write(folder / name, tensors(*LORA_NAMES["diffusers"]))
+        with pytest.raises(ValueError, match=rf"expected a model alone, got files in it[\s\S]*{name}: a LoRA; merge"):
+            StableDiffusion.load(folder)
+
+    def test_the_files_that_are_read_are_left_to_the_loader(self, folder):
+        """One file, that in half precision where there is no other, and all of an index."""
+        unet = folder / "unet"
+        whole = unet / "diffusion_pytorch_model.safetensors"
+        content = load_file(whole) | tensors(f"{TO_Q}.lora_A.weight")
+        whole.unlink()
+        match = r"unet: expected weights without LoRA layers, got 1 tensors of such layers"
+        save_file(content, unet / "diffusion_pytorch_model.fp16.safetensors")
+        with pytest.raises(ValueError, match=match):
+            StableDiffusion.load(folder)
+        (unet / "diffusion_pytorch_model.fp16.safetensors").rename(unet / "any.safetensors")
+        index = {"weight_map": dict.fromkeys(content, "any.safetensors")}
+        (unet / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+        with pytest.raises(ValueError, match=match):
+            StableDiffusion.load(folder)
+
     @pytest.mark.parametrize(
         ("kind", "name"),
         [
@@ -250,7 +317,7 @@ class TestBesideAFolder:
     )
     def test_other_adapters(self, folder, kind, name):
         write(folder / "other/diffusion_pytorch_model.safetensors", tensors(name))
-        match = rf"for the model without them, move them .*:\n  other/.*safetensors: {kind}; jaxmem computes the score"
+        match = rf"without them, move them elsewhere:\n  other/.*safetensors: {kind}; jaxmem computes the score"
         with pytest.raises(ValueError, match=match):
             StableDiffusion.load(folder)
 
@@ -322,6 +389,45 @@ class TestOfPipelines:
     def test_code_in_the_folder(self, folder):
         edit_json(folder / "model_index.json", lambda c: c.update(unet=["my_unet", "UNet2DConditionModel"]))
         with pytest.raises(ValueError, match=r"expected unet of diffusers, got code of its own \('my_unet'\)"):
+            StableDiffusion.load(folder)
+
+    @pytest.mark.parametrize("part", ["unet", "text_encoder", "vae", "tokenizer", "scheduler"])
+    @pytest.mark.parametrize("name", [["x"], {"x": 1}, None, 3])
+    def test_a_class_that_is_no_text(self, folder, part, name):
+        edit_json(folder / "model_index.json", lambda c: c.update({part: [c[part][0], name]}))
+        with pytest.raises(ValueError, match=rf"model_index\.json: expected {part} of .*, got \['(diff|transf)"):
+            StableDiffusion.load(folder)
+
+    @pytest.mark.parametrize("name", ["IPNDMScheduler", "FlowMatchEulerDiscreteScheduler"])
+    def test_another_scheduler(self, folder, name):
+        edit_json(folder / "model_index.json", lambda c: c.update(scheduler=["diffusers", name]))
+        match = (
+            rf"expected scheduler of DDIM.*, got \['diffusers', '{name}'\]; use the scheduler of the model that it was"
+        )
+        with pytest.raises(ValueError, match=match):
+            StableDiffusion.load(folder)
+
+    @pytest.mark.parametrize("value", [["x"], {"x": 1}, None, 3])
+    def test_a_pipeline_that_is_no_text(self, folder, value):
+        edit_json(folder / "model_index.json", lambda c: c.update(_class_name=value))
+        with pytest.raises(ValueError, match=r"expected a StableDiffusionPipeline or .*, got "):
+            StableDiffusion.load(folder)
+
+    @pytest.mark.parametrize("value", [["x"], {"x": 1}, 3])
+    @pytest.mark.parametrize(
+        ("file", "name"),
+        [
+            *(("unet/config.json", "_class_name"), ("unet/config.json", "act_fn"), ("vae/config.json", "act_fn")),
+            *(("vae/config.json", "_class_name"), ("text_encoder/config.json", "hidden_act")),
+            *(
+                ("scheduler/scheduler_config.json", name)
+                for name in ("_class_name", "prediction_type", "beta_schedule")
+            ),
+        ],
+    )
+    def test_settings_that_are_no_text(self, folder, file, name, value):
+        edit_json(folder / file, lambda c: c.update({name: value}))
+        with pytest.raises(ValueError, match=r"expected [\s\S]*got "):
             StableDiffusion.load(folder)
 
     @pytest.mark.parametrize("saved", [False, True])
@@ -463,8 +569,10 @@ class TestLivePipelines:
     def test_hooks(self, pipe):
         seen = []
         handle = pipe.unet.mid_block.register_forward_hook(lambda *a: seen.append(1))  # looks, changes nothing
-        StableDiffusion.load(pipe)
+        with pytest.warns(UserWarning, match=r"live unet: compared at two .* look on:\n  hooks on: mid_block"):
+            model = StableDiffusion.load(pipe)
         assert len(seen) == 2
+        assert len(model.reading.warnings) == 1
         handle.remove()
         handle = pipe.text_encoder.register_forward_hook(lambda m, a, out: (1.01 * out[0], *out[1:]))
         self.refused(pipe, r"live text_encoder: expected the function .* differs by 9.9e-03 [\s\S]*hooks on: CLIPText")
@@ -478,6 +586,46 @@ class TestLivePipelines:
         pipe.unet.mid_block.register_forward_hook(cache)  # the second call shows it
         self.refused(pipe, r"live unet: expected the function .* differs by [\s\S]*hooks on: mid_block")
 
+    def test_a_hook_of_little_noise(self, pipe):
+        """The second point is where there is almost none."""
+
+        def late(module, arguments, options, output):
+            return (1.05 * output[0],) if int(arguments[1]) < 100 else output
+
+        pipe.unet.register_forward_hook(late, with_kwargs=True)
+        self.refused(pipe, r"live unet: expected the function .* differs by 4.8e-02 [\s\S]*hooks on: UNet2D")
+
+    def test_what_the_points_do_not_show_is_warned_of(self, pipe, torch):
+        """A hook that acts in guidance's batch only, and a class of another package that does nothing here."""
+        conv = pipe.unet.conv_out
+        conv.register_forward_hook(lambda m, a, out: 2 * out if len(out) == 2 else out)
+        pipe.text_encoder.register_forward_pre_hook(partial(lambda note, m, a: None, "note"))
+        conv.__class__ = type("Guided", (type(conv),), {"__module__": "guided.layers"})
+        with pytest.warns(UserWarning, match="at two random points") as caught:
+            StableDiffusion.load(pipe)
+        unet, text_encoder = [str(one.message) for one in caught]
+        assert unet.endswith("\n  classes of other packages: guided.layers.Guided\n  hooks on: conv_out")
+        assert text_encoder.startswith("live text_encoder: compared at two random points")
+
+    def test_hooks_of_the_libraries_are_not_warned_of(self, pipe):
+        """accelerate's, which move tensors, and those of transformers, which collect outputs."""
+        for library in ("accelerate", "transformers", "diffusers", "torch"):
+            own = type("Hook", (), {"__module__": f"{library}.hooks", "__call__": lambda *arguments: None})
+            pipe.unet.mid_block.register_forward_hook(own())
+        StableDiffusion.load(pipe)
+
+    @pytest.mark.parametrize("path", ["encode_prompt", "__call__", "prepare_latents", "scheduler.scale_model_input"])
+    def test_a_replaced_method(self, pipe, path):
+        """No network shows it; the remedy that the message names works."""
+        part, _, name = path.rpartition(".")
+        target, shown = (pipe.scheduler, "pipe.scheduler") if part else (pipe, "pipe")
+        method = getattr(target, name)
+        setattr(target, name, lambda *a, **k: method(*a, **k))
+        pipe.progress_bar = iter  # shows, changes nothing
+        self.refused(pipe, rf"{shown}: {name} replaced, which jaxmem does not run; .*: del {shown}\.{name}$")
+        delattr(target, name)
+        StableDiffusion.load(pipe)
+
     def test_a_forward_that_fails(self, pipe):
         def fails(*arguments):
             raise KeyError("batch of two")
@@ -487,10 +635,49 @@ class TestLivePipelines:
             pipe, r"live unet: .* got an error from the pipeline's at a random point \(KeyError: 'batch of two'"
         )
 
+    def test_a_schedule_changed_by_hand(self, pipe, torch):
+        """No setting tells; the remedy that the message names gives a model of the changed table."""
+        betas = 1.5 * pipe.scheduler.betas
+        pipe.scheduler.betas, before = betas, pipe.scheduler.alphas_cumprod
+        pipe.scheduler.alphas_cumprod = torch.cumprod(1 - betas, 0)
+        self.refused(
+            pipe, r"live scheduler: expected the table alphas_cumprod .* up to 1\.5e-01 .*trained_betas=betas.tolist"
+        )
+        pipe.scheduler.alphas_cumprod = before[:-1]
+        self.refused(pipe, r"live scheduler: .* got \(999,\) entries, where its settings make \(1000,\)")
+        pipe.scheduler.alphas_cumprod = torch.where(torch.arange(1000) == 7, torch.nan, before)
+        self.refused(pipe, r"live scheduler: .* \(at t = 7 first\)")
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, trained_betas=betas.tolist())
+        schedule = StableDiffusion.load(pipe).scheduler.schedule
+        # 1,000 factors in float32
+        np.testing.assert_allclose(schedule.alpha**2, np.cumprod(1 - betas.double().numpy()), rtol=1e-4)
+
+    @pytest.mark.parametrize(
+        ("name", "settings"),
+        [
+            ("DDIMScheduler", {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}),
+            ("EulerDiscreteScheduler", {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}),
+            ("DDIMScheduler", {"num_train_timesteps": 20_000, "beta_start": 4e-5, "beta_end": 6e-4}),
+            ("DDPMScheduler", {"beta_schedule": "squaredcos_cap_v2"}),
+        ],
+    )
+    def test_schedules_of_settings_agree(self, pipe, diffusers, name, settings):
+        """Also where the last entry is diffusers' 0, and where twenty thousand factors are rounded."""
+        pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config, **settings)
+        schedule = SchedulerConfig.from_diffusers(dict(pipe.scheduler.config)).schedule
+        live.check_schedule(pipe.scheduler, schedule)
+        pipe.scheduler.alphas_cumprod[-2] *= 1.01
+        pipe.scheduler.alphas_cumprod[3] *= 0.99
+        with pytest.raises(ValueError, match=r"live scheduler: .* differ by up to 1\.0e-02 \(at t = 3 first\)"):
+            live.check_schedule(pipe.scheduler, schedule)
+
     def test_the_autoencoder_at_its_first_use(self, pipe):
         said = []
         pipe.vae.decoder.register_forward_hook(lambda m, a, out: out + 0.1)
-        model = StableDiffusion.load(pipe, say=said.append)
+        with pytest.warns(
+            UserWarning, match=r"live vae: compared at two random points at most, [\s\S]*hooks on: decoder"
+        ):
+            model = StableDiffusion.load(pipe, say=said.append)
         assert [line.split(":")[0] for line in said] == ["unet", "text_encoder"]
         with pytest.raises(ValueError, match=r"live vae: expected the function of its settings .* differs by"):
             model.network("vae")

@@ -668,7 +668,7 @@ def test_bad_input_is_named(changes, match):
 
 
 def test_traced_operators_are_refused():
-    with pytest.raises(ValueError, match="extreme_pairs solves on the host and can not be traced"):
+    with pytest.raises(ValueError, match="extreme_pairs solves on the host and cannot be traced"):
         jax.jit(lambda op: extreme_pairs(op, 1, key=KEY, max_products=20).eigenvalues)(MatrixOperator(jnp.eye(4)))
 
 

@@ -88,8 +88,21 @@ def test_a_folder_that_is_alike_is_named(source, like, nobody, tmp_path):
 
 def test_a_typo_that_could_be_an_id_says_how_to_ask_the_hub(nobody, tmp_path):
     (tmp_path / "models/secret-faces").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"there is models/secret-faces, so the hub was not asked; .*another folder"):
+    with pytest.raises(
+        ValueError, match=r"there is models/secret-faces, so the hub was not asked; .*another directory"
+    ):
         find_model("model/secret-face")
+
+
+def test_an_owner_that_is_a_folder_here_says_how_to_ask_the_hub(nobody, tmp_path):
+    (tmp_path / "owner").mkdir()
+    match = (
+        r"owner is a folder here, so the hub was not asked: start in another directory to ask the hub for owner/name$"
+    )
+    with pytest.raises(ValueError, match=match):
+        find_model("owner/name")
+    with pytest.raises(ValueError, match=r"there is no such folder$"):
+        find_model("./owner/name")
 
 
 def test_the_hub_is_asked_once_and_for_what_is_needed(cache, monkeypatch, tmp_path):
@@ -105,11 +118,19 @@ def test_the_hub_is_asked_once_and_for_what_is_needed(cache, monkeypatch, tmp_pa
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    assert find_model("owner/name") == tmp_path  # also where the cache has it: the hub's may be newer
+    notes: list[str] = []
+    assert find_model("owner/name", notes) == tmp_path  # also where the cache has it: the hub's may be newer
+    assert notes == []
     assert asked == ["owner/name", ("owner/name", {"allow_patterns": FILES})]
 
 
-@pytest.mark.parametrize("files", [["pytorch_lora_weights.safetensors"], [*FILES, "unet/adapter_config.json"]])
+@pytest.mark.parametrize(
+    "files",
+    [
+        *(["pytorch_lora_weights.safetensors"], [*FILES, "unet/adapter_config.json"], [*FILES, "LORA.SAFETENSORS"]),
+        [*FILES, "pytorch_custom_diffusion_weights.bin"],
+    ],
+)
 def test_lora_on_the_hub_is_refused_before_it_is_downloaded(files, nobody, monkeypatch):
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, name, timeout: info(files))
     with pytest.raises(ValueError, match=rf"owner/name: .* got LoRA files .*{files[-1]}[\s\S]*fuse_lora\(\); pipe.unl"):
@@ -127,7 +148,9 @@ def unreachable(asked):
 def test_without_network_a_filled_cache_is_taken_after_one_short_request(cache, monkeypatch):
     asked = []
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable(asked))
-    assert find_model("owner/name") == cache
+    notes: list[str] = []
+    assert find_model("owner/name", notes) == cache
+    assert notes == ["owner/name: hub not reached (ConnectionError); taken from the cache, snapshot 000000000000"]
     assert len(asked) == 1
     assert 0 < asked[0] <= 3
     with pytest.raises(OSError, match=r"owner/other: no such folder here, the hub cannot be reached .*no network"):
@@ -142,7 +165,9 @@ def test_offline_by_wish_nothing_is_sent(cache, monkeypatch):
         raise AssertionError("a name was looked up")
 
     monkeypatch.setattr("socket.getaddrinfo", asked)
-    assert find_model("owner/name") == cache
+    notes: list[str] = []
+    assert find_model("owner/name", notes) == cache
+    assert notes == ["owner/name: hub not reached (OfflineModeIsEnabled); taken from the cache, snapshot 000000000000"]
     with pytest.raises(OSError, match=r"owner/other: .* cannot be reached or refuses \(OfflineModeIsEnabled"):
         find_model("owner/other")
 
@@ -154,7 +179,11 @@ def test_a_network_that_ends_in_between(cache, monkeypatch):
         raise LocalEntryNotFoundError("gone")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    assert find_model("owner/name") == cache
+    notes: list[str] = []
+    assert find_model("owner/name", notes) == cache
+    assert notes == [
+        "owner/name: hub not reached (LocalEntryNotFoundError); taken from the cache, snapshot 000000000000"
+    ]
     with pytest.raises(OSError, match=r"owner/other: .*LocalEntryNotFoundError: gone"):
         find_model("owner/other")
 
@@ -168,7 +197,9 @@ def test_models_that_the_hub_does_not_have(cache, monkeypatch):
         raise NotFound
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", missing)
-    assert find_model("owner/name") == cache  # taken from the hub since
+    notes: list[str] = []
+    assert find_model("owner/name", notes) == cache  # taken from the hub since
+    assert notes == ["owner/name: hub not reached (NotFound); taken from the cache, snapshot 000000000000"]
     with pytest.raises(ValueError, match=r"owner/other: no such folder here and no such model on the hub"):
         find_model("owner/other")
 
@@ -187,8 +218,10 @@ def test_wanted_files_of_a_repository():
         *("unet/diffusion_pytorch_model.non_ema.safetensors", "unet/diffusion_pytorch_model.bin"),
         *("vae/diffusion_pytorch_model.fp16.safetensors", "text_encoder/model.safetensors", "tokenizer/vocab.json"),
         *("safety_checker/model.safetensors", "scheduler/scheduler_config.json", "learned_embeds.safetensors"),
+        "<new1>.bin",
     ]
     assert sorted(wanted_files(files)) == [
+        "<new1>.bin",
         "learned_embeds.safetensors",
         "model_index.json",
         "scheduler/scheduler_config.json",

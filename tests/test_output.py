@@ -376,6 +376,14 @@ def test_messages_name_arguments_and_the_command_line_flags(module, words, comma
     assert translated in as_flags(f"somewhere: expected {words}", command, ["--seed", "1"])
 
 
+@pytest.mark.parametrize("path", sorted((LIBRARY / "stable_diffusion").glob("*.py")), ids=lambda path: path.name)
+def test_folders_of_models_are_not_outputs(path):
+    """Messages about a model's folder do not say what becomes ``--out``."""
+    # Backquotes stand around code that is not filled in here.
+    plain = [text.replace("`", "") for text in texts(path)]
+    assert not [text for text in plain if "--out" in as_flags(text, Audit, ["--seed", "1"])]
+
+
 @pytest.mark.parametrize(
     ("message", "command", "arguments", "expected"),
     [

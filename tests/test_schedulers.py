@@ -216,7 +216,7 @@ class TestTables:
         with pytest.raises(ValueError, match=match):
             NoiseSchedule(**settings)
 
-    def test_impossible_spacing(self):
+    def test_impossible_spacing(self, unchecked):
         with pytest.raises(ValueError, match="spacing: expected one of"):
             DDIM(NoiseSchedule(), 10, spacing="even")
 
@@ -297,6 +297,15 @@ class TestPredictionType:
         assert SchedulerConfig.from_diffusers(SD | config, reading=reading).prediction == ours
         assert reading.warnings == []
         assert reading.decisions == {"prediction_type": said}
+
+    @pytest.mark.parametrize("ignored", [(), ("predict_epsilon",)])
+    @pytest.mark.parametrize("value", [False, 0, 1, "yes"])
+    def test_the_old_word_cannot_be_ignored(self, value, ignored):
+        """Without it a network of the image would be read as one of the noise."""
+        match = r"predict_epsilon: expected true, got .* load it with `prediction_type='sample'`"
+        with pytest.raises(ValueError, match=match) as caught:
+            SchedulerConfig.from_diffusers(SD | {"predict_epsilon": value}, reading=Reading(ignored))
+        assert "ignore_settings" not in str(caught.value)
 
     def test_unknown(self):
         with pytest.raises(ValueError, match=r"prediction_type: expected 'epsilon' or .*, got 'v'"):

@@ -359,7 +359,7 @@ def _ok_score(state, x, t, cond):
         ),
         (lambda _: batch_spectra(_ok_score, None, jnp.zeros((2, 4)), 0, jnp.zeros(3)), "cond: expected leaves with"),
         (lambda _: batch_spectra(_ok_score, None, jnp.zeros((2, 4)), 0, {"text": 3}), "cond: expected leaves with"),
-        (lambda op: jax.jit(lambda op: spectrum(op).eigenvalues)(op), "can not be traced; for many points use batch"),
+        (lambda op: jax.jit(lambda op: spectrum(op).eigenvalues)(op), "cannot be traced; for many points use batch"),
         (lambda _: batch_spectra(_ok_score, None, jnp.zeros((2, 4)), 0, method="eig"), "'eig' is not batched"),
         (lambda _: batch_spectra(_ok_score, None, jnp.zeros((2, 4)), 0, points=0), "expected at least 1"),
         (

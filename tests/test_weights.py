@@ -418,7 +418,7 @@ class TestConfigs:
             (
                 SchedulerConfig,
                 {"rescale_betas_zero_snr": True, "prediction_type": "epsilon"},
-                "rescale_betas_zero_snr: expected false with prediction_type 'epsilon', got true",
+                "rescale_betas_zero_snr: expected false with .* 'epsilon', got true .*`prediction_type='v_prediction'`",
             ),
             (SchedulerConfig, {"trained_betas": [0.1]}, r"trained_betas: expected 1000 numbers .*, got 1"),
             (
@@ -431,11 +431,15 @@ class TestConfigs:
             (SchedulerConfig, {"use_flow_sigmas": True}, "use_flow_sigmas: expected False, got True"),
             (SchedulerConfig, {"timestep_type": "continuous"}, "timestep_type: expected 'discrete', got 'continuous'"),
             (SchedulerConfig, {"snr_shift_scale": 3.0}, "snr_shift_scale: expected 1.0, got 3.0"),
-            (SchedulerConfig, {"predict_epsilon": False}, "predict_epsilon: expected True or None, got False"),
+            (SchedulerConfig, {"predict_epsilon": False}, "predict_epsilon: expected true, got False"),
             (SchedulerConfig, {"beta_start": 0.1}, "beta_start: expected at most beta_end 0.02, got 0.1"),
             (SchedulerConfig, {"steps_offset": "1"}, "steps_offset: expected a whole number, got '1'"),
             *(
-                (SchedulerConfig, {"_class_name": name}, f"_class_name: expected DDIMScheduler or .*, got '{name}'")
+                (
+                    SchedulerConfig,
+                    {"_class_name": name},
+                    f"_class_name: expected DDIMScheduler or .*, got '{name}'; use the scheduler of the",
+                )
                 for name in ("IPNDMScheduler", "EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler")
             ),
         ],

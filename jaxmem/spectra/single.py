@@ -93,7 +93,7 @@ def check_operator(operator: Operator, caller: str) -> None:
         )
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(operator)):
         raise ValueError(
-            f"operator: {caller} solves on the host and can not be traced; for many points use batch_spectra, inside"
+            f"operator: {caller} solves on the host and cannot be traced; for many points use batch_spectra, inside"
             f" jit or vmap use jaxmem.krylov"
         )
     # Also within a difference. The Jacobian of such a score may be finite.

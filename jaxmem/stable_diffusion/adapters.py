@@ -5,6 +5,7 @@ Files are known by the names of their tensors, which are read without running a 
 that is impossible.
 """
 
+import io
 import pickletools
 import re
 import zipfile
@@ -14,20 +15,23 @@ from typing import NoReturn
 
 from safetensors import SafetensorError, safe_open
 
-_PARTS = ("unet", "text_encoder", "vae")
+_SAFE = ".safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_OLD_PICKLES = 4  # one after another in a file of PyTorch before 1.6: number, version, system, object
 _DEPTH = 2  # folders below the model's that are looked into
 # Names of low-rank and other additions to weights, as diffusers, peft, kohya and LyCORIS spell them.
 _LORA = re.compile(r"(^|[._])(lora|dora|lokr|hada|oft|boft|ia3|vera)([._]|$)|(^|\.)base_layer\.", re.IGNORECASE)
 _LORA_FILE = re.compile(r"(?<![a-z])lora|lora(?![a-z])|lycoris|adapter_config\.json|adapter_model", re.IGNORECASE)
 _INVERSION_KEYS = {"emb_params", "string_to_param", "clip_l", "clip_g"}  # where the file's name is the word
-_INVERSION_FILE = re.compile(r"learned_embeds", re.IGNORECASE)
+_INVERSION_FILE = re.compile(r"learned_embeds|^<[^|].*>\.", re.IGNORECASE)
+_CUSTOM_FILE = re.compile(r"custom_diffusion", re.IGNORECASE)  # also in the names of its tensors
 _OTHERS = {
     "a ControlNet": ("controlnet_", "control_model.", "input_hint_block."),
     "an IP-Adapter": ("image_proj.", "ip_adapter."),
     "a T2I-Adapter": ("adapter.body.", "adapter.conv_in.", "body.0.block1.", "body.0.in_conv."),
     "a motion adapter": ("motion_modules.", "down_blocks.0.motion_modules."),
 }
+_IP_ADAPTER = {"image_proj", "ip_adapter"}  # of a pickle: two tables, whose own keys are numbers and plain layers
 
 MERGE_LIVE = "pipe.fuse_lora(); pipe.unload_lora_weights()"
 _MERGE = f"""merge it in diffusers and load what that saves:
@@ -62,7 +66,7 @@ def refuse_unmerged(tensors: Iterable[str], where: str) -> None:
         )
 
 
-def refuse_beside(folder: Path, added_tokens: Callable[[], Collection[str]]) -> None:
+def refuse_beside(folder: Path, read: Collection[Path], added_tokens: Callable[[], Collection[str]]) -> None:
     """Refuse a model's folder that holds files beside the model which would change its function, and are not read.
 
     Training checkpoints (``checkpoint-*``), pictures, optimizer states, whole checkpoints and other files of weights
@@ -70,6 +74,7 @@ def refuse_beside(folder: Path, added_tokens: Callable[[], Collection[str]]) -> 
 
     Args:
         folder: of the model; without a ``model_index.json`` its own files only are looked at.
+        read: the files whose every tensor the loader accounts for (`refuse_unmerged`).
         added_tokens: gives the tokens that the model's tokenizer has beside CLIP's; asked where there are textual
             inversions.
 
@@ -79,7 +84,7 @@ def refuse_beside(folder: Path, added_tokens: Callable[[], Collection[str]]) -> 
     known: Collection[str] | None = None
     found: dict[str, list[str]] = {}
     for path in _files(folder, _DEPTH if (folder / "model_index.json").is_file() else 0):
-        kind = None if _is_read(path) else kind_of(path)
+        kind = None if path in read else kind_of(path)
         name = str(path.relative_to(folder))
         if kind == _INVERSION:
             known = added_tokens() if known is None else known
@@ -93,7 +98,7 @@ def refuse_beside(folder: Path, added_tokens: Callable[[], Collection[str]]) -> 
         problems = [f"{_few(names)}: {kind}; {_remedy(kind)}" for kind, names in found.items()]
         raise ValueError(
             f"{folder}: expected a model alone, got files in it that change its function and that jaxmem does not"
-            " read; for the model without them, move them to another folder:\n  " + "\n  ".join(problems)
+            " read; for the model without them, move them elsewhere:\n  " + "\n  ".join(problems)
         )
 
 
@@ -110,13 +115,14 @@ def refuse_listed(name: str, files: Iterable[str]) -> None:
     found = []
     for file in files:
         path = PurePosixPath(file)
-        loadable = path.suffix in (".safetensors", *_PICKLES) or path.name == "adapter_config.json"
+        loadable = path.suffix.lower() in (_SAFE, *_PICKLES) or path.name == "adapter_config.json"
         if len(path.parts) <= _DEPTH and not _is_passed_over(path.parts[0]) and loadable:
-            found += [file] if _LORA_FILE.search(path.name) else []
+            found += [file] if _LORA_FILE.search(path.name) or _CUSTOM_FILE.search(path.name) else []
     if found:
         raise ValueError(
-            f"{name}: expected a model alone, got LoRA files beside it that jaxmem does not read ({_few(found)});"
-            f" {_MERGE}\n  for the model without them, give the folder of a download without them:\n"
+            f"{name}: expected a model alone, got LoRA files or others beside it that change its function and that"
+            f" jaxmem does not read ({_few(found)}); if it is a LoRA, {_MERGE}\n  for the model without them, give the"
+            f" folder of a download without them:\n"
             f"    huggingface_hub.snapshot_download({name!r}, ignore_patterns={found!r}, local_dir=new_folder)"
         )
 
@@ -152,39 +158,43 @@ def kind_of(path: Path) -> str | None:
         return _PEFT
     if path.name.startswith("adapter_model.") and path.with_name("adapter_config.json").is_file():
         return _PEFT
-    if path.suffix not in (".safetensors", *_PICKLES):
+    if path.suffix.lower() not in (_SAFE, *_PICKLES):
         return None
     names = _names(path)
+    if any(map(_CUSTOM_FILE.search, names)) or _CUSTOM_FILE.search(path.name):
+        return _CUSTOM
     if is_lora(names) or (not names and _LORA_FILE.search(path.name)):
         return _LORA_KIND
     for kind, starts in _OTHERS.items():
         if any(name.startswith(starts) for name in names):
             return kind
+    if set(names) >= _IP_ADAPTER:
+        return "an IP-Adapter"
     if any(name.startswith(("model.diffusion_model.", "first_stage_model.")) for name in names):
         return _CHECKPOINT
-    inverted = _INVERSION_KEYS & set(names) or (names and all(map(_is_word, names)))
-    return _INVERSION if inverted or _INVERSION_FILE.search(path.name) else None
+    # A pickle has other texts beside its words: those of the functions that rebuild its tensors.
+    every = all if path.suffix.lower() == _SAFE else any
+    is_inversion = bool(_INVERSION_KEYS & set(names)) or (len(names) > 0 and every(map(_is_word, names)))
+    return _INVERSION if is_inversion or _INVERSION_FILE.search(path.name) else None
 
 
 _LORA_KIND = "a LoRA"
 _PEFT = "a LoRA of peft"
 _INVERSION = "a textual inversion"
 _CHECKPOINT = "a whole checkpoint"
+_CUSTOM = "layers of Custom Diffusion"
 
 
 def _remedy(kind: str) -> str:
     if kind in (_LORA_KIND, _PEFT, _INVERSION):
         return {_LORA_KIND: _MERGE, _PEFT: _MERGE_PEFT, _INVERSION: _INVERT}[kind]
+    if kind == _CUSTOM:
+        return "jaxmem does not have these layers of attention, and diffusers has no call that merges them"
     return "jaxmem computes the score of a prompt alone, which has no input for it"
 
 
-def _is_read(path: Path) -> bool:
-    """Whether it is a component's own file, whose every tensor the loader accounts for (`refuse_unmerged`)."""
-    return path.parent.name in _PARTS and path.name.startswith(("diffusion_pytorch_model.", "model."))
-
-
 def _is_word(tensor: str) -> bool:
-    return tensor.startswith("<") and tensor.endswith(">")
+    return re.fullmatch(r"<[^|].*>", tensor) is not None  # not CLIP's own <|endoftext|>
 
 
 def _is_passed_over(folder: str) -> bool:
@@ -205,19 +215,33 @@ def _names(path: Path) -> list[str]:
     None where it is damaged or of another format.
     """
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == _SAFE:
             with safe_open(path, framework="numpy") as file:
                 return list(file.keys())
+        if not zipfile.is_zipfile(path):  # as PyTorch before 1.6 saved
+            with path.open("rb") as file:
+                return sorted(_texts(file))
         with zipfile.ZipFile(path) as archive:
             inside = next(name for name in archive.namelist() if name.endswith("data.pkl"))
-            return sorted({text for _, text, _ in pickletools.genops(archive.read(inside)) if isinstance(text, str)})
+            return sorted(_texts(io.BytesIO(archive.read(inside))))
     except (SafetensorError, OSError, zipfile.BadZipFile, StopIteration, ValueError, RuntimeError):
         return []
 
 
+def _texts(stream: io.BytesIO | io.BufferedReader) -> set[str]:
+    """The texts of the pickles that a stream begins with: its number, version and system in PyTorch's old format."""
+    found: set[str] = set()
+    try:
+        for _ in range(_OLD_PICKLES):
+            found.update(text for _, text, _ in pickletools.genops(stream) if isinstance(text, str))
+    except (ValueError, OverflowError, MemoryError):  # the end, or no pickle, whose lengths can be anything
+        pass
+    return found
+
+
 def _inverted(path: Path, known: Collection[str]) -> list[str]:
-    """The words of a textual inversion; of a pickle, with its many other texts, those that are known."""
+    """The words of a textual inversion; of a pickle, with its many other texts, those that are known or look so."""
     names = _names(path)
-    if path.suffix != ".safetensors":
-        names = [name for name in names if name in known]
-    return [path.stem] if not names or _INVERSION_KEYS & set(names) else names
+    if path.suffix.lower() != _SAFE:
+        names = [name for name in names if name in known or _is_word(name)]
+    return [path.stem] if not names or _INVERSION_KEYS & set(_names(path)) else names

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from jaxmem.diffusion import NoiseSchedule, Prediction, ScheduleKind
+from jaxmem.diffusion import NoiseSchedule, Prediction, ScheduleKind, Spacing
 from jaxmem.stable_diffusion.settings import (
     Reading,
     SettingsReader,
@@ -387,6 +387,12 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
     "UnCLIPScheduler": {"beta_schedule": "squaredcos_cap_v2"},
     "UniPCMultistepScheduler": {},
 }
+#: What to do about a scheduler of another class.
+OTHER_SCHEDULER = (
+    "use the scheduler of the model that it was trained from (its folder scheduler/ and its entry in model_index.json,"
+    " or pipe.scheduler), unless it was trained on another forward process, such as flow matching, which jaxmem does"
+    " not have"
+)
 # How a scheduler steps, in any class of any version since diffusers 0.2: files carry settings of classes that they were
 # once of. None reaches the table of betas or what the network predicts.
 _SAMPLING = (
@@ -415,7 +421,7 @@ class SchedulerConfig:
     prediction: Prediction = "eps"
     steps_offset: int = 1
     final_alpha_one: bool = False
-    spacing: str = "leading"  #: a `jaxmem.diffusion.Spacing`
+    spacing: Spacing = "leading"
 
     @classmethod
     def from_diffusers(
@@ -441,7 +447,7 @@ class SchedulerConfig:
             ValueError: naming every setting that is unknown, impossible or not supported.
         """
         reading = Reading() if reading is None else reading
-        r = SettingsReader(config, where, tuple(SCHEDULERS), reading)
+        r = SettingsReader(config, where, tuple(SCHEDULERS), reading, f"; {OTHER_SCHEDULER}")
         kind = str(r.config.get("_class_name", "DDIMScheduler"))
         own = SCHEDULERS.get(kind, {})
         steps = r.take("num_train_timesteps", 1000, lambda v: is_size(v) and v <= 100_000, "1 to 100000")
@@ -456,7 +462,9 @@ class SchedulerConfig:
         if zero_snr and prediction == "epsilon":
             # Without signal the noise is the input: an eps-network cannot be trained there, and no step made from it.
             r.refuse(
-                "rescale_betas_zero_snr", "expected false with prediction_type 'epsilon', got true (zero terminal SNR)"
+                "rescale_betas_zero_snr",
+                "expected false with prediction_type 'epsilon', got true (zero terminal SNR); where the network"
+                " predicts v, load it with `prediction_type='v_prediction'`",
             )
             zero_snr = False
         if zero_snr and steps < 2:
@@ -532,7 +540,13 @@ def _prediction(r: SettingsReader, reading: Reading) -> str:
     if "prediction_type" in r.config:
         r.inert("predict_epsilon")  # of which the newer one is there
     else:
-        r.neutral(predict_epsilon=(True, None))
+        r.inert("predict_epsilon")
+        # Not one that can be ignored: without it the network would be read as another.
+        r.require(
+            old is None or old is True,
+            f"predict_epsilon: expected true, got {old!r}; of false, diffusers' word of before prediction_type, load it"
+            f" with `prediction_type='sample'`: the network predicts the image without noise",
+        )
         if old is None and not is_before(r.config.get("_diffusers_version"), (0, 9)):
             reading.warnings.append(
                 f"{r.where}: no prediction_type; taken as 'epsilon', diffusers' default. If the model was trained to"

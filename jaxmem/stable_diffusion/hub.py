@@ -11,15 +11,17 @@ from jaxmem.stable_diffusion import adapters
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth", ".pkl", ".zip", ".json", ".onnx", ".gguf")
 _PARTS = ("unet", "text_encoder", "vae")
+_ASK_HUB = "start in another directory to ask the hub for"
 _ALIKE = 0.75  # of `difflib`: one wrong, missing or exchanged letter in a name of five
 # Seconds for the hub's first answer: what to wait where the cache has the model, and where it has not (the hub's own).
 _PATIENCE, _LONG_PATIENCE = 3, 10
 
 
-def find_model(source: str | Path) -> Path:
+def find_model(source: str | Path, notes: list[str] | None = None) -> Path:
     """The folder of a model: ``source`` itself, or what the hub has under that id, downloaded once.
 
-    A `Path`, and a text that looks like one, is never looked up on the hub: its name would be sent out.
+    A `Path`, and a text that looks like one, is never looked up on the hub: its name would be sent out. Where the hub
+    cannot be asked, its cache is taken, which may be old or not whole, and ``notes`` gets a line that says so.
 
     Raises:
         ValueError: there is no such folder and it is no hub id, or the hub has no usable files for it.
@@ -34,17 +36,19 @@ def find_model(source: str | Path) -> Path:
     is_id = isinstance(source, str) and _HUB_ID.fullmatch(name) and not name.lower().endswith(_FILES)
     if not is_id or Path(name).parent.exists():
         like = _nearest(folder)
+        # An id, but its owner is called as a folder here is.
+        asking = f"; {Path(name).parent} is a folder here, so the hub was not asked: {_ASK_HUB} {name}"
         raise ValueError(
             f"{name}: expected the folder of a diffusers model or a hub id (owner/name), got neither: there is no such"
-            f" folder{f'; did you mean {like}?' if like else ''}"
+            f" folder{f'; did you mean {like}?' if like else ''}{asking if is_id else ''}"
         )
     cached = _cached(name)
     if cached is None and (like := _nearest(folder)) is not None:
         raise ValueError(
             f"{name}: expected a folder or a hub id, got what may be either: there is no such folder, but there is"
-            f" {like}, so the hub was not asked; give that one, or start in another folder to ask the hub for {name}"
+            f" {like}, so the hub was not asked; give that one, or {_ASK_HUB} {name}"
         )
-    return _download(name, cached)
+    return _download(name, cached, [] if notes is None else notes)
 
 
 def _nearest(path: Path) -> Path | None:
@@ -73,7 +77,7 @@ def _cached(name: str) -> Path | None:
     return Path(found).parent if isinstance(found, str) else None
 
 
-def _download(name: str, cached: Path | None) -> Path:
+def _download(name: str, cached: Path | None, notes: list[str]) -> Path:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
@@ -83,6 +87,7 @@ def _download(name: str, cached: Path | None) -> Path:
         files = [sibling.rfilename for sibling in siblings]
     except Exception as error:  # of the network, in many libraries' types
         if cached is not None:
+            notes.append(_from_cache(name, cached, error))
             return cached
         if isinstance(error, RepositoryNotFoundError) and not isinstance(error, GatedRepoError):
             raise ValueError(f"{name}: no such folder here and no such model on the hub ({error})") from None
@@ -92,8 +97,13 @@ def _download(name: str, cached: Path | None) -> Path:
         return Path(snapshot_download(name, allow_patterns=wanted_files(files)))
     except Exception as error:
         if cached is not None:
+            notes.append(_from_cache(name, cached, error))
             return cached
         raise _unreachable(name, error) from None
+
+
+def _from_cache(name: str, cached: Path, error: Exception) -> str:
+    return f"{name}: hub not reached ({type(error).__name__}); taken from the cache, snapshot {cached.name[:12]}"
 
 
 def _unreachable(name: str, error: Exception) -> OSError:

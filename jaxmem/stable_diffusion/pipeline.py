@@ -2,7 +2,7 @@
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,7 +20,14 @@ from jaxmem.durable import json_writer, read_json, write_atomically
 from jaxmem.progress import Say, quiet
 from jaxmem.score import GuidedScore, NetworkScore
 from jaxmem.stable_diffusion import adapters, live, weights
-from jaxmem.stable_diffusion.configs import SCHEDULERS, SchedulerConfig, TextEncoderConfig, UNetConfig, VAEConfig
+from jaxmem.stable_diffusion.configs import (
+    OTHER_SCHEDULER,
+    SCHEDULERS,
+    SchedulerConfig,
+    TextEncoderConfig,
+    UNetConfig,
+    VAEConfig,
+)
 from jaxmem.stable_diffusion.hub import find_model, model_file, read_tokenizer
 from jaxmem.stable_diffusion.settings import Reading
 from jaxmem.stable_diffusion.text_encoder import TextEncoder
@@ -136,8 +143,10 @@ class StableDiffusion:
 
     @classmethod
     def _from_files(cls, source: str | Path, reading: Reading) -> "StableDiffusion":
-        folder = find_model(source)
-        adapters.refuse_beside(folder, lambda: read_tokenizer(folder / "tokenizer").added_tokens_encoder)
+        folder = find_model(source, reading.notes)
+        layouts = {"unet": weights.UNET, "text_encoder": weights.TEXT_ENCODER, "vae": weights.VAE}
+        read = {file for part, layout in layouts.items() for file in weights.files_read(folder / part, layout.basename)}
+        adapters.refuse_beside(folder, read, lambda: read_tokenizer(folder / "tokenizer").added_tokens_encoder)
         index = read_json(model_file(folder, "model_index.json"), "download it again")
         live.check_class(
             index.get("_class_name"),
@@ -158,11 +167,12 @@ class StableDiffusion:
         for part in ("unet", "text_encoder", "vae", "tokenizer", "scheduler"):
             names = dict.fromkeys((_MODEL_INDEX[part][1], *_ALSO_READ.get(part, ())))
             found = index.get(part)
-            if not isinstance(found, list) or len(found) != 2 or found[1] not in names:
-                missing = found is None or found == [None, None]
+            if not isinstance(found, list) or len(found) != 2 or not _is_one_of(names, found[1]):
+                remedy = f"; {OTHER_SCHEDULER}" if part == "scheduler" else ""
+                if found is None or found == [None, None]:
+                    remedy = f"; {_ADD_IT.format(part)}"
                 raise ValueError(
-                    f"{folder}: model_index.json: expected {part} of {' or '.join(names)}, got {found!r}"
-                    f"{f'; {_ADD_IT.format(part)}' if missing else ''}"
+                    f"{folder}: model_index.json: expected {part} of {' or '.join(names)}, got {found!r}{remedy}"
                 )
             if found[0] != _MODEL_INDEX[part][0]:  # a file of Python in the folder, which diffusers would run
                 raise ValueError(
@@ -194,12 +204,14 @@ class StableDiffusion:
         model = cls._build(
             partial(live.config, pipeline), partial(live.tensors, pipeline), lambda: pipeline.tokenizer, reading
         )
+        live.check_schedule(pipeline.scheduler, model.scheduler.schedule)
         for part, component in model.components.items():
             load = partial(live.load_compared, pipeline, part, component.load, say)
             model.components[part] = component._replace(load=load)
         model.require_memory()
         for part in ("unet", "text_encoder"):
             model.network(part)
+        reading.warnings += filter(None, (live.unproven(getattr(pipeline, part), part) for part in live.NETWORKS))
         return model
 
     @classmethod
@@ -406,6 +418,10 @@ class StableDiffusion:
         self.tokenizer.save_pretrained(folder / "tokenizer")
         write_atomically(folder / "model_index.json", json_writer(_MODEL_INDEX))  # last: with it the folder is a model
         return folder
+
+
+def _is_one_of(names: Collection[str], found: Any) -> bool:
+    return isinstance(found, str) and found in names  # JSON has lists and objects, which have no hash
 
 
 def _check_fit(unet: UNetConfig, text: TextEncoderConfig, vae: VAEConfig) -> None:

@@ -68,7 +68,12 @@ class SettingsReader:
     """Takes fields out of a config and collects what is wrong with them."""
 
     def __init__(
-        self, config: Mapping[str, Any], where: str, class_name: str | tuple[str, ...], reading: Reading | None = None
+        self,
+        config: Mapping[str, Any],
+        where: str,
+        class_name: str | tuple[str, ...],
+        reading: Reading | None = None,
+        other_class: str = "",  # what to do about another class
     ) -> None:
         self.config, self.where = dict(config), where
         self.reading = Reading() if reading is None else reading
@@ -78,7 +83,7 @@ class SettingsReader:
         names = (class_name,) if isinstance(class_name, str) else class_name
         found = self.config.get("_class_name", names[0])
         if found not in names:
-            self.problems.append(f"_class_name: expected {' or '.join(names)}, got {found!r}")
+            self.problems.append(f"_class_name: expected {' or '.join(names)}, got {found!r}{other_class}")
 
     def take(self, name: str, default: Any, check: Callable[[Any], bool], expected: str) -> Any:
         self.seen.add(name)

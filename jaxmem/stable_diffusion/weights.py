@@ -197,15 +197,9 @@ def read_folder(folder: Path, basename: str) -> list[Tensor]:
         ValueError: there are no safetensors files (pickles are refused: loading one runs whatever it holds), a file is
             damaged, or the index and its files disagree.
     """
-    for variant in ("", ".fp16"):
-        single = folder / f"{basename}{variant}.safetensors"
-        index = folder / f"{basename}.safetensors.index{variant}.json"
-        if single.is_file() and index.is_file():
-            raise ValueError(f"{folder}: expected {single.name} or {index.name}, got both; remove the one that is old")
-        if single.is_file():
-            return _read_file(single)
-        if index.is_file():
-            return _read_index(index)
+    file = _chosen(folder, basename)
+    if file is not None:
+        return _read_index(file) if file.suffix == ".json" else _read_file(file)
     found = sorted(path.name for path in folder.glob("*") if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"))
     if found:
         raise ValueError(
@@ -216,7 +210,32 @@ def read_folder(folder: Path, basename: str) -> list[Tensor]:
     raise ValueError(f"{folder}: expected {basename}.safetensors, got no such file; is the download complete?")
 
 
-def _read_index(path: Path) -> list[Tensor]:
+def _chosen(folder: Path, basename: str) -> Path | None:
+    """The file or the index that `read_folder` reads."""
+    for variant in ("", ".fp16"):
+        single = folder / f"{basename}{variant}.safetensors"
+        index = folder / f"{basename}.safetensors.index{variant}.json"
+        if single.is_file() and index.is_file():
+            raise ValueError(f"{folder}: expected {single.name} or {index.name}, got both; remove the one that is old")
+        if single.is_file() or index.is_file():
+            return single if single.is_file() else index
+    return None
+
+
+def files_read(folder: Path, basename: str) -> list[Path]:
+    """The files of tensors that `read_folder` reads; nothing where there are none.
+
+    Raises:
+        ValueError: as `read_folder` about the choice and the index.
+    """
+    file = _chosen(folder, basename)
+    if file is None:
+        return []
+    return [folder / name for name in _shards(file)[1]] if file.suffix == ".json" else [file]
+
+
+def _shards(path: Path) -> tuple[dict[str, str], list[str]]:
+    """An index's object of tensor names and files, and the files."""
     content = read_json(path, "download it again").get("weight_map")
     if not isinstance(content, dict) or not content or not all(isinstance(name, str) for name in content.values()):
         raise ValueError(f'{path}: expected "weight_map", an object of tensor names and files, got {content!r:.80}')
@@ -227,6 +246,11 @@ def _read_index(path: Path) -> list[Tensor]:
             raise ValueError(f"{path}: expected names of .safetensors files in its own folder, got {name!r}")
         if not (path.parent / name).is_file():
             raise ValueError(f"{path}: expected the file {name} beside it, got no such file; is the download complete?")
+    return content, files
+
+
+def _read_index(path: Path) -> list[Tensor]:
+    content, files = _shards(path)
     tensors = [tensor for name in files for tensor in _read_file(path.parent / name)]
     there = {(tensor.name, tensor.where) for tensor in tensors}
     listed = set(content.items())
