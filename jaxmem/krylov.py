@@ -26,13 +26,17 @@ class Status(IntEnum):
 
 
 class Factorization(NamedTuple):
-    """A Krylov factorisation of up to m steps; entries past ``num_steps`` are zero."""
+    """A Krylov factorisation of up to m steps; entries past ``num_steps`` are zero.
+
+    Where the space closed, what was left of the last product counts as zero; `reopened` puts it back.
+    """
 
     basis: Float[Array, "m+1 d"]  #: orthonormal rows q_1 ... q_{m+1}
     hessenberg: Float[Array, "m+1 m"]  #: upper Hessenberg (Arnoldi) or tridiagonal (Lanczos)
     num_steps: Int[Array, ""]  #: steps done, each one application of the operator
     scale: Float[Array, ""]  #: largest ‖A q‖ seen, a lower bound of ‖A‖₂
     status: Int[Array, ""]  #: a `Status`; BUDGET while it may go on
+    dropped: Float[Array, " d"]  #: what was left of the last product where the space counted as closed, else zero
 
 
 def scaled_norm(array: Float[Array, "..."]) -> Float[Array, ""]:
@@ -55,6 +59,7 @@ def begin(start: Float[Array, " d"], max_steps: int) -> Factorization:
         num_steps=jnp.zeros((), jnp.int32),
         scale=jnp.zeros((), dtype),
         status=jnp.where(usable, jnp.int32(Status.BUDGET), jnp.int32(Status.NONFINITE)),
+        dropped=jnp.zeros(size, dtype),
     )
 
 
@@ -150,6 +155,24 @@ def _absorb(f: Factorization, product: Array, symmetric: bool, tolerance: float)
         num_steps=jnp.where(finite, k + 1, k),
         scale=jnp.where(finite, scale, f.scale),
         status=jnp.where(finite, jnp.where(closed, jnp.int32(Status.INVARIANT), f.status), jnp.int32(Status.NONFINITE)),
+        dropped=jnp.where(finite & closed, norm * following, f.dropped),
+    )
+
+
+def reopened(factorization: Factorization, rounding: float) -> Factorization:
+    """As if it had used up its steps, if it closed with more left than ``rounding``; for an unbatched one.
+
+    `extend` closes a space by the largest ‖A q‖: where the other eigenvalues are below 20 eps of it, they are what is
+    left, and not rounding.
+    """
+    norm = float(scaled_norm(jnp.asarray(factorization.dropped)))
+    if norm <= rounding:
+        return factorization
+    steps = int(factorization.num_steps)
+    return factorization._replace(
+        basis=jnp.asarray(factorization.basis).at[steps].set(factorization.dropped / norm),
+        hessenberg=jnp.asarray(factorization.hessenberg).at[steps, steps - 1].set(norm),
+        status=jnp.int32(Status.BUDGET),
     )
 
 

@@ -10,6 +10,8 @@ import numpy as np
 
 from jaxmem.durable import TEMPORARY, clear_os_errors, json_writer, read_json, write_atomically
 
+ESTIMATE = "count.npz"  #: what `jaxmem.spectra.count_positive` keeps of an estimate; it may be in the same folder
+
 _DAMAGED = "delete the folder and start again"
 
 
@@ -34,7 +36,9 @@ class ColumnStore:
         if self.record.exists():
             self.entries = read_json(self.record, _DAMAGED)
             self._check(wanted)
-        elif strangers := [path.name for path in folder.glob("*") if not path.name.startswith(TEMPORARY)]:
+        elif strangers := [
+            path.name for path in folder.glob("*") if not path.name.startswith(TEMPORARY) and path.name != ESTIMATE
+        ]:
             raise ValueError(
                 f"{folder}: expected a new or empty folder, or one with jacobian.json, got"
                 f" {', '.join(sorted(strangers)[:3])}; choose another one"

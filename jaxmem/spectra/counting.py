@@ -17,10 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxmem.krylov import Factorization, Status, begin, extend, may_go_on
+from jaxmem.krylov import Factorization, Status, begin, extend, may_go_on, reopened
 from jaxmem.operators import Operator, SymmetricPart
 from jaxmem.progress import Progress, silent
 from jaxmem.spectra import resume
+from jaxmem.spectra.columns import ESTIMATE
 from jaxmem.spectra.deflation import Deflated, deflate
 from jaxmem.spectra.dense import dense_spectrum
 from jaxmem.spectra.estimate import Estimate, Runs, combine, probe_steps
@@ -69,8 +70,9 @@ def count_positive(
 ) -> Count:
     """Count the positive eigenvalues of ½(A + Aᵀ).
 
-    With a budget of at least d + 1 products (or None) the spectrum is computed and the count is exact. With less it is
-    an estimate with a 95 % interval. Eigenvalues within ±threshold of zero then count as not positive.
+    With a budget of at least d + 1 products (d + 2 for ``operator.symmetric``, whose product takes two; or None) the
+    spectrum is computed and the count is exact. With less it is an estimate with a 95 % interval. Eigenvalues within
+    ±threshold of zero then count as not positive.
 
     The interval assumes nothing about the spectrum, so it is as wide as the runs fail to tell eigenvalues just below
     zero from those just above: a range of about 1/steps of the spectrum's. Across a gap it is as narrow as the number
@@ -82,7 +84,7 @@ def count_positive(
         operator: see `spectrum`; for the difference of two, `jaxmem.operators.Difference`. Or a `Spectrum` with all
             eigenvalues of the symmetric part (of ``"eigh"`` or `dense_spectrum`), which is counted without a product.
         budget: products with A or Aᵀ that may be spent; None for an exact count.
-        key: random key of the start vectors; needed below d + 1 products.
+        key: random key of the start vectors; needed for an estimate.
         sigma: noise level of the point, for the tangent count: directions in which the posterior of x0 is wider than
             half the noise. From the same products.
         steps_per_probe: Lanczos steps per fresh vector, two products each for a non-symmetric operator. By default the
@@ -135,7 +137,7 @@ def count_positive(
     room = steps // 3
     options = dict(budget=budget, seed=np.asarray(jax.random.key_data(key)).tolist(), steps_per_probe=steps_per_probe)
     options |= dict(batch=batch, sigma=sigma, size=operator.size, dtype=str(jnp.dtype(operator.dtype)))
-    kept = _Kept(None if folder is None else Path(folder) / "count.npz", product, 8 * float(measured.noise), options)
+    kept = _Kept(None if folder is None else Path(folder) / ESTIMATE, product, 8 * float(measured.noise), options)
     factorization, probes = kept.load(room) or (begin(start, room), [])
 
     def report() -> int:
@@ -149,12 +151,15 @@ def count_positive(
         _refuse_nonfinite(factorization)
         kept.save(factorization, probes)
         spent = report()
-    factorization = jax.device_get(factorization)
+    first = factorization = jax.device_get(factorization)
     pairs = ritz_pairs(factorization, symmetric=True)
     # Twice what the first run may have moved eigenvalues by: the runs on what is left share the error of its vectors.
     # Numbers below the smallest normal one have lost digits, whatever was measured.
     tiny = operator.size**0.5 * float(jnp.finfo(operator.dtype).tiny)
     threshold = max(2 * krylov_noise(factorization, pairs, measured), tiny)
+    # What counted as closed within 20 eps ‖A‖ may hold more than rounding: the level must not lie within it.
+    factorization = reopened(factorization, threshold)
+    pairs = ritz_pairs(factorization, symmetric=True)  # with the residuals of what was left
     deflated, taken, amplification = deflate(operator.symmetric, factorization, pairs, threshold)
     margin = amplification * threshold
     coupling = float(deflated.coupling)
@@ -174,8 +179,8 @@ def count_positive(
         for i in range(together):
             one = jax.tree.map(lambda leaf, i=i: leaf[i], found)
             _refuse_nonfinite(one)
-            probes.append(Tridiagonal.of(one))
-        kept.save(factorization, probes)
+            probes.append(Tridiagonal.of(reopened(one, threshold)))
+        kept.save(first, probes)
         spent = report()
     progress("products", steps * each + measuring, steps * each + measuring)
     positive = combine(runs, threshold)

@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxmem.krylov import Status
+from jaxmem.krylov import Status, reopened
 from jaxmem.operators import Operator
 from jaxmem.progress import Progress, silent
 from jaxmem.spectra.quadrature import Tridiagonal, mass_above
-from jaxmem.spectra.single import check_operator, probe_products, run_krylov
+from jaxmem.spectra.ritz import ritz_pairs
+from jaxmem.spectra.single import check_operator, krylov_noise, probe_products, run_krylov
 
 
 class Density(NamedTuple):
@@ -70,12 +71,13 @@ def spectral_density(
     for i in range(num_probes):
         progress("probes", i, num_probes)
         start = jax.random.normal(jax.random.fold_in(key, i), (operator.size,), operator.dtype)
-        factorization, _ = jax.device_get(run_krylov(operator, start, num_steps, symmetric=True))
+        factorization, measured = jax.device_get(run_krylov(operator, start, num_steps, symmetric=True))
         if factorization.status == Status.NONFINITE:
             raise ValueError(
                 "operator: a product was NaN or infinite; check the parameters, the point and the timestep"
             )
-        runs.append(Tridiagonal.of(factorization))
+        noise = krylov_noise(factorization, ritz_pairs(factorization, symmetric=True), measured)
+        runs.append(Tridiagonal.of(reopened(factorization, 2 * noise)))
         products += int(factorization.num_steps) * operator.symmetric.products_per_mv + probe_products(operator)
     progress("probes", num_probes, num_probes)
     if grid is None:

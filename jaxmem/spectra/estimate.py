@@ -3,7 +3,9 @@
 *The interval* assumes nothing about the spectrum. A run from a random vector bounds the vector's mass above the level
 from both sides (`jaxmem.spectra.quadrature`); the mass of a random direction on K of d dimensions is
 Beta(K/2, (d - K)/2); so the counts that make the observed bounds improbable are known, and what is left is the
-interval. It is as wide as the runs fail to resolve the level, and no smoothness is made up where they do.
+interval. It is as wide as the runs fail to resolve the level, and no smoothness is made up where they do. Two things
+are approximate: the mean of n such masses is taken for one Beta (exact for n = 1), and the weight of the first run
+against the others is chosen from the data. For the second the ends are at 1.25 % each, half of what is promised.
 
 *The estimate* does assume: that the density is smooth but for a jump at the level. There the middle of a quadrature's
 bounds is off by a share of their width, and that share hardly depends on the number of steps. A run of m steps contains
