@@ -11,7 +11,7 @@ from jaxmem import NoiseSchedule, extreme_pairs, score_jacobian
 from jaxmem.operators import MatrixOperator, Operator
 from jaxmem.oracles import Separable, SeparableScore
 from jaxmem.spectra import Status
-from jaxmem.spectra.restarted import advance_block, begin_block, crossings, growth, product_noise
+from jaxmem.spectra.restarted import advance_block, begin_block, crossings, growth, nothing_outside, product_noise
 
 KEY = jax.random.key(0)
 D = 200
@@ -344,7 +344,8 @@ def test_growth_is_that_of_an_eigenvectors_part(x64, method, width):
     state = begin_block(KEY, 50, 12, width, jnp.dtype(jnp.float64))
     state = advance_block(operator, state, 9, KEY, width)
     parts = np.linalg.norm((np.asarray(state.basis) @ eigenvector.conj())[:12].reshape(-1, width), axis=1)
-    found = growth(state, width, 0, slice(0, width), np.array([value]), symmetric=symmetric)
+    outside = nothing_outside(state)
+    found = growth(state, outside, width, slice(0, width), np.array([value]), symmetric=symmetric).gained
     true = np.log(parts[9 // width] / parts[0])
     if width == 1:  # one vector: exactly
         np.testing.assert_allclose(found, true, rtol=1e-6)

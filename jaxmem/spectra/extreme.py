@@ -24,6 +24,8 @@ from jaxmem.spectra.restarted import (
     block_ritz,
     crossings,
     growth,
+    lean,
+    left_out,
     multiply,
     nothing_outside,
     orthogonality_loss,
@@ -177,25 +179,29 @@ def extreme_pairs(
         values = pairs.values[wanted]
         # Of a zero operator all are zero.
         worst = max(pairs.residuals[wanted].max(), moved(values, course.last)) / (target or 1)
-        gained, copies = course.grown, False
+        gained = inside = course.grown
+        copies, unseen = False, np.zeros(0)
         if len(values) == num_pairs:
-            asked = _levels(values, which, target, first=False)
-            copies = len(asked) > 0
-            if not len(course.before):
-                asked = _levels(values, which, target, first=True)
+            copies = len(_levels(values, which, target, first=False)) > 0
+            first_chain = not len(course.before)
+            asked = _levels(values if first_chain else course.before, which, target, first=first_chain)
             if worst <= 1 or room - steps <= course.width:  # what follows may depend on it
-                gained += growth(state, course.width, course.first, slice(*course.origin), asked, symmetric=symmetric)
+                since = growth(state, outside, course.width, slice(*course.origin), asked, symmetric=symmetric)
+                # No part is larger than one: a stretch between restarts that tells nothing takes nothing back.
+                gained, inside = gained + max(0.0, since.gained), inside + max(0.0, since.inside)
+                unseen = since.coordinates
         resting = pairs.resting[wanted]
         newest = np.sqrt(np.maximum(pairs.residuals[wanted] ** 2 - resting**2, 0)).max()
         check = Check(
-            values,
-            target,
-            worst,
-            resting.max() / (target or 1),
-            newest / (target or 1),
-            copies,
-            gained,
-            demanded(size - steps),
+            values=values,
+            target=target,
+            worst=worst,
+            resting=resting.max() / (target or 1),
+            newest=newest / (target or 1),
+            copies=copies,
+            gained=gained,
+            inside=inside,
+            demanded=demanded(size - steps),
         )
         following, course = judge(state, course, check, num_pairs, budget)
         if isinstance(following, Status):
@@ -205,24 +211,30 @@ def extreme_pairs(
             state = state._replace(num_fresh=jnp.zeros_like(state.num_fresh))
             course, gained = begin(course, values, steps, course.width), 0.0
         elif following is Next.WAKE:
-            worst_pair = pairs.coordinates[wanted][resting.argmax()]
-            state, outside = wake(state, outside, worst_pair, course.width)
+            hidden = pairs.coordinates[wanted][resting.argmax()] if check.resting > 1 else unseen
+            state, outside = wake(state, outside, hidden, course.width)
             course, room = course._replace(width=course.width + 1), state.projected.shape[1]
+        turned = following in (Next.BEGIN, Next.CLOSED)
         # A chain that is not cut by a restart is asked more strictly (see `growth`).
         if room - steps < (room // 4 if following is Next.BEGIN and room < size else course.width):
             ends = _ends(which, (num_pairs + steps) // 2)
             state, outside = restart(state, outside, *ends, course.width, symmetric=symmetric)
             first = int(state.num_steps)
             origin = np.asarray([first, first + course.width])
-            course = course._replace(crossed=crossed, kept=first, first=0, origin=origin, grown=gained)
+            course = course._replace(crossed=crossed, kept=first, origin=origin, grown=gained)
+            turned = True
         first = int(state.num_steps)
         if following is Next.BEGIN:
             state, outside = begin_chain(state, outside, key, course.width)
             course = begin(course, values, first, 1)
+        if turned and len(outside.rows):
+            asked = _levels(course.before, which, target, first=False)
+            if len(asked):
+                outside = lean(state, outside, float(asked[0].real), symmetric=symmetric)
         width = course.width
         length = max(next_length(course, steps, check), num_pairs - steps)
         length = min(-(-length // width), (room - first) // width, (budget - course.steps) // width) * width
-        state = advance_block(applied, state, first + length, key, width)
+        state = advance_block(applied, state, first + length, key, width, left_out(state, outside))
         course = course._replace(steps=course.steps + int(state.num_steps) - first)
 
     progress("extreme pairs", max_products, max_products)
@@ -253,7 +265,8 @@ def _restore(arrays: dict[str, np.ndarray]) -> tuple[KrylovState, Outside, Cours
     basis[: len(arrays["basis"])] = arrays["basis"]
     state = KrylovState(*(jnp.asarray((arrays | {"basis": basis})[name]) for name in KrylovState._fields))
     course = {name: arrays[name].item() if arrays[name].ndim == 0 else arrays[name] for name in Course._fields}
-    outside = Outside(jnp.asarray(arrays["rows"]), arrays["parts"], int(arrays["settled"]))
+    whole = {name: int(arrays[name]) for name in ("settled", "booked")}
+    outside = Outside(jnp.asarray(arrays["rows"]), arrays["parts"], weights=arrays["weights"], **whole)
     return state, outside, Course(**course)  # type: ignore[arg-type]  # whole numbers and arrays, as they were
 
 
