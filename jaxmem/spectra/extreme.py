@@ -35,6 +35,7 @@ from jaxmem.spectra.restarted import (
     ritz_vectors,
     settle,
     wake,
+    widen,
 )
 from jaxmem.spectra.result import Spectrum, rounding_noise
 from jaxmem.spectra.single import check_operator
@@ -118,7 +119,7 @@ def extreme_pairs(
     if key is None:
         raise ValueError("key: start vectors need a random key, for instance jax.random.key(0)")
     size, symmetric = operator.size, method == "lanczos"
-    room = _check(size, num_pairs, which, rtol, method, subspace, block)
+    least = room = _check(size, num_pairs, which, rtol, method, subspace, block)
     applied = operator.symmetric if symmetric else operator
     declared, per_step = operator.is_symmetric, applied.products_per_mv
 
@@ -218,6 +219,12 @@ def extreme_pairs(
         # A chain that is not cut by a restart is asked more strictly (see `growth`).
         if room - steps < (room // 4 if following is Next.BEGIN and room < size else course.width):
             ends = _ends(which, (num_pairs + steps) // 2)
+            # Where a check learns nothing between restarts it would never end; twice the basis is in what was required.
+            looking = len(course.before) > 0 and following is Next.GO_ON
+            most = min(2 * least, size - 2 * course.width)
+            if looking and gained <= course.grown and room + 2 * course.width <= most:
+                state, outside = widen(state, outside, 2 * course.width, 2 * course.width)
+                room += 2 * course.width
             state, outside = restart(state, outside, *ends, course.width, symmetric=symmetric)
             first = int(state.num_steps)
             origin = np.asarray([first, first + course.width])

@@ -11,8 +11,8 @@ They are kept outside, with what products had along them, and `settle` finds the
 
 A vector that is missing may lie partly in Ritz vectors that have not converged, so what is left of A beside the basis
 does not tell of it. With T - x and the complement's share of A as blocks of A - x, Haynsworth's inertia additivity
-does: ``#{λ(A) > x} = #{λ(T) > x} + #{λ(S) > x}`` with the Schur complement S. A chain is of that S: each of its products
-leaves ``Rᵀ L (Q A q)`` outside (`lean`), which is known and is booked, so that the relation to A stays exact.
+does: ``#{λ(A) > x} = #{λ(T) > x} + #{λ(S) > x}`` with the Schur complement S. A chain is of that S: each of its
+products leaves ``Rᵀ L (Q A q)`` outside (`lean`), which is known and booked, so that the relation to A stays exact.
 """
 
 from functools import partial
@@ -146,7 +146,7 @@ def nothing_outside(state: KrylovState) -> Outside:
 
 
 def lean(state: KrylovState, outside: Outside, level: float, *, symmetric: bool) -> Outside:
-    """From here on the chain is of the Schur complement at ``level``: ``L = S (T - x)⁻¹`` of the rows that are there."""
+    """From here on the chain is of the Schur complement at x = ``level``: ``L = S (T - x)⁻¹`` of today's rows."""
     steps = min(int(state.num_steps), state.basis.shape[1])
     weights = np.zeros((len(outside.rows), len(state.projected)))
     shifted = _square(state, symmetric) - level * np.eye(steps)
@@ -262,11 +262,16 @@ def wake(state: KrylovState, outside: Outside, coordinates: np.ndarray, width: i
     vector = jnp.matmul(jnp.asarray(weights, state.basis.dtype), outside.rows, precision="highest")
     direction = orthogonalise(state.basis, row - 1, vector)[2]
     # One more row without a product, and two more with: a restart keeps half, and must leave room for all the newest.
-    basis, projected = jnp.pad(state.basis, ((0, 3), (0, 0))), jnp.pad(state.projected, ((0, 3), (0, 2)))
-    outside = outside._replace(
-        parts=np.pad(outside.parts, ((0, 0), (0, 2))), weights=np.pad(outside.weights, ((0, 0), (0, 3)))
-    )
-    return settle(state._replace(basis=basis.at[row].set(direction), projected=projected), outside, width + 1)
+    state, outside = widen(state, outside, 2, 3)
+    return settle(state._replace(basis=state.basis.at[row].set(direction)), outside, width + 1)
+
+
+def widen(state: KrylovState, outside: Outside, steps: int, rows: int) -> tuple[KrylovState, Outside]:
+    """Room for so many more steps, and rows of the basis."""
+    basis, projected = (jnp.pad(array, ((0, rows), (0, n))) for array, n in zip(state[:2], (0, steps), strict=True))
+    parts = np.pad(outside.parts, ((0, 0), (0, steps)))
+    weights = np.pad(outside.weights, ((0, 0), (0, rows)))
+    return state._replace(basis=basis, projected=projected), outside._replace(parts=parts, weights=weights)
 
 
 class BlockRitz(NamedTuple):
@@ -308,8 +313,8 @@ def growth(
 
     An eigenvector of A (a left one where A is not symmetric) has the components ``c = -(Tᵀ - x)⁻¹ Fᵀ h`` in the basis,
     where F are the rows of T that are newest and what is outside, and ``h``, of ‖h‖ ≤ 1, the components along those. So
-    its part in the rows ``origin`` is at most ``‖[(Tᵀ - x)⁻¹ Fᵀ]_origin‖₂``: for one vector of Lanczos the reciprocal of
-    its orthonormal polynomial at x (Van Dorsselaer, Hochstenbach and Van der Vorst 2001). The block of the resolvent
+    its part in the rows ``origin`` is at most ``‖[(Tᵀ - x)⁻¹ Fᵀ]_origin‖₂``: for one vector of Lanczos the reciprocal
+    of its orthonormal polynomial at x (Van Dorsselaer, Hochstenbach and Van der Vorst 2001). The block of the resolvent
     that belongs to the chain is that of its Schur complement at x. For a chain that is of that (`lean`) nothing is
     outside, and a level x below an eigenvalue of it gives the smaller growth.
     """

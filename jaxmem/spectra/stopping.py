@@ -107,9 +107,8 @@ def judge(
     if reached and (grown or not first) and (not check.copies or (nothing_new and grown)):
         return (Status.INVARIANT if closed else Status.CONVERGED), course
     following, width = Next.GO_ON, course.width
-    if there and check.resting > 1 >= (0 if closed else check.newest):
-        following, width = Next.WAKE, width + 1
-    elif reached and nothing_new and leaking:
+    unfinished = there and check.resting > 1 >= (0 if closed else check.newest)
+    if unfinished or (reached and nothing_new and leaking):
         following, width = Next.WAKE, width + 1
     elif closed:
         following = Next.CLOSED
