@@ -8,8 +8,9 @@ import numpy as np
 from jaxmem.krylov import Status
 from jaxmem.spectra.restarted import KrylovState
 
-#: Probability, at most, that a chain overlooks a single missing eigenvector. The products of a check go with its
-#: logarithm: 0.01 costs half a product more where five are usual, 0.001 two.
+#: Probability, at most, that a chain overlooks a single missing eigenvector: of the Schur complement at the level
+#: asked, which has one wherever A has one more than was found. It is exact where no restart cuts the chain. The
+#: products of a check go with its logarithm: 0.01 costs half a product more where five are usual, 0.001 two.
 OVERLOOKED = 0.02
 
 
