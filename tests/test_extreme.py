@@ -11,7 +11,18 @@ from jaxmem import NoiseSchedule, extreme_pairs, score_jacobian
 from jaxmem.operators import MatrixOperator, Operator
 from jaxmem.oracles import Separable, SeparableScore
 from jaxmem.spectra import Status
-from jaxmem.spectra.restarted import advance_block, begin_block, crossings, growth, product_noise
+from jaxmem.spectra.restarted import (
+    advance_block,
+    begin_block,
+    begin_chain,
+    crossings,
+    growth,
+    lean,
+    left_out,
+    nothing_outside,
+    product_noise,
+    settle,
+)
 
 KEY = jax.random.key(0)
 D = 200
@@ -289,6 +300,67 @@ def test_no_key_misses_a_copy_over_a_bulk(name, num_pairs, which, options):
     check_copies(rotated(MULTIPLE[name]), num_pairs, which, range(8), **options)
 
 
+def over_a_uniform_bulk():
+    """Copies at both ends; the sixth and the seventh smallest eigenvalue are -0.97625 and -0.97599."""
+    rng = np.random.default_rng(21)
+    rng.choice(7)
+    copies = rng.integers(1, 9)
+    values = np.r_[np.full(copies, 1.0 + rng.exponential(0.3)), rng.uniform(-1, 1, 120)][:120]
+    rng.random()
+    values = np.r_[values[:117], [-2.0] * 3]
+    rng.integers(1, 10), rng.choice(3), rng.choice(4)
+    rotation = np.linalg.qr(rng.normal(size=(120, 120)))[0]
+    matrix = (rotation * values) @ rotation.T
+    return ((matrix + matrix.T) / 2).astype(np.float32)
+
+
+def test_what_lies_partly_in_vectors_that_have_not_converged_is_seen():
+    # What is left of the matrix beside the basis has no eigenvalue beyond the level, its Schur complement has one.
+    check_copies(over_a_uniform_bulk(), 7, "smallest", [21, 89, 106])
+
+
+@pytest.mark.parametrize("level", [-0.9, 0.3])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_chain_is_of_the_schur_complement(x64, symmetric, level):
+    matrix = np.diag(np.linspace(-1, 1, 40))
+    matrix = matrix if symmetric else matrix + 0.1 * np.random.default_rng(0).normal(size=(40, 40))
+    operator = MatrixOperator(jnp.asarray(matrix), is_symmetric=symmetric)
+    state = advance_block(operator, begin_block(KEY, 40, 20, 1, jnp.dtype(jnp.float64)), 9, KEY, 1)
+    state, outside = begin_chain(state, nothing_outside(state), KEY, 1)
+    outside = lean(state, outside, level, symmetric=symmetric)
+    for stop in (11, 14):
+        state = advance_block(operator, state, stop, KEY, 1, left_out(state, outside))
+        state, outside = settle(state, outside, 1)
+    basis, projected, rows = (
+        np.asarray(array) for array in (state.basis[:15], state.projected[:15, :14], outside.rows)
+    )
+    relation = basis.T @ projected + rows.T @ outside.parts[:, :14]
+    np.testing.assert_allclose(matrix @ basis[:14].T, relation, atol=1e-12)
+    # S in all of the space beside the nine rows that were there, made densely.
+    found = basis[:9]
+    beside = scipy.linalg.null_space(found)
+    coupled = beside.T @ matrix @ found.T, found @ matrix @ beside
+    inverse = np.linalg.inv(found @ matrix @ found.T - level * np.eye(9))
+    complement = beside.T @ matrix @ beside - coupled[0] @ inverse @ coupled[1]
+    chain = basis[9:14] @ beside
+    resolvent = np.linalg.inv(projected[:14] - level * np.eye(14))[9:, 9:]
+    np.testing.assert_allclose(np.linalg.inv(resolvent), chain @ (complement - level * np.eye(31)) @ chain.T, atol=1e-9)
+    told = growth(state, outside, 1, slice(9, 10), np.array([level]), symmetric=symmetric)
+    np.testing.assert_allclose(told.gained, told.inside, atol=1e-9)  # nothing is outside at this level
+    elsewhere = growth(state, outside, 1, slice(9, 10), np.array([level + 0.5]), symmetric=symmetric)
+    assert elsewhere.gained < elsewhere.inside
+
+
+@pytest.mark.parametrize(("seed", "which", "rtol"), [(5003, "both", 1e-5), (5023, "smallest", 1e-4)])
+def test_a_check_ends_in_a_small_basis(seed, which, rtol):
+    # Few eigenvalues with many near copies each: between restarts no growth is seen, until the basis has grown.
+    rng = np.random.default_rng(seed)
+    rng.choice(7)
+    values = rng.choice(rng.normal(size=int(rng.integers(2, 9))), 160)
+    values = values + 10.0 ** rng.uniform(-6, -2) * rng.normal(size=160)
+    check_copies(rotated(values, seed), 4, which, [seed], rtol, subspace=14)
+
+
 @pytest.mark.parametrize("method", ["lanczos", "arnoldi"])
 def test_copies_of_a_nonsymmetric_operator(method):
     if method == "lanczos":
@@ -344,7 +416,8 @@ def test_growth_is_that_of_an_eigenvectors_part(x64, method, width):
     state = begin_block(KEY, 50, 12, width, jnp.dtype(jnp.float64))
     state = advance_block(operator, state, 9, KEY, width)
     parts = np.linalg.norm((np.asarray(state.basis) @ eigenvector.conj())[:12].reshape(-1, width), axis=1)
-    found = growth(state, width, 0, slice(0, width), np.array([value]), symmetric=symmetric)
+    outside = nothing_outside(state)
+    found = growth(state, outside, width, slice(0, width), np.array([value]), symmetric=symmetric).gained
     true = np.log(parts[9 // width] / parts[0])
     if width == 1:  # one vector: exactly
         np.testing.assert_allclose(found, true, rtol=1e-6)

@@ -8,6 +8,11 @@ A run may begin again from a random vector in the complement of what is there, a
 what grows from it is a chain; its width is the number of its newest rows, those without a product. When another begins
 (`begin_chain`), the newest rows of the one before leave the basis: they would hide an eigenvector that lies along them.
 They are kept outside, with what products had along them, and `settle` finds their share in the rows that follow.
+
+A vector that is missing may lie partly in Ritz vectors that have not converged, so what is left of A beside the basis
+does not tell of it. With T - x and the complement's share of A as blocks of A - x, Haynsworth's inertia additivity
+does: ``#{λ(A) > x} = #{λ(T) > x} + #{λ(S) > x}`` with the Schur complement S. A chain is of that S: each of its
+products leaves ``Rᵀ L (Q A q)`` outside (`lean`), which is known and booked, so that the relation to A stays exact.
 """
 
 from functools import partial
@@ -51,19 +56,33 @@ def begin_block(key: Array, size: int, room: int, block: int, dtype: Any) -> Kry
     return KrylovState(basis, projected, count, zero, zero, count + block, count, jnp.array(True))
 
 
+class Lean(NamedTuple):
+    """What a chain leaves outside of each product: ``Rᵀ L (Q A q)``; rows of zeros where there are fewer."""
+
+    rows: Float[Array, "p d"]  #: R
+    weights: Float[Array, "p m+b"]  #: L
+
+
 @partial(jax.jit, static_argnames="block", donate_argnames="state")
-def advance_block(operator: Operator, state: KrylovState, stop: Any, key: Array, block: int) -> KrylovState:
+def advance_block(
+    operator: Operator, state: KrylovState, stop: Any, key: Array, block: int, left: Lean | None = None
+) -> KrylovState:
     """Steps in blocks until ``stop`` of them are done, the space has closed or a product is not finite."""
 
     def going(s: KrylovState) -> Array:
         return (s.num_steps < stop) & (s.num_fresh < block) & s.finite
 
-    return jax.lax.while_loop(going, partial(_step, operator, key, block), state)
+    return jax.lax.while_loop(going, partial(_step, operator, key, block, left), state)
 
 
-def _step(operator: Operator, key: Array, block: int, state: KrylovState) -> KrylovState:
+def _step(operator: Operator, key: Array, block: int, left: Lean | None, state: KrylovState) -> KrylovState:
     rows = jax.lax.dynamic_slice_in_dim(state.basis, state.num_steps, block)
-    return absorb_block(state, multiply(operator, rows), key, block)
+    products = multiply(operator, rows)
+    if left is not None:
+        coefficients = jnp.matmul(products, state.basis.T, precision="highest")
+        outside = jnp.matmul(coefficients, left.weights.T, precision="highest")
+        products = products - jnp.matmul(outside, left.rows, precision="highest")
+    return absorb_block(state, products, key, block)
 
 
 @jax.jit
@@ -116,11 +135,37 @@ class Outside(NamedTuple):
     rows: Float[Array, "p d"]  #: R
     parts: np.ndarray  #: S, (p, columns of T)
     settled: int  #: so many rows of Q are orthogonal to R
+    booked: int  #: so many columns of S are there
+    weights: np.ndarray  #: L, (p, rows of T): column k of S is L T[:, k] in the chain (see `lean`)
 
 
 def nothing_outside(state: KrylovState) -> Outside:
     """As it is before the first chain ends."""
-    return Outside(state.basis[:0], np.zeros((0, state.projected.shape[1])), 0)
+    after, room = state.projected.shape
+    return Outside(state.basis[:0], np.zeros((0, room)), 0, 0, np.zeros((0, after)))
+
+
+def lean(state: KrylovState, outside: Outside, level: float, *, symmetric: bool) -> Outside:
+    """From here on the chain is of the Schur complement at x = ``level``: ``L = S (T - x)⁻¹`` of today's rows."""
+    steps = min(int(state.num_steps), state.basis.shape[1])
+    weights = np.zeros((len(outside.rows), len(state.projected)))
+    shifted = _square(state, symmetric) - level * np.eye(steps)
+    weights[:, :steps] = np.linalg.solve(shifted.T, outside.parts[:, :steps].T).T
+    return outside._replace(weights=weights)
+
+
+def left_out(state: KrylovState, outside: Outside) -> Lean:
+    """For the device; four rows at a time, so that few programs are compiled."""
+    missing, dtype = -len(outside.rows) % 4 if len(outside.rows) else 4, state.basis.dtype
+    weights = np.pad(outside.weights, ((0, missing), (0, 0)))
+    return Lean(jnp.pad(outside.rows, ((0, missing), (0, 0))), jnp.asarray(weights, dtype))
+
+
+def _square(state: KrylovState, symmetric: bool) -> np.ndarray:
+    """T without its newest rows, in float64; of a symmetric operator what steps and restarts have written."""
+    steps = min(int(state.num_steps), state.basis.shape[1])  # steps past d were with zeros
+    square = np.asarray(state.projected, np.float64)[:steps, :steps]
+    return np.tril(square) + np.tril(square, -1).T if symmetric else square
 
 
 def begin_chain(state: KrylovState, outside: Outside, key: Array, width: int) -> tuple[KrylovState, Outside]:
@@ -129,7 +174,8 @@ def begin_chain(state: KrylovState, outside: Outside, key: Array, width: int) ->
     newest = slice(first, first + width)
     rows = jnp.concatenate([outside.rows, state.basis[newest]])
     parts = np.concatenate([outside.parts, np.asarray(state.projected[newest], np.float64)])
-    return _begin_chain(state, key, width), Outside(rows, parts, first)
+    weights = np.pad(outside.weights, ((0, width), (0, 0)))
+    return _begin_chain(state, key, width), Outside(rows, parts, first, first, weights)
 
 
 @partial(jax.jit, static_argnames="width", donate_argnames="state")
@@ -147,7 +193,10 @@ def _begin_chain(state: KrylovState, key: Array, width: int) -> KrylovState:
 
 def settle(state: KrylovState, outside: Outside, width: int) -> tuple[KrylovState, Outside]:
     """Move what the rows outside share with the rows since the last time into T."""
-    last = min(int(state.num_steps) + width, len(state.basis))
+    steps, last = int(state.num_steps), min(int(state.num_steps) + width, len(state.basis))
+    columns = slice(outside.booked, steps)
+    outside.parts[:, columns] = outside.weights @ np.asarray(state.projected[:, columns], np.float64)
+    outside = outside._replace(booked=steps)
     if not len(outside.rows) or outside.settled >= last:
         return state, outside._replace(settled=last)
     since = slice(outside.settled, last)
@@ -155,7 +204,8 @@ def settle(state: KrylovState, outside: Outside, width: int) -> tuple[KrylovStat
     shared = jnp.matmul(new, outside.rows.T, precision="highest")
     rows = outside.rows - jnp.matmul(shared.T, new, precision="highest")
     added = jnp.asarray(np.asarray(shared, np.float64) @ outside.parts, state.projected.dtype)
-    return state._replace(projected=state.projected.at[since].add(added)), Outside(rows, outside.parts, last)
+    state = state._replace(projected=state.projected.at[since].add(added))
+    return state, outside._replace(rows=rows, settled=last)
 
 
 @partial(jax.jit, static_argnames="width", donate_argnames="state")
@@ -199,7 +249,7 @@ def restart(
     parts[:, :keep] = outside.parts[:, :steps] @ columns
     dtype = state.basis.dtype
     state = _replace_basis(state, jnp.asarray(kept, dtype), jnp.asarray(after, dtype), width)
-    return state, Outside(outside.rows, parts, keep + width)
+    return state, outside._replace(parts=parts, settled=keep + width, booked=keep)
 
 
 def wake(state: KrylovState, outside: Outside, coordinates: np.ndarray, width: int) -> tuple[KrylovState, Outside]:
@@ -212,9 +262,16 @@ def wake(state: KrylovState, outside: Outside, coordinates: np.ndarray, width: i
     vector = jnp.matmul(jnp.asarray(weights, state.basis.dtype), outside.rows, precision="highest")
     direction = orthogonalise(state.basis, row - 1, vector)[2]
     # One more row without a product, and two more with: a restart keeps half, and must leave room for all the newest.
-    basis, projected = jnp.pad(state.basis, ((0, 3), (0, 0))), jnp.pad(state.projected, ((0, 3), (0, 2)))
-    outside = outside._replace(parts=np.pad(outside.parts, ((0, 0), (0, 2))))
-    return settle(state._replace(basis=basis.at[row].set(direction), projected=projected), outside, width + 1)
+    state, outside = widen(state, outside, 2, 3)
+    return settle(state._replace(basis=state.basis.at[row].set(direction)), outside, width + 1)
+
+
+def widen(state: KrylovState, outside: Outside, steps: int, rows: int) -> tuple[KrylovState, Outside]:
+    """Room for so many more steps, and rows of the basis."""
+    basis, projected = (jnp.pad(array, ((0, rows), (0, n))) for array, n in zip(state[:2], (0, steps), strict=True))
+    parts = np.pad(outside.parts, ((0, 0), (0, steps)))
+    weights = np.pad(outside.weights, ((0, 0), (0, rows)))
+    return state._replace(basis=basis, projected=projected), outside._replace(parts=parts, weights=weights)
 
 
 class BlockRitz(NamedTuple):
@@ -241,28 +298,46 @@ def block_ritz(state: KrylovState, outside: Outside, width: int, *, symmetric: b
     return BlockRitz(values[order], np.hypot(newest, rest), rest, columns.T)
 
 
-def growth(state: KrylovState, width: int, first: int, origin: slice, levels: np.ndarray, *, symmetric: bool) -> float:
-    """How much a chain enlarges the part of an unseen eigenvector of eigenvalue x that its start had: log, smallest x.
+class Growth(NamedTuple):
+    """How much a chain enlarges the part of an unseen eigenvector that its start had: log, at the worst level."""
 
-    The chain belongs to A as the complement of the rows before ``first`` sees it. An eigenvector of that (a left one
-    where A is not symmetric) has the components ``c = -(Tᵀ - x)⁻¹ Bᵀ h`` in the chain's rows, where T is the chain's
-    projected matrix, B its newest rows, and ``h``, of ‖h‖ ≤ 1, the components in those. So its part in the rows
-    ``origin`` is at most ``‖[(Tᵀ - x)⁻¹ Bᵀ]_origin‖₂``: for one vector of Lanczos the
-    reciprocal of its orthonormal polynomial at x (Van Dorsselaer, Hochstenbach and Van der Vorst 2001).
+    gained: float
+    inside: float  #: were there nothing outside the basis
+    coordinates: np.ndarray  #: the vector whose product shows most of what is outside
+
+
+def growth(
+    state: KrylovState, outside: Outside, width: int, origin: slice, levels: np.ndarray, *, symmetric: bool
+) -> Growth:
+    """How much a chain enlarges the part of an unseen eigenvector of eigenvalue x that its start had.
+
+    An eigenvector of A (a left one where A is not symmetric) has the components ``c = -(Tᵀ - x)⁻¹ Fᵀ h`` in the basis,
+    where F are the rows of T that are newest and what is outside, and ``h``, of ‖h‖ ≤ 1, the components along those. So
+    its part in the rows ``origin`` is at most ``‖[(Tᵀ - x)⁻¹ Fᵀ]_origin‖₂``: for one vector of Lanczos the reciprocal
+    of its orthonormal polynomial at x (Van Dorsselaer, Hochstenbach and Van der Vorst 2001). The block of the resolvent
+    that belongs to the chain is that of its Schur complement at x. For a chain that is of that (`lean`) nothing is
+    outside, and a level x below an eigenvalue of it gives the smaller growth.
     """
     steps = min(int(state.num_steps), state.basis.shape[1])
-    if state.num_fresh >= width:
-        return np.inf  # nothing is left over of a space that has closed
+    none = np.zeros(steps)
+    if state.num_fresh >= width and not len(outside.rows):
+        return Growth(np.inf, np.inf, none)  # nothing is left over of a space that has closed
     if not len(levels) or origin.stop > steps:
-        return 0.0  # nothing is asked, or the chain has only begun
-    projected = np.asarray(state.projected, np.float64)
-    square = projected[first:steps, first:steps]
-    if symmetric:
-        square = np.tril(square) + np.tril(square, -1).T
-    following = projected[steps : steps + width, first:steps].T
-    seen = slice(origin.start - first, origin.stop - first)
-    parts = [np.linalg.solve(square.T - x * np.eye(steps - first), following)[seen] for x in levels]
-    return float(-np.log(max(np.finfo(np.float64).tiny, *(np.linalg.norm(part, 2) for part in parts))))
+        return Growth(0.0, 0.0, none)  # nothing is asked, or the chain has only begun
+    if origin.start == origin.stop:
+        return Growth(np.inf, np.inf, none)  # the first chain before a restart
+    square = _square(state, symmetric)
+    newest = np.asarray(state.projected[steps : steps + width, :steps], np.float64)
+    triangle = np.linalg.qr(np.asarray(outside.rows, np.float64).T, mode="r")
+    rest = triangle @ outside.parts[:, :steps]
+    found = []
+    for x in levels:
+        seen = np.linalg.solve(square - x * np.eye(steps), np.eye(steps)[:, origin])
+        parts = [np.linalg.norm(rows @ seen, 2) if len(rows) else 0.0 for rows in (np.vstack([newest, rest]), newest)]
+        logarithms = -np.log(np.maximum(parts, np.finfo(np.float64).tiny))
+        found.append(Growth(*logarithms.tolist(), seen[:, np.linalg.norm(rest @ seen, axis=0).argmax()]))
+    worst = min(found, key=lambda one: one.gained)
+    return worst._replace(inside=min(one.inside for one in found))
 
 
 def ritz_vectors(basis: Float[Array, "n d"], coordinates: np.ndarray) -> np.ndarray:

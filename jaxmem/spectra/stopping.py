@@ -8,8 +8,9 @@ import numpy as np
 from jaxmem.krylov import Status
 from jaxmem.spectra.restarted import KrylovState
 
-#: Probability, at most, that a chain overlooks a single missing eigenvector. The products of a check go with its
-#: logarithm: 0.01 costs half a product more where five are usual, 0.001 two.
+#: Probability, at most, that a chain overlooks a single missing eigenvector: of the Schur complement at the level
+#: asked, which has one wherever A has one more than was found. It is exact where no restart cuts the chain. The
+#: products of a check go with its logarithm: 0.01 costs half a product more where five are usual, 0.001 two.
 OVERLOOKED = 0.02
 
 
@@ -18,9 +19,8 @@ class Course(NamedTuple):
 
     steps: int  #: products with the operator applied, those before restarts included
     width: int  #: of the chain: rows whose products are to come
-    first: int = 0  #: row from which on it is alone
     origin: np.ndarray = np.zeros(2, int)  #: its growth counts from these rows: the first, and the one after the last
-    grown: float = 0.0  #: `growth` before that
+    grown: float = 0.0  #: `growth` up to the last restart, from which on it counts anew
     kept: int = 0  #: rows that the last restart kept
     crossed: np.ndarray = np.zeros(2)  #: `crossings` of the steps before it
     checks: np.ndarray = np.zeros((0, 2))  #: steps, and the worst wanted residual relative to what it should be
@@ -31,8 +31,8 @@ class Course(NamedTuple):
 
 def begin(course: Course, values: np.ndarray, row: int, width: int) -> Course:
     """A new chain from ``row`` on."""
-    return course._replace(before=values, begun=course.steps, first=row, width=width, grown=0.0)._replace(
-        origin=np.asarray([row, row + width])
+    return course._replace(
+        before=values, begun=course.steps, origin=np.asarray([row, row + width]), width=width, grown=0.0
     )
 
 
@@ -55,6 +55,7 @@ class Check(NamedTuple):
     newest: float  #: the other part of it
     copies: bool  #: whether a missing copy would matter (see `levels`)
     gained: float  #: the growth of the chain, where residuals are small enough
+    inside: float  #: what it would be if nothing were outside the basis
     demanded: float  #: what it should be (see `demanded`)
 
 
@@ -101,12 +102,14 @@ def judge(
         return Status.INVARIANT, course
     there = len(check.values) == num_pairs
     reached = there and (check.worst <= 1 or (closed and check.resting <= 1))
-    grown = closed or check.gained >= check.demanded
+    leaking = check.gained < check.demanded <= check.inside
+    grown = (closed and not leaking) or check.gained >= check.demanded
     nothing_new = moved(check.values, course.before) <= check.target
     if reached and (grown or not first) and (not check.copies or (nothing_new and grown)):
         return (Status.INVARIANT if closed else Status.CONVERGED), course
     following, width = Next.GO_ON, course.width
-    if there and check.resting > 1 >= (0 if closed else check.newest):
+    unfinished = there and check.resting > 1 >= (0 if closed else check.newest)
+    if unfinished or (reached and nothing_new and leaking):
         following, width = Next.WAKE, width + 1
     elif closed:
         following = Next.CLOSED
