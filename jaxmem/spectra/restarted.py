@@ -333,11 +333,16 @@ def growth(
     found = []
     for x in levels:
         seen = np.linalg.solve(square - x * np.eye(steps), np.eye(steps)[:, origin])
-        parts = [np.linalg.norm(rows @ seen, 2) if len(rows) else 0.0 for rows in (np.vstack([newest, rest]), newest)]
-        logarithms = -np.log(np.maximum(parts, np.finfo(np.float64).tiny))
-        found.append(Growth(*logarithms.tolist(), seen[:, np.linalg.norm(rest @ seen, axis=0).argmax()]))
+        gained, inside = (_shrinkage(rows @ seen) for rows in (np.vstack([newest, rest]), newest))
+        found.append(Growth(gained, inside, seen[:, np.linalg.norm(rest @ seen, axis=0).argmax()]))
     worst = min(found, key=lambda one: one.gained)
     return worst._replace(inside=min(one.inside for one in found))
+
+
+def _shrinkage(parts: np.ndarray) -> float:
+    """``-log ‖parts‖₂``; of no rows that of the smallest number."""
+    norm = float(np.linalg.norm(parts, 2)) if len(parts) else 0.0
+    return float(-np.log(max(norm, np.finfo(np.float64).tiny)))
 
 
 def ritz_vectors(basis: Float[Array, "n d"], coordinates: np.ndarray) -> np.ndarray:
