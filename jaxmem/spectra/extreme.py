@@ -98,7 +98,7 @@ def extreme_pairs(
     then, they converge anew and another chain follows. These products are in ``num_products``; where they do not fit
     into ``max_products``, the status is BUDGET. One wanted value at an end has no copies that matter, and costs none.
     Beside 37 products of a well separated spectrum the check took 6, beside 63 without a gap 16 to 18. Copies and
-    clusters cost more, 40 to 150 % of all: each copy that comes to light has to converge, and another chain follows.
+    clusters cost more, up to 150 % more: each copy that comes to light has to converge, and another chain follows.
 
     Status CONVERGED: the residuals are small, and no eigenvalue is missing whose absence moves a value by more than
     two tolerances (rtol ‖A‖, or the measured noise where that is more). A single missing eigenvector is overlooked

@@ -328,21 +328,20 @@ def growth(
         return Growth(np.inf, np.inf, none)  # the first chain before a restart
     square = _square(state, symmetric)
     newest = np.asarray(state.projected[steps : steps + width, :steps], np.float64)
+    # What is outside, in an orthonormal basis of its own.
     triangle = np.linalg.qr(np.asarray(outside.rows, np.float64).T, mode="r")
     rest = triangle @ outside.parts[:, :steps]
     found = []
     for x in levels:
         seen = np.linalg.solve(square - x * np.eye(steps), np.eye(steps)[:, origin])
-        gained, inside = (_shrinkage(rows @ seen) for rows in (np.vstack([newest, rest]), newest))
+        gained, inside = (_enlarged(rows @ seen) for rows in (np.vstack([newest, rest]), newest))
         found.append(Growth(gained, inside, seen[:, np.linalg.norm(rest @ seen, axis=0).argmax()]))
     worst = min(found, key=lambda one: one.gained)
     return worst._replace(inside=min(one.inside for one in found))
 
 
-def _shrinkage(parts: np.ndarray) -> float:
-    """``-log ‖parts‖₂``; of no rows that of the smallest number."""
-    norm = float(np.linalg.norm(parts, 2)) if len(parts) else 0.0
-    return float(-np.log(max(norm, np.finfo(np.float64).tiny)))
+def _enlarged(part: np.ndarray) -> float:
+    return float(-np.log(max(np.linalg.norm(part, 2), np.finfo(np.float64).tiny)))
 
 
 def ritz_vectors(basis: Float[Array, "n d"], coordinates: np.ndarray) -> np.ndarray:
