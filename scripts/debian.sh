@@ -40,8 +40,8 @@ if [ ! -e "$root/made" ]; then
 fi
 cp --dereference /etc/resolv.conf "$root/etc/resolv.conf"
 echo "127.0.0.1 localhost $(hostname)" > "$root/etc/hosts" # gloo looks for the address of the host's name
-rm -rf "$root/root/jaxmem"
-git clone --quiet --no-hardlinks . "$root/root/jaxmem"
+rm -rf "$root/srv/jaxmem"
+git clone --quiet --no-hardlinks . "$root/srv/jaxmem"
 
 # pip finds packages as it does here: its settings, and the files and folders of this machine that they name. The files
 # of a folder that is an index lie beside it.
@@ -59,9 +59,9 @@ enter='
     if [ -d "$path" ]; then mkdir -p "$root/$path"; else touch "$root/$path"; fi
     mount --bind --read-only "$path" "$root/$path"
   done
-  exec chroot "$root" make --directory /root/jaxmem "$target" EXTRAS=test
+  exec chroot "$root" make --directory /srv/jaxmem "$target" EXTRAS=test
 '
 env --ignore-environment HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 "${environment[@]}" \
   unshare --mount --pid --fork --kill-child --mount-proc="$root/proc" \
   bash -euc "$enter" enter "$root" "$target" "${paths[@]}"
-echo "scripts/debian.sh: make $target passed on Debian $(cat "$root/etc/debian_version") in $root/root/jaxmem"
+echo "scripts/debian.sh: make $target passed on Debian $(cat "$root/etc/debian_version") in $root/srv/jaxmem"
