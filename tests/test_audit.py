@@ -502,6 +502,7 @@ def test_a_damaged_array_is_named(out, tmp_path):
         read_audit(Run.read(tmp_path / "run"))
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
