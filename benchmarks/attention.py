@@ -2,7 +2,7 @@
 
     python benchmarks/attention.py
 
-The default block of `jaxmem.networks.attention` comes from here: 4,096 tokens, 8 heads of 40, the largest of
+The default block of `jaxmem.kernels.attention` comes from here: 4,096 tokens, 8 heads of 40, the largest of
 Stable Diffusion at 64×64.
 """
 
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from exact_jacobian import environment
 
-from jaxmem.networks.attention import attention
+from jaxmem.kernels.attention import attention
 
 HEADS, TOKENS, DEPTH, ROUNDS = 8, 4096, 40, 7
 BLOCKS = (64, 128, 256, 512, 1024)

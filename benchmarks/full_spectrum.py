@@ -32,13 +32,13 @@ from jaxmem import bind, count_positive, dense_cost, dense_spectrum, score_jacob
 from jaxmem.config import TrainingConfig
 from jaxmem.data.mnist import load_subset, to_pixels
 from jaxmem.diffusion import NoiseSchedule
-from jaxmem.durable import append_line, as_json, json_writer, read_lines, write_atomically
 from jaxmem.krylov import begin, extend
 from jaxmem.memorization.sharpness import below_bound, positive_count, tangent_count
 from jaxmem.networks.unet import UNet
-from jaxmem.progress import show_progress
 from jaxmem.report.style import GENERAL as BLUE
 from jaxmem.report.style import NEUTRAL, REFERENCE, figure
+from jaxmem.runs.durable import append_line, as_json, json_writer, read_lines, write_atomically
+from jaxmem.runs.progress import show_progress
 from jaxmem.spectra.ritz import ritz_pairs
 from jaxmem.spectra.single import run_krylov
 from jaxmem.training import train

@@ -58,8 +58,9 @@ def jax_worker(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     import jax.numpy as jnp
     from flax import nnx
 
-    from jaxmem import NoiseSchedule, memory
+    from jaxmem import NoiseSchedule
     from jaxmem.jacobian import score_jacobian
+    from jaxmem.runs import memory
     from jaxmem.score import NetworkScore
     from jaxmem.stable_diffusion import weights
     from jaxmem.stable_diffusion.configs import UNetConfig

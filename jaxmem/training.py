@@ -23,9 +23,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from jaxmem.checkpoints import restore_checkpoint, save_checkpoint
 from jaxmem.config import TrainingConfig
 from jaxmem.diffusion import NoiseSchedule
+from jaxmem.runs.checkpoints import restore_checkpoint, save_checkpoint
 from jaxmem.score import Score
 
 

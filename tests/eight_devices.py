@@ -9,8 +9,8 @@ import pytest
 
 from jaxmem import batch_spectra, score_jacobian, spectrum
 from jaxmem.diffusion import NoiseSchedule
-from jaxmem.networks.attention import attention
-from jaxmem.networks.convolution import conv3x3
+from jaxmem.kernels.attention import attention
+from jaxmem.kernels.convolution import conv3x3
 from jaxmem.operators import MatrixOperator
 from jaxmem.oracles import Separable, SeparableScore
 from jaxmem.spectra import batch, sharding, single

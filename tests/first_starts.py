@@ -2,7 +2,7 @@
 
 import warnings
 
-from jaxmem import runs
+from jaxmem.runs import directory as runs
 
 
 def open_all(directories, seeds, barrier, results, process):
@@ -10,10 +10,10 @@ def open_all(directories, seeds, barrier, results, process):
     runs._environment = lambda: writer
     warnings.simplefilter("ignore")  # that another environment began the run
     outcomes = []
-    for directory, seed in zip(directories, seeds, strict=True):
+    for folder, seed in zip(directories, seeds, strict=True):
         barrier.wait(60)
         try:
-            outcomes.append(runs.Run.open(directory, {"seed": seed}, process=process).manifest)
+            outcomes.append(runs.Run.open(folder, {"seed": seed}, process=process).manifest)
         except ValueError as error:
             outcomes.append(str(error))
     results.put(outcomes)

@@ -10,11 +10,11 @@ import numpy as np
 
 from jaxmem import batch_spectra
 from jaxmem.diffusion import NoiseSchedule
-from jaxmem.experiments.spectra import record_spectra
 from jaxmem.operators import MatrixOperator
 from jaxmem.oracles import Separable, SeparableScore
-from jaxmem.runs import Run
+from jaxmem.runs.directory import Run
 from jaxmem.spectra.sharding import sharded_columns
+from jaxmem.spectra.shared import record_spectra
 
 SIZE, POINTS, UNIT = 12, 22, 3
 SCORE = SeparableScore(NoiseSchedule())

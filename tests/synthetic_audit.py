@@ -11,7 +11,7 @@ from jaxmem.memorization.evaluation import evaluate_categories
 from jaxmem.memorization.registry import FAMILIES, detectors
 from jaxmem.memorization.table import score_table
 from jaxmem.prompts import Prompt
-from jaxmem.runs import Run
+from jaxmem.runs.directory import Run
 
 CATEGORIES = {"none": (False, 9), "template verbatim": (True, 2), "matching verbatim": (True, 0)}
 HOSTILE = "<script>alert(1)</script> & \"quotes\" 'single' $x^2$ {{ 7 * 7 }}"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from parity import in_double
 
-from jaxmem.networks.attention import attention
+from jaxmem.kernels.attention import attention
 
 
 def plain(q, k, v):

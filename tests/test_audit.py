@@ -23,16 +23,17 @@ from conftest import command_environment, optional_import, with_xla_flags
 from flax import nnx
 from rich.console import Console
 
-from jaxmem import cli, durable, memory
+from jaxmem import cli
 from jaxmem.audit import engine, read_audit, read_results, run_audit
-from jaxmem.audit.estimate import count_disk_bytes
+from jaxmem.audit.cost import count_disk_bytes
 from jaxmem.audit.plan import Plan, judged
 from jaxmem.audit.work import embed
 from jaxmem.config import AuditConfig
 from jaxmem.data import verbatim_model
 from jaxmem.prompts import Prompt
 from jaxmem.report.tables import print_audit
-from jaxmem.runs import Run
+from jaxmem.runs import durable, memory
+from jaxmem.runs.directory import Run
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
 
 PROMPTS = [
@@ -367,7 +368,7 @@ def test_a_full_disk_is_clear_and_the_run_goes_on(model, out, tmp_path, monkeypa
     same(out, tmp_path / "run")
 
 
-@pytest.mark.slow  # fast: test_reproduce_sd.py runs such an audit; test_stable_diffusion_runs.py, test_counting.py
+@pytest.mark.slow  # fast: test_reproduce_sd.py runs such an audit; test_one_prompt.py, test_counting.py
 def test_ritz_values_and_budgets(model, out, result, tmp_path):
     """As many Lanczos steps as dimensions give the exact spectra, as many products the exact counts."""
     config = AuditConfig(

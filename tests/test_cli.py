@@ -159,7 +159,7 @@ def test_unknown_flags_are_refused():
     assert "--sharpness" in done.stderr + done.stdout
 
 
-@pytest.mark.slow  # fast: test_stable_diffusion_runs.py, test_audit.py and test_training.py kill theirs
+@pytest.mark.slow  # fast: test_one_prompt.py, test_audit.py and test_training.py kill theirs
 def test_interrupt_kill_and_resume_end_in_the_same_run(tmp_path):
     command = [sys.executable, "-m", "jaxmem", "reproduce", "mnist", *TINY, "--out"]
     for sent, code in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):

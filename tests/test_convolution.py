@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from parity import in_double
 
-from jaxmem.networks.convolution import conv3x3
+from jaxmem.kernels.convolution import conv3x3
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ import pytest
 import shared_run
 
 from jaxmem import batch_spectra
-from jaxmem.experiments.spectra import record_spectra
-from jaxmem.runs import Run
+from jaxmem.runs.directory import Run
+from jaxmem.spectra.shared import record_spectra
 
 SCRIPT = Path(__file__).parent / "shared_run.py"
 

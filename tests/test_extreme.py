@@ -751,7 +751,7 @@ def test_traced_operators_are_refused():
 
 
 def test_too_large_a_basis_is_refused(monkeypatch):
-    monkeypatch.setattr("jaxmem.memory.available_bytes", lambda: 10_000)
+    monkeypatch.setattr("jaxmem.runs.memory.available_bytes", lambda: 10_000)
     with pytest.raises(ValueError, match=r"a basis of 200 vectors: needs .* take a smaller subspace"):
         extreme_pairs(MatrixOperator(rotated(SPECTRA["even"])), 3, key=KEY, max_products=100)
 

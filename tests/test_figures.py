@@ -6,7 +6,7 @@ from jaxmem.diffusion import NoiseSchedule
 from jaxmem.report import mnist
 from jaxmem.report.figures import draw
 from jaxmem.report.tables import _verdict
-from jaxmem.runs import Run
+from jaxmem.runs.directory import Run
 
 
 def arrays():

@@ -10,14 +10,14 @@ import pytest
 
 from jaxmem import cli
 from jaxmem.audit import read_audit, run_audit
+from jaxmem.audit.one_prompt import run_generate, run_spectrum
 from jaxmem.config import AuditConfig, GenerateConfig, SpectrumConfig
 from jaxmem.data import verbatim_model
 from jaxmem.diffusion import NoiseSchedule, to_score
-from jaxmem.experiments.stable_diffusion import run_generate, run_spectrum
 from jaxmem.prompts import Prompt
-from jaxmem.report.html import write_report
+from jaxmem.report.audit.page import write_report
 from jaxmem.report.tables import print_audit
-from jaxmem.runs import Run
+from jaxmem.runs.directory import Run
 from jaxmem.stable_diffusion.first_step import EPSILON, OTHER, contradiction, noise_share
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
 

@@ -23,7 +23,7 @@ from parity import double_module, error, in_double
 from test_prompts import REAL
 
 from jaxmem import NoiseSchedule, score_jacobian
-from jaxmem.runs import Run
+from jaxmem.runs.directory import Run
 from jaxmem.score import NetworkScore
 from jaxmem.stable_diffusion import weights
 from jaxmem.stable_diffusion.configs import SchedulerConfig, TextEncoderConfig, UNetConfig, VAEConfig

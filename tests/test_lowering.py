@@ -14,8 +14,8 @@ from flax import nnx
 
 from jaxmem.diffusion import NoiseSchedule
 from jaxmem.jacobian import assemble, linearise_points, score_jacobian
+from jaxmem.kernels.attention import attention
 from jaxmem.krylov import begin
-from jaxmem.networks.attention import attention
 from jaxmem.networks.mlp import MLP
 from jaxmem.networks.unet import UNet
 from jaxmem.operators import MatrixOperator

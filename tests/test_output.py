@@ -20,7 +20,6 @@ from rich.cells import cell_len
 from rich.console import Console
 
 import jaxmem
-from jaxmem import durable
 from jaxmem.audit import read_audit, read_results
 from jaxmem.audit.summary import write_table
 from jaxmem.commands.audit import Audit, Report
@@ -31,9 +30,10 @@ from jaxmem.commands.reproduce import Mnist, PaperFigures, Toy2d, Verbatim
 from jaxmem.memorization.registry import detectors
 from jaxmem.prompts import read_prompts
 from jaxmem.report import tables
-from jaxmem.report.audit_view import AuditView
+from jaxmem.report.audit.view import AuditView
 from jaxmem.report.style import figure, plain
-from jaxmem.runs import Run
+from jaxmem.runs import durable
+from jaxmem.runs.directory import Run
 from jaxmem.terminal import visible
 
 LIBRARY = Path(jaxmem.__file__).parent
@@ -328,17 +328,32 @@ def test_no_text_of_the_library_names_a_flag_or_a_command():
 
 
 MESSAGES = [  # module, its words, the command, its words there
-    ("durable.py", "(what is finished is kept), or choose another folder", Audit, "choose another --out"),
-    ("runs.py", "got a file; choose another folder", Audit, "got a file; choose another --out"),
-    ("runs.py", "move the directory away, or choose another folder", Mnist, "or choose another --out"),
-    ("runs.py", "with the version of jaxmem that made it), or choose another folder", Audit, "choose another --out"),
-    ("runs.py", "', …' if len(foreign) > 3 else ''}); choose another folder", Spectrum, "choose another --out"),
+    ("runs/durable.py", "(what is finished is kept), or choose another folder", Audit, "choose another --out"),
+    ("runs/directory.py", "got a file; choose another folder", Audit, "got a file; choose another --out"),
+    ("runs/directory.py", "move the directory away, or choose another folder", Mnist, "or choose another --out"),
+    (
+        "runs/directory.py",
+        "with the version of jaxmem that made it), or choose another folder",
+        Audit,
+        "choose another --out",
+    ),
+    (
+        "runs/directory.py",
+        "', …' if len(foreign) > 3 else ''}); choose another folder",
+        Spectrum,
+        "choose another --out",
+    ),
     ("report/figures.py", "run the experiment again in a new folder", Toy2d, "again in a new --out"),
     ("report/paper.py", "add a category column, and a `method`", PaperFigures, "column, and a --method"),
-    ("report/html.py", "`jaxmem.report.figures.draw` draws the others", Report, "jaxmem figures draws the others"),
-    ("audit/estimate.py", "take a smaller `batch`", Audit, "take a smaller --batch"),
     (
-        *("audit/estimate.py", "take `method` lanczos or none, or a smaller `batch` or `num_steps`", Audit),
+        "report/audit/page.py",
+        "`jaxmem.report.figures.draw` draws the others",
+        Report,
+        "jaxmem figures draws the others",
+    ),
+    ("audit/cost.py", "take a smaller `batch`", Audit, "take a smaller --batch"),
+    (
+        *("audit/cost.py", "take `method` lanczos or none, or a smaller `batch` or `num_steps`", Audit),
         "take --method lanczos or none, or a smaller --batch or --num-steps",
     ),
     ("audit/result.py", "{error}); restore it, or run the audit again in a new folder", Audit, "in a new --out"),
@@ -353,7 +368,7 @@ MESSAGES = [  # module, its words, the command, its words there
     ),
     ("training.py", "lower `{name}.learning_rate`, in a new folder, or look", Toy2d, "in a new --out, or look"),
     (
-        *("experiments/stable_diffusion.py", "smaller `batch` or `num_steps`, or another `method`", Spectrum),
+        *("audit/one_prompt.py", "smaller `batch` or `num_steps`, or another `method`", Spectrum),
         "smaller --batch or --num-steps, or another --method",
     ),
     (

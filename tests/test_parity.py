@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from parity import EPS, MULTIPLE, Parity, Row, error, table
 
-from jaxmem.networks.normalization import normalise
+from jaxmem.kernels.normalization import normalise
 
 X = np.random.default_rng(0).normal(size=(6, 6, 8)).astype(np.float32)
 SIGNS = np.where(np.random.default_rng(1).random(X.shape) < 0.5, -1.0, 1.0)

@@ -3,7 +3,7 @@
 import io
 import re
 
-from jaxmem.progress import PlainLines, show_progress, silent
+from jaxmem.runs.progress import PlainLines, show_progress, silent
 
 
 def test_plain_lines_start_estimate_and_end():

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from jaxmem import count_positive
-from jaxmem.durable import as_json
 from jaxmem.memorization.registry import FAMILIES, Detector, detectors
 from jaxmem.memorization.table import score_table
 from jaxmem.operators import MatrixOperator
+from jaxmem.runs.durable import as_json
 
 OF_SCORES = ["wen-1", "wen-5", "wen-all", "jeon", "score-evolution", "anisotropy", "tiled-l2"]
 OF_SPECTRA = ["positive-count", "tangent-count", "largest-sum", "largest", "smallest", "trace", "cubed-trace"]

@@ -6,7 +6,6 @@ import shutil
 import time
 from html.parser import HTMLParser
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,11 +15,11 @@ from PIL import Image
 
 from jaxmem import cli
 from jaxmem.memorization.registry import detectors
-from jaxmem.report.audit_figures import counts
-from jaxmem.report.audit_view import AuditView
-from jaxmem.report.html import amount, duration, interval, number, render, write_report
-from jaxmem.report.pictures import Sparkline, thumbnail
-from jaxmem.runs import Run
+from jaxmem.report.audit.figures import counts
+from jaxmem.report.audit.page import amount, duration, interval, number, render, write_report
+from jaxmem.report.audit.pictures import Sparkline, thumbnail
+from jaxmem.report.audit.view import AuditView
+from jaxmem.runs.directory import Run
 
 CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
 FLAGS = (
@@ -42,7 +41,7 @@ def page(result):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Pages without figures, which take most of the time."""
-    monkeypatch.setattr("jaxmem.report.html._figures", lambda view: {})
+    monkeypatch.setattr("jaxmem.report.audit.page._figures", lambda view: {})
 
 
 def text_of(page):
@@ -290,7 +289,7 @@ def test_thumbnails_are_small_and_exact_where_they_can_be():
 
 def test_long_lists_have_pictures_of_the_first_prompts(result, undrawn, monkeypatch):
     whole = render(result)
-    monkeypatch.setattr("jaxmem.report.html.MOST_PICTURES", 4)
+    monkeypatch.setattr("jaxmem.report.audit.page.MOST_PICTURES", 4)
     few = render(result)
     shown = "Pictures are shown of the first 4 prompts"
     assert shown in text_of(few)
@@ -539,16 +538,3 @@ def test_other_runs_and_folders_are_refused(tmp_path):
     with pytest.raises(ValueError, match="expected a run directory"):
         write_report(tmp_path / "nothing")
     assert not (tmp_path / "run" / "report.html").exists()
-
-
-def test_templates_are_in_the_package():
-    import jaxmem.report
-
-    folder = Path(jaxmem.report.__file__).parent / "templates"
-    assert {path.name for path in folder.iterdir()} == {
-        "report.html",
-        "summary.html",
-        "parts.html",
-        "page.css",
-        "page.js",
-    }

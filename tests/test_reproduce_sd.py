@@ -7,7 +7,7 @@ import tiny_diffusion as tiny
 from conftest import optional_import
 
 from jaxmem import cli
-from jaxmem.runs import Run
+from jaxmem.runs.directory import Run
 
 LINES = ["caption;category", "the cat;matching", "the dog;template", "a house;none", "the owl;matching"]
 CATEGORIES = ["matching", "template", "none", "no prompt"]

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxmem import durable, runs
-from jaxmem.runs import Run, fingerprint
+from jaxmem.runs import directory as runs
+from jaxmem.runs import durable
+from jaxmem.runs.directory import Run, fingerprint
 
 CONFIG = {"seed": 1, "sizes": (2, 3), "training": {"num_steps": 10, "second_order": "none"}}
 HERE = {"versions": {"jaxmem": "1"}, "device": {"kind": "cpu", "count": 1}}

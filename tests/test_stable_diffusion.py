@@ -99,7 +99,7 @@ def test_a_linearisation_holds_no_copy_of_the_weights(models, point):
     assert not [leaf.shape for leaf in jax.tree.leaves(operator._residuals) if leaf.size in weights]
 
 
-@pytest.mark.slow  # fast: test_batches_give_what_single_points_give in test_stable_diffusion_runs.py
+@pytest.mark.slow  # fast: test_batches_give_what_single_points_give in test_one_prompt.py
 @pytest.mark.parametrize("models", ["sd1"], indirect=True)  # sd2 differs in layers that the others compare
 def test_points_together_are_points_alone(models, parity, getkey):
     """Several points, and a prompt with and without, in one linearisation."""

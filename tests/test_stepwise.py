@@ -9,8 +9,8 @@ import pytest
 
 from jaxmem import NoiseSchedule, score_jacobian
 from jaxmem.krylov import Status, absorb, arnoldi, begin, lanczos, next_vector
-from jaxmem.memory import available_bytes, gigabytes, require
 from jaxmem.oracles import GaussianMixture, GaussianMixtureScore
+from jaxmem.runs.memory import available_bytes, gigabytes, require
 from jaxmem.spectra.ritz import ritz_pairs
 from jaxmem.spectra.stepwise import advance, compile_programs, measure
 

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxmem.checkpoints import restore_checkpoint, save_checkpoint
 from jaxmem.config import TrainingConfig
 from jaxmem.diffusion import NoiseSchedule
 from jaxmem.networks.mlp import MLP
 from jaxmem.oracles import GaussianMixtureScore, gaussian
+from jaxmem.runs.checkpoints import restore_checkpoint, save_checkpoint
 from jaxmem.score import bind
 from jaxmem.training import dsm_loss, second_order_loss, sliced_second_order_loss, train
 
@@ -158,7 +158,7 @@ from pathlib import Path
 import numpy as np, jax
 sys.path.insert(0, {tests!r})
 from test_training import DATA, SCHEDULE, network, small
-from jaxmem import checkpoints
+from jaxmem.runs import checkpoints
 from jaxmem.training import train
 
 def die(*_):

@@ -15,7 +15,7 @@ from jaxmem.experiments import verbatim
 from jaxmem.experiments.verbatim import _probabilities, export_model, labelled_captions, run_verbatim
 from jaxmem.experiments.verbatim_analysis import apart, earliest, lowest_over_bound
 from jaxmem.report.figures import draw
-from jaxmem.runs import Run
+from jaxmem.runs.directory import Run
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
 from jaxmem.training import train
 

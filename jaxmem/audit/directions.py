@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmem.audit.operators import factorise, linearise
+from jaxmem.audit.hessians import factorise, linearise
 from jaxmem.audit.plan import judged
 from jaxmem.audit.work import Work
 from jaxmem.jacobian import ScoreJacobian

@@ -10,22 +10,22 @@ import jax
 import numpy as np
 from flax import nnx
 
+from jaxmem.audit.cost import count_disk_bytes, estimate
 from jaxmem.audit.directions import run_directions
-from jaxmem.audit.estimate import count_disk_bytes, estimate
-from jaxmem.audit.operators import COUNTING, run_anisotropy, run_counts, run_jeon, run_spectra
+from jaxmem.audit.hessians import COUNTING, run_anisotropy, run_counts, run_jeon, run_spectra
 from jaxmem.audit.plan import Plan
 from jaxmem.audit.result import read_audit, read_warnings
 from jaxmem.audit.summary import summarise, write_table
 from jaxmem.audit.trajectory import run_images, run_start, run_trajectory
 from jaxmem.audit.work import Work, embed, starting_noise
 from jaxmem.config import AuditConfig
-from jaxmem.progress import Progress, Say, quiet, silent
 from jaxmem.prompts import Prompt, as_prompts, merge
-from jaxmem.runs import Run
+from jaxmem.runs.directory import Run
+from jaxmem.runs.progress import Progress, Say, quiet, silent
+from jaxmem.runs.stages import wall_seconds
 from jaxmem.spectra.dense import require_disk
 from jaxmem.stable_diffusion.first_step import contradiction
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
-from jaxmem.stages import wall_seconds
 
 
 def run_audit(

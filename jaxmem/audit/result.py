@@ -8,7 +8,7 @@ from jaxmem.audit.plan import Plan
 from jaxmem.audit.scores import Raw, costs, count_intervals, detector_scores
 from jaxmem.memorization.registry import AuditMethod, Detector
 from jaxmem.prompts import Prompt
-from jaxmem.runs import Run
+from jaxmem.runs.directory import Run
 from jaxmem.stable_diffusion.first_step import contradiction
 
 

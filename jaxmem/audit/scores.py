@@ -9,9 +9,9 @@ from jaxmem.audit.plan import Plan
 from jaxmem.memorization.detectors import SCORE_EVOLUTION_STEPS, TILES_PER_SIDE
 from jaxmem.memorization.registry import Detector, Family, detectors
 from jaxmem.memorization.table import score_table
-from jaxmem.runs import Run
+from jaxmem.runs.directory import Run
 
-# Which of the numbers that `jaxmem.audit.operators.run_counts` saves are the estimate and the ends of its interval.
+# Which of the numbers that `jaxmem.audit.hessians.run_counts` saves are the estimate and the ends of its interval.
 _COUNTED = {"positive-count": (1, slice(2, 4)), "tangent-count": (6, slice(7, 9))}
 
 
@@ -24,7 +24,7 @@ class Raw(NamedTuple):
     anisotropy: np.ndarray  #: (P,)
     eigenvalues: np.ndarray  #: (P, K, L)
     noise: np.ndarray  #: (P, K)
-    counts: np.ndarray  #: (P, K, 9): see `jaxmem.audit.operators.run_counts`
+    counts: np.ndarray  #: (P, K, 9): see `jaxmem.audit.hessians.run_counts`
     images: np.ndarray | None  #: (P, h, w, 3)
     sampled: np.ndarray  #: (P,)
 

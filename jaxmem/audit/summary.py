@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from jaxmem.audit.result import AuditResult
-from jaxmem.durable import write_atomically
 from jaxmem.memorization.evaluation import FPR_LIMITS, evaluate_categories
 from jaxmem.memorization.registry import Detector
 from jaxmem.memorization.sharpness import below_bound
 from jaxmem.memorization.standing import percentile, rank
 from jaxmem.memorization.thresholds import threshold_split
 from jaxmem.prompts import RESULTS_COLUMNS, as_cell, from_cell
+from jaxmem.runs.durable import write_atomically
 
 
 def summarise(result: AuditResult, truncated: list[bool]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 from jaxmem.audit.plan import Plan
 from jaxmem.diffusion import DDIM
-from jaxmem.progress import Progress
+from jaxmem.runs.progress import Progress
 from jaxmem.score import NetworkScore
 from jaxmem.spectra.batch import each_point
 from jaxmem.stable_diffusion import first_step

@@ -75,7 +75,7 @@ class Audit:
         _compute_on(self.device)
 
         from jaxmem.audit import run_audit
-        from jaxmem.progress import show_progress
+        from jaxmem.runs.progress import show_progress
 
         opened, out = open_model(model, self.files), None if self.dry_run else self.out
         with show_progress() as progress:

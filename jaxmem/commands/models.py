@@ -22,8 +22,8 @@ class Generate:
     files: Annotated[FilesConfig, tyro.conf.arg(name="")] = field(default_factory=FilesConfig)
 
     def __call__(self) -> None:
-        from jaxmem.experiments.stable_diffusion import run_generate
-        from jaxmem.progress import show_progress
+        from jaxmem.audit.one_prompt import run_generate
+        from jaxmem.runs.progress import show_progress
 
         with show_progress() as progress:
             run_generate(open_model(self.model, self.files), self.config, self.out, progress, say)
@@ -42,8 +42,8 @@ class Spectrum:
     files: Annotated[FilesConfig, tyro.conf.arg(name="")] = field(default_factory=FilesConfig)
 
     def __call__(self) -> None:
-        from jaxmem.experiments.stable_diffusion import run_spectrum
-        from jaxmem.progress import show_progress
+        from jaxmem.audit.one_prompt import run_spectrum
+        from jaxmem.runs.progress import show_progress
 
         with show_progress() as progress:
             run_spectrum(open_model(self.model, self.files), self.config, self.out, progress, say)

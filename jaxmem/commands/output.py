@@ -44,7 +44,7 @@ def model_name(source: str) -> str:
 
 def write_page(run: Path, out: Path | None = None) -> None:
     """Write the page of an audit, and say where it is."""
-    from jaxmem.report.html import write_report
+    from jaxmem.report.audit.page import write_report
 
     path = write_report(run, out)
     print(f"{visible(str(path))} ({path.stat().st_size / 1e6:.1f} MB)")

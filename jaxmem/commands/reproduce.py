@@ -25,7 +25,7 @@ class Toy2d:
 
     def __call__(self) -> None:
         from jaxmem.experiments.toy2d import run_toy2d
-        from jaxmem.progress import show_progress
+        from jaxmem.runs.progress import show_progress
 
         with show_progress() as progress:
             run_toy2d(self.config, self.out, progress)
@@ -44,7 +44,7 @@ class Mnist:
 
     def __call__(self) -> None:
         from jaxmem.experiments.mnist import run_mnist
-        from jaxmem.progress import show_progress
+        from jaxmem.runs.progress import show_progress
 
         with show_progress() as progress:
             run_mnist(self.config, self.out, progress)
@@ -61,7 +61,7 @@ class Verbatim:
 
     def __call__(self) -> None:
         from jaxmem.experiments.verbatim import run_verbatim
-        from jaxmem.progress import show_progress
+        from jaxmem.runs.progress import show_progress
 
         with show_progress() as progress:
             run_verbatim(self.config, self.out, progress, say)
@@ -99,8 +99,8 @@ class PaperFigures:
         prompts = [*first_of_each(gather([(self.prompts, None)], merge_duplicates=True), self.per_category), NO_PROMPT]
 
         from jaxmem.audit import read_audit, run_audit
-        from jaxmem.progress import show_progress
-        from jaxmem.runs import Run
+        from jaxmem.runs.directory import Run
+        from jaxmem.runs.progress import show_progress
 
         out = None if self.dry_run else self.out
         with show_progress() as progress:

@@ -13,9 +13,9 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxmem.checkpoints import restore_checkpoint, save_checkpoint
 from jaxmem.config import AutoencoderConfig
-from jaxmem.runs import fingerprint
+from jaxmem.runs.checkpoints import restore_checkpoint, save_checkpoint
+from jaxmem.runs.directory import fingerprint
 from jaxmem.stable_diffusion.configs import VAEConfig
 from jaxmem.stable_diffusion.vae import VAE
 

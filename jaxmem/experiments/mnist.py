@@ -2,7 +2,7 @@
 
 Trains a class-conditional U-Net on many images of one digit and one image of another repeated, samples both classes
 with DDIM, keeps the clearly new samples of the general class, and takes the whole spectrum of ∂s/∂x of every kept
-sample along its sampling path. Writes a run (`jaxmem.runs`): arrays, ``metrics.json`` and ``spectra.npz``.
+sample along its sampling path. Writes a run (`jaxmem.runs.directory`): arrays, ``metrics.json`` and ``spectra.npz``.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,15 +18,15 @@ from flax import nnx
 from jaxmem.config import MnistConfig
 from jaxmem.data.mnist import Digits, select_digits, to_pixels
 from jaxmem.diffusion import DDIM, NoiseSchedule, sample_ddim
-from jaxmem.experiments.spectra import record_spectra
 from jaxmem.extras import require
 from jaxmem.memorization.distances import calibrated_l2, nearest_training
 from jaxmem.memorization.sharpness import below_bound, positive_count, tangent_count
 from jaxmem.networks.unet import UNet
-from jaxmem.progress import Progress, silent
-from jaxmem.runs import Run
+from jaxmem.runs.directory import Run
+from jaxmem.runs.progress import Progress, silent
+from jaxmem.runs.stages import save_losses, timed, wall_seconds
 from jaxmem.score import NetworkScore, bind
-from jaxmem.stages import save_losses, timed, wall_seconds
+from jaxmem.spectra.shared import record_spectra
 from jaxmem.training import train
 
 SCHEDULE = NoiseSchedule()  # DDPM linear, 1,000 steps: the paper's

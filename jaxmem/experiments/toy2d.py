@@ -2,7 +2,7 @@
 
 Trains the score of the mixture twice, with the second-order loss and with the first-order loss alone, samples each,
 and compares the learned Hessian with the closed form along one memorized and one non-memorized sampling path, at every
-timestep. Writes a run (`jaxmem.runs`): ``metrics.json`` and ``spectra.npz``.
+timestep. Writes a run (`jaxmem.runs.directory`): ``metrics.json`` and ``spectra.npz``.
 
 The closed form is that of the *population*, ``w N(mean, covariance) + (1 - w) delta(point)``. The density of the
 training points themselves is another one (at small t a peak at each of them); its Hessians stand beside.
@@ -24,10 +24,10 @@ from jaxmem.diffusion import DDIM, NoiseSchedule, ddim_path
 from jaxmem.jacobian import score_jacobian
 from jaxmem.networks.mlp import MLP
 from jaxmem.oracles import EmpiricalScore, GaussianMixture, GaussianMixtureScore
-from jaxmem.progress import Progress, silent
-from jaxmem.runs import Run, fingerprint
+from jaxmem.runs.directory import Run, fingerprint
+from jaxmem.runs.progress import Progress, silent
+from jaxmem.runs.stages import save_losses, timed, wall_seconds
 from jaxmem.score import NetworkScore, bind
-from jaxmem.stages import save_losses, timed, wall_seconds
 from jaxmem.training import train
 
 SCHEDULE = NoiseSchedule()  # DDPM linear, 1,000 steps

@@ -32,16 +32,16 @@ from jaxmem.experiments.verbatim_analysis import (
     lowest_over_bound,
     mean_counts,
 )
-from jaxmem.progress import Progress, Say, quiet, silent
 from jaxmem.prompts import NO_PROMPT, Prompt
-from jaxmem.runs import Run, fingerprint
+from jaxmem.runs.directory import Run, fingerprint
+from jaxmem.runs.progress import Progress, Say, quiet, silent
+from jaxmem.runs.stages import save_losses, timed, wall_seconds
 from jaxmem.score import NetworkScore, bind
 from jaxmem.stable_diffusion.configs import SchedulerConfig, TextEncoderConfig, UNetConfig, VAEConfig
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
 from jaxmem.stable_diffusion.text_encoder import TextEncoder
 from jaxmem.stable_diffusion.tokenizer import byte_tokenizer
 from jaxmem.stable_diffusion.unet import UNet
-from jaxmem.stages import save_losses, timed, wall_seconds
 from jaxmem.training import train
 
 # Latents of 8 × 8 × 4, so d = 256. Weights of all parts: 2.15 million, 4.3 MB in half precision.

@@ -16,8 +16,8 @@ from jaxmem.memorization.evaluation import evaluate_categories
 from jaxmem.memorization.sharpness import positive_count, tangent_count
 from jaxmem.memorization.standing import End
 from jaxmem.oracles import EmpiricalScore
-from jaxmem.progress import Progress
-from jaxmem.runs import Run
+from jaxmem.runs.directory import Run
+from jaxmem.runs.progress import Progress
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
 
 

@@ -12,9 +12,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxmem.diffusion import NoiseSchedule
-from jaxmem.networks.attention import attention
-from jaxmem.networks.convolution import conv3x3
-from jaxmem.networks.normalization import normalise
+from jaxmem.kernels.attention import attention
+from jaxmem.kernels.convolution import conv3x3
+from jaxmem.kernels.normalization import normalise
 
 
 def fold(x: Float[Array, "height width features"], patch: int) -> Float[Array, "rows columns folded"]:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from jaxmem.report import mnist, stable_diffusion, toy2d, verbatim
-from jaxmem.runs import Run
+from jaxmem.runs.directory import Run
 
 DRAWERS = {
     "toy2d": toy2d.draw,

@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxmem.audit import read_audit
-from jaxmem.report.audit_view import AuditView
+from jaxmem.report.audit.view import AuditView
 from jaxmem.report.figures import of_this_version
-from jaxmem.runs import Run
+from jaxmem.runs.directory import Run
 from jaxmem.terminal import visible
 
 _NARROWEST = 20  # of a column of prompts: what is narrower says nothing

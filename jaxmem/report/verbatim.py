@@ -9,7 +9,7 @@ from jaxmem.audit import read_audit
 from jaxmem.report import paper
 from jaxmem.report.style import CATEGORIES as COLOURS
 from jaxmem.report.style import NEUTRAL, figure
-from jaxmem.runs import Run
+from jaxmem.runs.directory import Run
 
 _KINDS = ("none", "matching", "template")
 _COURSE = {

@@ -130,7 +130,7 @@ def batch_spectra(
             default one. On a CPU ``XLA_FLAGS=--xla_force_host_platform_device_count=<cores>`` makes a device of each
             core (with ``OPENBLAS_NUM_THREADS=1``: solvers take one matrix after another on each device). There a score
             must not factorise or solve batches of large matrices itself: jaxlib's calls for them can wait for each
-            other for ever. Several processes share a run: `jaxmem.experiments.spectra.record_spectra`.
+            other for ever. Several processes share a run: `jaxmem.spectra.shared.record_spectra`.
         on_points: called with (points done, n) after each group.
 
     Memory on each device: the parameters, and ``points`` times (``chunk`` times what one product holds, plus four d × d
@@ -156,7 +156,7 @@ def batch_spectra(
         if mesh.is_multi_process:
             raise ValueError(
                 f"mesh: expected devices of this process, got {mesh.size} of several; take jax.local_devices(), and let"
-                f" processes share a run (jaxmem.experiments.spectra)"
+                f" processes share a run (jaxmem.spectra.shared)"
             )
         state = jax.device_put(state, jax.NamedSharding(mesh, jax.P()))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmem.durable import TEMPORARY, clear_os_errors, json_writer, read_json, write_atomically
+from jaxmem.runs.durable import TEMPORARY, clear_os_errors, json_writer, read_json, write_atomically
 
 ESTIMATE = "count.npz"  #: what `jaxmem.spectra.count_positive` keeps of an estimate; it may be in the same folder
 

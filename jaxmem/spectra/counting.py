@@ -19,8 +19,8 @@ from jaxtyping import Array
 
 from jaxmem.krylov import Factorization, Status, begin, extend, may_go_on, reopened
 from jaxmem.operators import Operator, SymmetricPart
-from jaxmem.progress import Progress, silent
-from jaxmem.spectra import resume
+from jaxmem.runs import resume
+from jaxmem.runs.progress import Progress, silent
 from jaxmem.spectra.columns import ESTIMATE
 from jaxmem.spectra.deflation import Deflated, deflate
 from jaxmem.spectra.dense import dense_spectrum

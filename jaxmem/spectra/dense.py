@@ -16,9 +16,9 @@ import psutil
 import scipy.linalg
 from jaxtyping import Array
 
-from jaxmem import memory
 from jaxmem.operators import Operator
-from jaxmem.progress import Progress, silent
+from jaxmem.runs import memory
+from jaxmem.runs.progress import Progress, silent
 from jaxmem.spectra.columns import ColumnStore, checksum, header
 from jaxmem.spectra.result import Spectrum, Status, rounding_noise
 from jaxmem.spectra.single import check_operator

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxmem.krylov import Status, reopened
 from jaxmem.operators import Operator
-from jaxmem.progress import Progress, silent
+from jaxmem.runs.progress import Progress, silent
 from jaxmem.spectra.quadrature import Tridiagonal, mass_above
 from jaxmem.spectra.ritz import ritz_pairs
 from jaxmem.spectra.single import check_operator, krylov_noise, probe_products, run_krylov

@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmem import memory
 from jaxmem.krylov import Status
 from jaxmem.operators import Operator
-from jaxmem.progress import Progress, silent
-from jaxmem.spectra import resume
+from jaxmem.runs import memory, resume
+from jaxmem.runs.progress import Progress, silent
 from jaxmem.spectra.restarted import (
     KrylovState,
     Outside,

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxmem import memory
 from jaxmem.jacobian import ScoreJacobian, assemble, check_score, linearise_points
 from jaxmem.krylov import Factorization, absorb, may_go_on, next_vector
+from jaxmem.runs import memory
 from jaxmem.score import Score
 
 

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jaxmem.networks.attention import attention
-from jaxmem.networks.convolution import conv3x3
-from jaxmem.networks.normalization import normalise
+from jaxmem.kernels.attention import attention
+from jaxmem.kernels.convolution import conv3x3
+from jaxmem.kernels.normalization import normalise
 
 
 class LinearWeight(nnx.Param):
@@ -195,7 +195,7 @@ class Downsample(nnx.Module):
     """A 3×3 convolution with stride 2, of an image padded by ``before`` rows and columns in front and one behind.
 
     It is written as one matrix product: XLA's strided convolutions are slow in loops once differentiated (see
-    `jaxmem.networks.convolution`), and this is where the image becomes small.
+    `jaxmem.kernels.convolution`), and this is where the image becomes small.
     """
 
     def __init__(self, features: int, *, before: int, rngs: nnx.Rngs) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from jaxmem.diffusion import NoiseSchedule
-from jaxmem.progress import Say
+from jaxmem.runs.progress import Say
 from jaxmem.stable_diffusion import adapters, weights
 
 NETWORKS = ("unet", "text_encoder", "vae")

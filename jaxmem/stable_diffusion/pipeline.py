@@ -14,10 +14,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxmem import memory
 from jaxmem.diffusion import DDIM, ddim_path
-from jaxmem.durable import json_writer, read_json, write_atomically
-from jaxmem.progress import Say, quiet
+from jaxmem.runs import memory
+from jaxmem.runs.durable import json_writer, read_json, write_atomically
+from jaxmem.runs.progress import Say, quiet
 from jaxmem.score import GuidedScore, NetworkScore
 from jaxmem.stable_diffusion import adapters, live, weights
 from jaxmem.stable_diffusion.configs import (

@@ -18,7 +18,7 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from jaxmem.durable import read_json, write_atomically
+from jaxmem.runs.durable import read_json, write_atomically
 from jaxmem.stable_diffusion import adapters
 from jaxmem.stable_diffusion.layers import ConvWeight, LinearWeight, PointwiseWeight
 

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Shaped
 
-from jaxmem.progress import Progress, silent
-from jaxmem.runs import Run
+from jaxmem.runs.directory import Run
+from jaxmem.runs.progress import Progress, silent
 from jaxmem.score import Score
 from jaxmem.spectra import Spectrum, batch_spectra
 from jaxmem.spectra.batch import check_points, start_keys

@@ -10,19 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmem import memory
 from jaxmem.config import GenerateConfig, SpectrumConfig
 from jaxmem.diffusion import DDIM, ddim_path
 from jaxmem.krylov import Factorization, Status, begin
-from jaxmem.progress import Progress, Say, quiet, silent
-from jaxmem.runs import Run
+from jaxmem.runs import memory
+from jaxmem.runs.directory import Run
+from jaxmem.runs.progress import Progress, Say, quiet, silent
+from jaxmem.runs.stages import timed, wall_seconds
 from jaxmem.score import GuidedScore
 from jaxmem.spectra.result import rounding_noise
 from jaxmem.spectra.ritz import ritz_pairs
 from jaxmem.spectra.stepwise import Programs, advance, compile_programs, measure
 from jaxmem.stable_diffusion.first_step import contradiction, noise_share
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
-from jaxmem.stages import timed, wall_seconds
 
 
 def run_generate(

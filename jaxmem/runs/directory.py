@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
-from jaxmem.durable import (
+from jaxmem.runs.durable import (
     TEMPORARY,
     append_line,
     as_json,

@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmem import durable
+from jaxmem.runs import durable
 
 
 def save(path: Path, arrays: dict[str, Any], options: dict[str, Any]) -> None:

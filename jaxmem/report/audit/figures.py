@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from jaxmem.memorization import evaluation
-from jaxmem.report.audit_view import AuditView, Group, mean
+from jaxmem.report.audit.view import AuditView, Group, mean
 from jaxmem.report.style import CATEGORIES, NEUTRAL, figure, plain
 
 PANELS = 6  # statistics in one figure, so that a page of paper holds it

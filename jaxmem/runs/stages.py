@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from jaxmem.runs import Run
+from jaxmem.runs.directory import Run
 
 
 @contextmanager

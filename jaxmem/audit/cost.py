@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmem import memory
 from jaxmem.audit.plan import Plan
 from jaxmem.audit.work import Work, evaluate
+from jaxmem.runs import memory
 from jaxmem.spectra.dense import file_bytes, require_host_memory, solve_bytes
 from jaxmem.spectra.stepwise import Programs, compile_programs
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmem.report.audit_view import ENOUGH, STRONG, AuditView
+from jaxmem.report.audit.view import ENOUGH, STRONG, AuditView
 
 SHOWN = 3  # examples from each end of the ranking
 _MOST_LISTED = 6  # timesteps in a line

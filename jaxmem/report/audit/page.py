@@ -13,12 +13,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from jaxmem import __version__
-from jaxmem.durable import write_atomically
-from jaxmem.report import audit_figures
-from jaxmem.report.audit_summary import highlights, summarise
-from jaxmem.report.audit_view import AuditView, mean
-from jaxmem.report.pictures import Sparkline, data_uri, thumbnail
-from jaxmem.runs import Run
+from jaxmem.report.audit import figures
+from jaxmem.report.audit.pictures import Sparkline, data_uri, thumbnail
+from jaxmem.report.audit.summary import highlights, summarise
+from jaxmem.report.audit.view import AuditView, mean
+from jaxmem.runs.directory import Run
+from jaxmem.runs.durable import write_atomically
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_PICTURES = 1200  # thumbnails on one page, about 4 MB of photographs
@@ -67,7 +67,7 @@ def render(result: Any, title: str = "Memorization audit", written: str = "") ->
         pictured=len(rows) if result.images is None else min(len(rows), MOST_PICTURES),
         highlights=highlights(result), directions=_directions(result),
         rules=_sparkline(view).height(np.array([0.0, -0.5])).tolist() if view.has_spectra else [],
-        blocks=audit_figures.balanced(every, BLOCK) if len(every) > len(view.leads) else [], glossary=_glossary(view),
+        blocks=figures.balanced(every, BLOCK) if len(every) > len(view.leads) else [], glossary=_glossary(view),
     )  # fmt: skip
     return page.replace(SIZE, f"{len(page.encode()) / 1e6:.1f} MB")
 
@@ -170,16 +170,16 @@ def _rows(view: AuditView) -> list[dict[str, Any]]:
 
 
 def _figures(view: AuditView) -> dict[str, list[tuple[str, str]]]:
-    drawers: dict[str, Callable[[AuditView], list[audit_figures.Drawing]]] = {
-        "distributions": audit_figures.distributions,
-        "roc": audit_figures.roc,
+    drawers: dict[str, Callable[[AuditView], list[figures.Drawing]]] = {
+        "distributions": figures.distributions,
+        "roc": figures.roc,
     }
     if view.has_spectra:
-        drawers["spectra"] = audit_figures.spectra
+        drawers["spectra"] = figures.spectra
     if view.has_spectra and len(view.result.spectral_timesteps) > 1:
-        drawers["counts"] = audit_figures.counts
+        drawers["counts"] = figures.counts
     if len(view.result.timesteps) > 1 and (~np.isnan(view.result.eps_difference)).any():
-        drawers["guidance"] = audit_figures.guidance
+        drawers["guidance"] = figures.guidance
     if not (~np.isnan(view.scores)).any():
         return {}
     return {name: [(data_uri(d.svg, "svg+xml"), d.alternative) for d in draw(view)] for name, draw in drawers.items()}

@@ -1,0 +1,1 @@
+"""The page that an audit ends in: its numbers, figures, pictures and sentences."""
