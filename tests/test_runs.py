@@ -13,7 +13,8 @@ import pytest
 
 from jaxmem.runs import directory as runs
 from jaxmem.runs import durable
-from jaxmem.runs.directory import Run, fingerprint
+from jaxmem.runs.directory import Run
+from jaxmem.runs.identity import fingerprint
 
 CONFIG = {"seed": 1, "sizes": (2, 3), "training": {"num_steps": 10, "second_order": "none"}}
 HERE = {"versions": {"jaxmem": "1"}, "device": {"kind": "cpu", "count": 1}}

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from jaxmem.config import AutoencoderConfig
 from jaxmem.runs.checkpoints import restore_checkpoint, save_checkpoint
-from jaxmem.runs.directory import fingerprint
+from jaxmem.runs.identity import fingerprint
 from jaxmem.stable_diffusion.configs import VAEConfig
 from jaxmem.stable_diffusion.vae import VAE
 

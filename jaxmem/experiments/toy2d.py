@@ -24,7 +24,8 @@ from jaxmem.diffusion import DDIM, NoiseSchedule, ddim_path
 from jaxmem.jacobian import score_jacobian
 from jaxmem.networks.mlp import MLP
 from jaxmem.oracles import EmpiricalScore, GaussianMixture, GaussianMixtureScore
-from jaxmem.runs.directory import Run, fingerprint
+from jaxmem.runs.directory import Run
+from jaxmem.runs.identity import fingerprint
 from jaxmem.runs.progress import Progress, silent
 from jaxmem.runs.stages import save_losses, timed, wall_seconds
 from jaxmem.score import NetworkScore, bind

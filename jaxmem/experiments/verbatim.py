@@ -33,7 +33,8 @@ from jaxmem.experiments.verbatim_analysis import (
     mean_counts,
 )
 from jaxmem.prompts import NO_PROMPT, Prompt
-from jaxmem.runs.directory import Run, fingerprint
+from jaxmem.runs.directory import Run
+from jaxmem.runs.identity import fingerprint
 from jaxmem.runs.progress import Progress, Say, quiet, silent
 from jaxmem.runs.stages import save_losses, timed, wall_seconds
 from jaxmem.score import NetworkScore, bind

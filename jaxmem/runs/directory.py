@@ -7,15 +7,10 @@ finished unit of work follow; ``costs-<process>.jsonl`` keeps seconds and bytes,
 place, fsynced and renamed; a line that a crash tore is cut when the run continues.
 """
 
-import hashlib
-import json
-import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator
 from importlib.metadata import version
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +29,7 @@ from jaxmem.runs.durable import (
     write_atomically,
     write_once,
 )
+from jaxmem.runs.identity import differences, refuse_absolute_paths
 
 FORMAT = 1
 PACKAGES = ("jaxmem", "jax", "jaxlib", "flax", "optax", "numpy")
@@ -70,14 +66,14 @@ class Run:
         if directory.exists() and not directory.is_dir():
             raise ValueError(f"{directory}: expected a directory for the run, got a file; choose another folder")
         wanted = as_json({"format": FORMAT, "config": config, **provenance}, "manifest")
-        _refuse_absolute_paths(wanted)
+        refuse_absolute_paths(wanted)
         here = _environment()
         path = directory / "manifest.json"
         process = _process_index() if process is None else process
         created = not path.exists() and _create_manifest(path, wanted | here, process)
         manifest = wanted | here if created else read_json(path, "move the directory away, or choose another folder")
         if not created:
-            _refuse_differences(directory, wanted, manifest)
+            _refuse_another_run(directory, wanted, manifest)
         with clear_os_errors(directory):
             (directory / "arrays").mkdir(exist_ok=True)
             for left_over in directory.glob(f"**/{TEMPORARY}{process}-*"):
@@ -87,8 +83,9 @@ class Run:
         run = cls(directory, manifest, process)
         changed = {name: here[name] for name in here if manifest.get(name) != here[name]}
         if changed and not created:
+            before = {name: manifest[name] for name in changed if name in manifest}
             warnings.warn(
-                f"{directory}: continued under another environment ({_list_differences(here, manifest, here)}); "
+                f"{directory}: continued under another environment ({differences(before, changed)}); "
                 "the rest may differ from the first part by rounding",
                 stacklevel=2,
             )
@@ -235,12 +232,6 @@ class Run:
         return self.directory / "arrays" / f"{key}.npy"
 
 
-def fingerprint(array: Shaped[np.ndarray, "..."]) -> str:
-    """SHA-256 of an array's dtype, shape and values, for the data hashes of a manifest."""
-    head = f"{array.dtype.str}{array.shape}".encode()
-    return hashlib.sha256(head + np.ascontiguousarray(array).tobytes()).hexdigest()
-
-
 def _environment() -> dict[str, Any]:
     import jax
 
@@ -262,61 +253,11 @@ def _process_index() -> int:
     return jax.process_index()
 
 
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        for key, item in value.items():
-            yield from _flat(item, f"{prefix}.{key}" if prefix else key)
-    else:
-        yield prefix, value
-
-
-def _refuse_absolute_paths(manifest: dict[str, Any]) -> None:
-    for name, value in _flat(manifest):
-        # A prompt may say "/imagine"; it is no path, whatever it begins with.
-        if isinstance(value, str) and os.path.isabs(value) and not name.endswith("prompt"):
-            raise ValueError(f"{name}: expected no absolute path in a manifest, got {value}; record a hash of the data")
-
-
-def _list_differences(names: dict[str, Any], old: dict[str, Any], new: dict[str, Any]) -> str:
-    before, after = ({name: manifest[name] for name in names if name in manifest} for manifest in (old, new))
-    return "; ".join(_difference(*field) for field in _differing(before, after))
-
-
-def _differing(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """The fields that differ, as name, old and new value; a section that only one of them has is one field."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in dict.fromkeys((*old, *new)):
-            yield from _differing(old.get(key, _absent), new.get(key, _absent), f"{name}.{key}" if name else key)
-    elif old != new:
-        yield name, old, new
-
-
-def _difference(name: str, old: Any, new: Any) -> str:
-    """What a field was and is; of long lists the first items that differ."""
-    if isinstance(old, list) and isinstance(new, list) and max(map(len, map(json.dumps, (old, new)))) > _LONGEST_SHOWN:
-        pairs = enumerate(zip_longest(old, new, fillvalue=_absent))
-        number, (old, new) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
-        name = f"{name}[{number}]"
-    return f"{name}: there {_shown(old)}, now {_shown(new)}"
-
-
-_absent = object()
-_LONGEST_SHOWN = 100
-
-
-def _shown(value: Any) -> str:
-    if value is _absent:
-        return "nothing"
-    text = json.dumps(value)
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}… ({len(text):,} characters)"
-
-
-def _refuse_differences(directory: Path, wanted: dict[str, Any], manifest: dict[str, Any]) -> None:
-    names = dict.fromkeys((*wanted, *(name for name in manifest if name not in ("versions", "device"))))
-    differences = _list_differences(names, manifest, wanted)
-    if differences:
+def _refuse_another_run(directory: Path, wanted: dict[str, Any], manifest: dict[str, Any]) -> None:
+    there = {name: value for name, value in manifest.items() if name not in ("versions", "device")}
+    if differing := differences(there, wanted):
         raise ValueError(
-            f"{directory}: expected a run of the same config, got another one ({differences}); give the same values to "
+            f"{directory}: expected a run of the same config, got another one ({differing}); give the same values to "
             "continue it (where one has a field that the other lacks, with the version of jaxmem that made it), "
             "or choose another folder"
         )

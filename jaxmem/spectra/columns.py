@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxmem.runs.durable import TEMPORARY, clear_os_errors, json_writer, read_json, write_atomically
+from jaxmem.runs.identity import differences
 
 ESTIMATE = "count.npz"  #: what `jaxmem.spectra.count_positive` keeps of an estimate; it may be in the same folder
 
@@ -46,17 +47,13 @@ class ColumnStore:
 
     def _check(self, wanted: dict[str, Any]) -> None:
         found, sums, starts = self.entries, self.entries.get("sums"), self.entries.get("starts")
-        differences = [
-            f"{name}: there {found.get(name)}, now {value}"
-            for name, value in wanted.items()
-            if found.get(name) != value
-        ]
-        if differences and sums == []:  # nothing is lost
+        differing = differences({name: found[name] for name in wanted if name in found}, wanted)
+        if differing and sums == []:  # nothing is lost
             self.entries = wanted | {"starts": 0, "sums": []}
             return
-        if differences:
+        if differing:
             raise ValueError(
-                f"{self.folder}: expected columns of this operator, got others ({'; '.join(differences)}; product is"
+                f"{self.folder}: expected columns of this operator, got others ({differing}; product is"
                 f" a checksum of one, which another machine or version may round otherwise); choose another folder"
             )
         if not isinstance(sums, list) or not isinstance(starts, int) or len(sums) > -(-self.size // self.chunk):
