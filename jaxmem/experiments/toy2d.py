@@ -125,8 +125,8 @@ def measure_model(
             (jnp.asarray(points), None),
             SCHEDULE,
             training,
-            checkpoint_dir=run.directory / "checkpoints" / model,
-            on_step=lambda step, total: progress(f"train {label}", step, total),
+            folder=run.directory / "checkpoints" / model,
+            progress=lambda _, step, total: progress(f"train {label}", step, total),
             name="training" if model == "second_order" else "first_order_training",
         )
         save_losses(run, f"{model}-losses", result.losses)

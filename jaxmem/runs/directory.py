@@ -20,10 +20,12 @@ from jaxtyping import Shaped
 from jaxmem.runs.durable import (
     TEMPORARY,
     append_line,
+    arrays_writer,
     as_json,
     clear_os_errors,
     cut_torn_line,
     json_writer,
+    read_arrays,
     read_json,
     read_lines,
     write_atomically,
@@ -183,12 +185,7 @@ class Run:
         """Write ``spectra.npz``, then ``metrics.json``: with the second one in place the run is finished."""
         for name, array in spectra.items():
             _refuse_objects(name, np.asarray(array))
-        # not np.savez_compressed: eigenvalues hardly compress, and equal arrays give equal bytes either way
-        write_atomically(
-            self.directory / "spectra.npz",
-            lambda stream: np.savez(stream, **spectra),  # type: ignore[arg-type]
-            self.process,
-        )
+        write_atomically(self.directory / "spectra.npz", arrays_writer(spectra), self.process)
         write_atomically(self.directory / "metrics.json", json_writer(as_json(metrics, "metrics")), self.process)
 
     def metrics(self) -> dict[str, Any]:
@@ -207,15 +204,8 @@ class Run:
             ValueError: the run is not finished, or the file is damaged.
         """
         self._expect_finished()
-        path = self.directory / "spectra.npz"
-        try:
-            with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
-        except Exception as error:  # zipfile, zlib and numpy each have their own for a damaged file
-            raise ValueError(
-                f"{path}: expected a whole .npz file, got {type(error).__name__}: {error}; delete metrics.json and "
-                "start the run again"
-            ) from None
+        remedy = "delete metrics.json and start the run again"
+        return read_arrays(self.directory / "spectra.npz", "a whole .npz file", remedy)
 
     def _expect_finished(self) -> None:
         if not self.finished:
