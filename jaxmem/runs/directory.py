@@ -8,15 +8,14 @@ place, fsynced and renamed; a line that a crash tore is cut when the run continu
 """
 
 import re
-import sys
 import warnings
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
 
+from jaxmem.runs import manifest as manifests
 from jaxmem.runs.durable import (
     TEMPORARY,
     append_line,
@@ -29,12 +28,9 @@ from jaxmem.runs.durable import (
     read_json,
     read_lines,
     write_atomically,
-    write_once,
 )
-from jaxmem.runs.identity import differences, refuse_absolute_paths
+from jaxmem.runs.identity import differences
 
-FORMAT = 1
-PACKAGES = ("jaxmem", "jax", "jaxlib", "flax", "optax", "numpy")
 # A unit is done when its row is there: without its arrays it has to be undone.
 _AGAIN = "delete the line of its unit in results-*.jsonl, and metrics.json, and start the run again"
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]{0,149}")
@@ -67,15 +63,15 @@ class Run:
         directory = Path(directory)
         if directory.exists() and not directory.is_dir():
             raise ValueError(f"{directory}: expected a directory for the run, got a file; choose another folder")
-        wanted = as_json({"format": FORMAT, "config": config, **provenance}, "manifest")
-        refuse_absolute_paths(wanted)
-        here = _environment()
+        wanted = manifests.describe(config, provenance)
+        here = manifests.environment()
         path = directory / "manifest.json"
         process = _process_index() if process is None else process
-        created = not path.exists() and _create_manifest(path, wanted | here, process)
+        created = not path.exists() and manifests.create(path, wanted | here, process)
         manifest = wanted | here if created else read_json(path, "move the directory away, or choose another folder")
         if not created:
-            _refuse_another_run(directory, wanted, manifest)
+            manifests.refuse_other_format(directory, manifest)
+            manifests.refuse_other_work(directory, manifest, wanted)
         with clear_os_errors(directory):
             (directory / "arrays").mkdir(exist_ok=True)
             for left_over in directory.glob(f"**/{TEMPORARY}{process}-*"):
@@ -99,7 +95,7 @@ class Run:
         """Look at a run without its config: the manifest, the rows and, once finished, metrics and spectra.
 
         Raises:
-            ValueError: there is no run here, or its manifest cannot be read.
+            ValueError: there is no run here, its manifest cannot be read, or another version of jaxmem made it.
         """
         directory = Path(directory)
         path = directory / "manifest.json"
@@ -108,7 +104,9 @@ class Run:
                 f"{directory}: expected a run directory, got no manifest.json in it; give the folder that "
                 "a run was written to"
             )
-        return cls(directory, read_json(path, "restore it, or run the experiment again elsewhere"), 0)
+        manifest = read_json(path, "restore it, or run the experiment again elsewhere")
+        manifests.refuse_other_format(directory, manifest)
+        return cls(directory, manifest, 0)
 
     @property
     def finished(self) -> bool:
@@ -222,51 +220,10 @@ class Run:
         return self.directory / "arrays" / f"{key}.npy"
 
 
-def _environment() -> dict[str, Any]:
-    import jax
-
-    devices = jax.devices()
-    versions = {name: version(name) if name != "jaxmem" else _own_version() for name in PACKAGES}
-    versions["python"] = ".".join(map(str, sys.version_info[:3]))
-    return {"versions": versions, "device": {"kind": devices[0].device_kind, "count": len(devices)}}
-
-
-def _own_version() -> str:
-    from jaxmem import __version__
-
-    return __version__
-
-
 def _process_index() -> int:
     import jax
 
     return jax.process_index()
-
-
-def _refuse_another_run(directory: Path, wanted: dict[str, Any], manifest: dict[str, Any]) -> None:
-    there = {name: value for name, value in manifest.items() if name not in ("versions", "device")}
-    if differing := differences(there, wanted):
-        raise ValueError(
-            f"{directory}: expected a run of the same config, got another one ({differing}); give the same values to "
-            "continue it (where one has a field that the other lacks, with the version of jaxmem that made it), "
-            "or choose another folder"
-        )
-
-
-def _create_manifest(path: Path, manifest: dict[str, Any], process: int) -> bool:
-    """Write the manifest into a new or empty directory, unless another process does so first."""
-    directory = path.parent
-    names = sorted(entry.name for entry in directory.iterdir()) if directory.is_dir() else []
-    foreign = [name for name in names if not name.startswith(TEMPORARY)]
-    # A manifest comes before all else of a run: where it is by now, what is there is its run's.
-    if foreign and not path.exists():
-        raise ValueError(
-            f"{directory}: expected a new or empty directory or a run, got {len(foreign)} other entries "
-            f"({', '.join(foreign[:3])}{', …' if len(foreign) > 3 else ''}); choose another folder"
-        )
-    with clear_os_errors(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-    return write_once(path, json_writer(manifest), process)
 
 
 def _refuse_objects(name: str, array: np.ndarray) -> None:

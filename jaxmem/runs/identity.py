@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from itertools import islice, zip_longest
 from typing import Any
@@ -32,22 +31,6 @@ def differences(there: dict[str, Any], now: dict[str, Any]) -> str:
     shown = [_difference(*field) for field in islice(fields, _MOST_SHOWN)]
     more = sum(1 for _ in fields)
     return "; ".join(shown) + (f"; and {more} more" if more else "")
-
-
-def refuse_absolute_paths(description: dict[str, Any]) -> None:
-    """Raise a ValueError where a description names a file of this machine: moved data is the same data."""
-    for name, value in _flat(description):
-        # A prompt may say "/imagine"; it is no path, whatever it begins with.
-        if isinstance(value, str) and os.path.isabs(value) and not name.endswith("prompt"):
-            raise ValueError(f"{name}: expected no absolute path in a manifest, got {value}; record a hash of the data")
-
-
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        for key, item in value.items():
-            yield from _flat(item, f"{prefix}.{key}" if prefix else key)
-    else:
-        yield prefix, value
 
 
 def _differing(there: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
