@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxmem.diffusion import NoiseSchedule
 from jaxmem.runs import directory as runs
 from jaxmem.runs import durable, manifest
 from jaxmem.runs.directory import Run
@@ -176,6 +177,8 @@ def test_what_does_not_belong_into_a_manifest(out: Path):
         Run.open(out, {"data_dir": str(out.absolute())})
     with pytest.raises(ValueError, match=r"config\.x: expected numbers.*got set"):
         Run.open(out, {"x": {1}})
+    with pytest.raises(ValueError, match=r"config\.x\[0\]: expected numbers.*got NoiseSchedule"):
+        Run.open(out, {"x": [NoiseSchedule()]})
     assert not out.exists()
 
 

@@ -1,4 +1,4 @@
-"""The run directory: what every experiment writes, resumes from, and all that a report reads.
+"""The run directory: experiments and audits write it and resume from it, and reports read nothing else.
 
 ``manifest.json`` comes first and fixes the run; ``arrays/<key>.npy`` and one line of ``results-<process>.jsonl`` per
 finished unit of work follow; ``costs-<process>.jsonl`` keeps seconds and bytes, which no comparison looks at;
@@ -53,11 +53,11 @@ class Run:
             directory: new, empty, or holding a run of the same config and provenance.
             config: everything that decides the results, JSON values only (no absolute paths).
             process: index of this process among those that share the run, ``jax.process_index()`` by default.
-            provenance: what else must be the same to continue, such as ``dtype``, ``seeds``, ``data`` (hashes).
+            provenance: further values that must be the same to continue, such as ``dtype`` and ``data`` (hashes).
 
         Raises:
-            ValueError: the directory holds something else, a run that differs (the fields are named), or a manifest
-                that cannot be read.
+            ValueError: the directory holds other files, a run of another version of jaxmem, a run that differs (the
+                fields are named), or a manifest that cannot be read.
             OSError: the directory cannot be written.
         """
         directory = Path(directory)
