@@ -37,9 +37,14 @@ def at_call(number: int, function: Callable, then: Callable) -> Callable:
 
 
 def signal_when(
-    process: subprocess.Popen, condition: Callable[[], Any], sent: int = signal.SIGKILL, seconds: float = 600
+    process: subprocess.Popen,
+    condition: Callable[[], Any],
+    sent: int = signal.SIGKILL,
+    *,
+    after: float = 0.0,
+    seconds: float = 600,
 ) -> None:
-    """Send a signal once the condition holds; return earlier where the process ends before.
+    """Send a signal ``after`` some seconds once the condition holds; return where the process ends before.
 
     Raises:
         TimeoutError: neither happened in so many seconds; the process is killed.
@@ -47,6 +52,7 @@ def signal_when(
     deadline = time.monotonic() + seconds
     while process.poll() is None:
         if condition():
+            time.sleep(after)
             process.send_signal(sent)
             return
         if time.monotonic() > deadline:

@@ -269,23 +269,17 @@ def test_reading_what_is_no_finished_run(out: Path):
         run.metrics()
 
 
-# The child does the work of `finish`, slowly killing itself at the n-th call of one of the functions that write.
+# The child does the work of `finish`, and kills itself at the n-th call of one of the functions that write.
 CHILD = """
-import os, signal, sys
+import os, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[4])
 import test_runs as t
+from killing import at_call, die
 t.manifest.environment = lambda: dict(t.HERE)
 t.runs._process_index = lambda: 0
-name, left = sys.argv[2], int(sys.argv[3])
-original = getattr(os, name)
-def deadly(*args, **kwargs):
-    global left
-    left -= 1
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return original(*args, **kwargs)
-setattr(os, name, deadly)
+name, number = sys.argv[2], int(sys.argv[3])
+setattr(os, name, at_call(number, getattr(os, name), die))
 run = t.Run.open(Path(sys.argv[1]), t.CONFIG)
 t.finish(run)
 """
