@@ -1,9 +1,8 @@
 """Extreme eigenpairs to a tolerance, with as few products as it takes, and a folder to go on from after a kill."""
 
 from functools import partial
-from operator import index
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ from jaxmem.krylov import Status
 from jaxmem.operators import Operator
 from jaxmem.runs import memory, resume
 from jaxmem.runs.progress import Progress, silent
+from jaxmem.spectra.methods import Extreme
 from jaxmem.spectra.restarted import (
     KrylovState,
     Outside,
@@ -37,46 +37,27 @@ from jaxmem.spectra.restarted import (
     widen,
 )
 from jaxmem.spectra.result import Spectrum, rounding_noise
-from jaxmem.spectra.single import check_operator
 from jaxmem.spectra.stopping import Check, Course, Next, begin, demanded, judge, levels, moved, next_length
 
-Which = Literal["largest", "smallest", "both"]
 _KEPT = (*KrylovState._fields, *Outside._fields, *Course._fields)  # in a folder
 
 
 def extreme_pairs(
     operator: Operator,
-    num_pairs: int,
-    which: Which = "largest",
+    method: Extreme,
     *,
     key: Any,
-    max_products: int,
-    rtol: float = 1e-4,
-    method: Literal["lanczos", "arnoldi"] = "lanczos",
-    subspace: int | None = None,
-    block: int = 1,
+    vectors: bool = False,
     folder: str | Path | None = None,
     progress: Progress = silent,
 ) -> Spectrum:
-    """The ``num_pairs`` eigenvalues at the ends of the spectrum, with unit Ritz vectors, to ``‖A y - θ y‖ ≤ rtol ‖A‖``.
+    """The eigenvalues at the ends of the spectrum that `Extreme` asks for; `jaxmem.spectrum` checks and calls this.
 
     Args:
         operator: as for `spectrum`.
-        num_pairs: eigenpairs, 1 to d.
-        which: ``"largest"``, ``"smallest"`` (algebraically; by real part for ``"arnoldi"``) or ``"both"``: half from
-            each end, an odd one from the top, as ARPACK's ``BE``.
+        method: what is asked for.
         key: random key of the start vectors, and of those that follow where the space closes.
-        max_products: products with A or Aᵀ that may be spent, those of the measurements included.
-        rtol: of the largest |θ| seen, which stands for ‖A‖. The default is that of `Spectrum.converged`.
-        method: ``"lanczos"``: of ½(A + Aᵀ), thick-restart Lanczos (Wu and Simon 2000). ``"arnoldi"``: of A,
-            Krylov-Schur (Stewart 2001).
-        subspace: rows of the basis before a restart; the larger, the fewer products. Default 512, or 4 num_pairs where
-            that is more: up to there no Krylov method from the same vector needs fewer products. All d, without a
-            restart, where less than a block would be missing. The look for copies needs room, too: where it learns
-            nothing between restarts, the basis grows, to twice this at most. A small one takes many more products.
-        block: start vectors, and products taken together by one `jax.vmap` of the operator; counted as that many. More
-            products in all, fewer batches. One vector sees one copy of a multiple eigenvalue, and each check brings one
-            more; a block sees up to ``block`` copies at once.
+        vectors: also return unit Ritz vectors.
         folder: where the state is kept after every segment (as large as the basis in use). The same call goes on from
             there, bit for bit; with more ``max_products`` it goes on where they had ended. The products by which it
             recognises the operator, the first once more and those that measure its rounding, are not counted.
@@ -103,7 +84,7 @@ def extreme_pairs(
     two tolerances (rtol ‖A‖, or the measured noise where that is more). A single missing eigenvector is overlooked
     with a probability of at most 0.02 (`stopping.OVERLOOKED`), several together less. That is shown for a symmetric
     operator and a chain that no restart cuts; over restarts, the growth of each stretch is added up as if the
-    complement were the same, and with ``"arnoldi"`` it holds for normal A only. Values that are nearer to each
+    complement were the same, and for A itself it holds where that is normal only. Values that are nearer to each
     other than the runs resolve count as copies. INVARIANT: the same, and the last chain ended in a closed space, or
     all of the space was seen: nothing was left to enlarge. BUDGET: neither small residuals nor complete copies are
     claimed. ROUNDING: as CONVERGED, but the residuals came down to the measured noise only, which is above the
@@ -114,17 +95,16 @@ def extreme_pairs(
     product, one where a run ends before block + 7 steps. Any other operator is measured, with its asymmetry, by two.
 
     Raises:
-        ValueError: on options out of range, an operator that is no pytree or is traced, a product that is NaN or
-            infinite, too little memory, or a folder whose state is damaged, of other options or of another operator.
+        ValueError: on no key, too few products, a product that is NaN or infinite, too little memory, or a folder whose
+            state is damaged, of other options or of another operator.
         OSError: the folder cannot be written.
     """
-    check_operator(operator, "extreme_pairs")
-    num_pairs, max_products, block, rtol = index(num_pairs), index(max_products), index(block), float(rtol)
-    subspace = None if subspace is None else index(subspace)
+    num_pairs, which, rtol = method.k, method.which, float(method.rtol)
+    max_products, block, symmetric = method.max_products, method.block, method.symmetric
     if key is None:
         raise ValueError("key: start vectors need a random key, for instance jax.random.key(0)")
-    size, symmetric = operator.size, method == "lanczos"
-    least = room = _check(size, num_pairs, which, rtol, method, subspace, block)
+    size = operator.size
+    least = room = method.room(size)
     applied = operator.symmetric if symmetric else operator
     declared, per_step = operator.is_symmetric, applied.products_per_mv
 
@@ -148,7 +128,7 @@ def extreme_pairs(
     state = begin_block(key, size, room, block, jnp.dtype(operator.dtype))
     products = multiply(applied, state.basis[:block])
     product = np.asarray(products[0])
-    options: dict[str, Any] = dict(num_pairs=num_pairs, which=which, rtol=rtol, method=method)
+    options: dict[str, Any] = dict(k=num_pairs, which=which, rtol=rtol, symmetric=symmetric)
     options |= dict(subspace=room, block=block)
     options |= dict(size=size, dtype=str(jnp.dtype(operator.dtype)), seed=seed.tolist())
     path = None if folder is None else Path(folder) / "extreme-pairs.npz"
@@ -261,11 +241,11 @@ def extreme_pairs(
     return Spectrum(
         eigenvalues=pairs.values[wanted],
         residuals=residuals,
-        vectors=ritz_vectors(state.basis, pairs.coordinates[wanted]),
-        num_products=np.asarray(measuring(course.steps) + course.steps * per_step),
-        status=np.asarray(int(status)),
-        asymmetry=np.asarray(measured.asymmetry if measured else 0.0),
-        noise=np.asarray(noise),
+        vectors=ritz_vectors(state.basis, pairs.coordinates[wanted]) if vectors else None,
+        num_products=measuring(course.steps) + course.steps * per_step,
+        status=status,
+        asymmetry=float(measured.asymmetry) if measured else 0.0,
+        noise=noise,
         dtype=operator.dtype,
         method=method,
         seed=seed,
@@ -280,31 +260,6 @@ def _restore(arrays: dict[str, np.ndarray]) -> tuple[KrylovState, Outside, Cours
     whole = {name: int(arrays[name]) for name in ("settled", "booked")}
     outside = Outside(jnp.asarray(arrays["rows"]), arrays["parts"], weights=arrays["weights"], **whole)
     return state, outside, Course(**course)  # type: ignore[arg-type]  # whole numbers and arrays, as they were
-
-
-def _check(size: int, num_pairs: int, which: str, rtol: float, method: str, subspace: int | None, block: int) -> int:
-    """Refuse options out of range; return the rows of the basis before a restart."""
-    if method not in ("lanczos", "arnoldi"):
-        raise ValueError(f"method: expected 'lanczos' or 'arnoldi', got {method!r}")
-    if which not in get_args(Which):
-        raise ValueError(f"which: expected one of {get_args(Which)}, got {which!r}")
-    if not 1 <= num_pairs <= size:
-        raise ValueError(f"num_pairs: expected 1 to {size} (the operator's size), got {num_pairs}")
-    if not 1 <= block <= size:
-        raise ValueError(f"block: expected 1 to {size} (the operator's size), got {block}")
-    if not rtol > 0:
-        raise ValueError(f"rtol: expected a positive number, got {rtol}; what rounding forbids is said in the result")
-    whole = -(-size // block) * block
-    # A restart keeps half of what is not wanted, and must leave room for a block.
-    least = min(whole, num_pairs + 2 * block + 2)
-    if subspace is None:
-        subspace = max(least, 512, 4 * num_pairs)
-    if subspace < min(least, size):
-        raise ValueError(
-            f"subspace: expected at least {least} for {num_pairs} pairs and blocks of {block}, got {subspace}"
-        )
-    # A block past d would bring rows of zeros into a restart; nearly all of the space is the same as all of it.
-    return whole if subspace + block > size else subspace
 
 
 def _levels(values: np.ndarray, which: str, target: float, first: bool) -> np.ndarray:
