@@ -10,7 +10,8 @@ __version__ = "0.1.0"
 
 _HOME = {
     "NoiseSchedule": "jaxmem.diffusion",
-    "DDIM": "jaxmem.diffusion",
+    "DDIM": "jaxmem.sampling",
+    "sample": "jaxmem.sampling",
     "bind": "jaxmem.score",
     "ScorePair": "jaxmem.score",
     "score_jacobian": "jaxmem.jacobian",
@@ -26,6 +27,8 @@ _HOME = {
     "Density": "jaxmem.spectra",
 }
 
+_MODULES = ("oracles",)
+
 __all__ = [
     "DDIM",
     "Count",
@@ -40,14 +43,18 @@ __all__ = [
     "dense_cost",
     "dense_spectrum",
     "extreme_pairs",
+    "oracles",
+    "sample",
     "score_jacobian",
     "spectral_density",
     "spectrum",
 ]
 
 if TYPE_CHECKING:
-    from jaxmem.diffusion import DDIM, NoiseSchedule
+    from jaxmem import oracles
+    from jaxmem.diffusion import NoiseSchedule
     from jaxmem.jacobian import score_jacobian
+    from jaxmem.sampling import DDIM, sample
     from jaxmem.score import ScorePair, bind
     from jaxmem.spectra import (
         Count,
@@ -64,8 +71,11 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"jaxmem.{name}")
     if name not in _HOME:
-        raise AttributeError(f"module 'jaxmem' has no attribute {name!r}; it has {', '.join(sorted(_HOME))}")
+        known = ", ".join(sorted((*_HOME, *_MODULES)))
+        raise AttributeError(f"module 'jaxmem' has no attribute {name!r}; it has {known}")
     return getattr(import_module(_HOME[name]), name)
 
 
