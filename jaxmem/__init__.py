@@ -27,7 +27,7 @@ _HOME = {
     "Density": "jaxmem.spectra",
 }
 
-_MODULES = ("oracles",)
+_MODULES = ("oracles", "plot")
 
 __all__ = [
     "DDIM",
@@ -44,6 +44,7 @@ __all__ = [
     "dense_spectrum",
     "extreme_pairs",
     "oracles",
+    "plot",
     "sample",
     "score_jacobian",
     "spectral_density",
@@ -51,7 +52,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from jaxmem import oracles
+    from jaxmem import oracles, plot
     from jaxmem.diffusion import NoiseSchedule
     from jaxmem.jacobian import score_jacobian
     from jaxmem.sampling import DDIM, sample

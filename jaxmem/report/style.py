@@ -19,7 +19,7 @@ NEUTRAL = "#7F7F7F"
 SEQUENTIAL = "cividis"
 CATEGORIES = (GENERAL, MEMORIZED, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
-_RC: Any = {
+RC: Any = {
     "font.size": 10,
     "axes.labelsize": 10,
     "axes.titlesize": 10,
@@ -49,7 +49,7 @@ def figure(target: Path | BytesIO, width: float, height: float) -> Iterator[Figu
     Figures are made without pyplot: no global state, no display, safe in threads and notebooks. Equal figures give
     equal bytes.
     """
-    with mpl.rc_context(_RC):
+    with mpl.rc_context(RC):
         canvas = Figure(figsize=(width, height))
         yield canvas
         if isinstance(target, BytesIO):
