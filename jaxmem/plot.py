@@ -23,7 +23,7 @@ import matplotlib as mpl  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
 
-from jaxmem.report.style import GENERAL, NEUTRAL, RC, REFERENCE  # noqa: E402
+from jaxmem.report.style import GENERAL, NEUTRAL, RC, REFERENCE, mean, mean_and_range, residual_bars  # noqa: E402
 from jaxmem.spectra.counting import Count  # noqa: E402
 from jaxmem.spectra.density import Density  # noqa: E402
 from jaxmem.spectra.result import Spectrum  # noqa: E402
@@ -91,22 +91,13 @@ def spectrum(
     with _drawing(ax, f"rank of the {name}, from the largest", f"{part}eigenvalue ({_UNIT})", legend) as ax:
         if values.ndim > 1:
             ax.plot(rank, values.T, color=color, lw=0.6, alpha=0.35)
-            mean = f"mean of {len(values)} points"
-            ax.plot(rank, _mean(values), color=color, lw=2, label=f"{label}: {mean}" if label else mean)
+            among = f"mean of {len(values)} points"
+            ax.plot(rank, mean(values, 0), color=color, lw=2, label=f"{label}: {among}" if label else among)
         elif dense:
             ax.plot(rank, values, color=color, marker=marker if len(rank) <= 40 else "", ms=4, label=label)
         else:
-            ax.errorbar(
-                rank,
-                values,
-                yerr=spectrum.residuals,
-                fmt=marker,
-                color=color,
-                ms=4,
-                elinewidth=1,
-                capsize=2,
-                label=label or "Ritz values, bars: residuals",
-            )
+            name = label or "Ritz values, bars: residuals"
+            residual_bars(ax, values, spectrum.residuals, color=color, marker=marker, label=name)
         _reference_levels(ax, noise, sigma)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         if log:
@@ -129,11 +120,6 @@ def _reference_levels(ax: Axes, noise: float, sigma: float | None) -> None:
         bound = 1 / float(sigma) ** 2
         ax.axhline(-bound / 2, color=REFERENCE, lw=1, ls=":", **once(r"$-1/(2\sigma_t^2)$: free to move above"))
         ax.axhline(-bound, color=REFERENCE, lw=1, ls="--", **once(r"$-1/\sigma_t^2$: lower bound"))
-
-
-def _mean(values: np.ndarray) -> np.ndarray:
-    """Mean over the first axis of what is not NaN; NaN where nothing is."""
-    return np.ma.masked_invalid(values).mean(0).filled(np.nan)
 
 
 def count_against_t(
@@ -182,10 +168,8 @@ def count_against_t(
         elif values.ndim == 1:
             ax.plot(t, values, label=label, **style)
         else:
-            there = ~np.isnan(values).all(0)
-            t, values = t[there], values[:, there]
-            ax.fill_between(t, np.nanmin(values, 0), np.nanmax(values, 0), color=color, alpha=0.18, lw=0)
-            ax.plot(t, _mean(values), label=f"{label}: mean, range" if label else "mean, range", **style)
+            name = f"{label}: mean, range" if label else "mean, range"
+            mean_and_range(ax, t, values, color=color, marker=marker, label=name)
         ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     return ax
 
