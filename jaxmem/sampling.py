@@ -272,6 +272,13 @@ def sample(
         ValueError: ``keep`` names a timestep that the sampler does not visit; noise of whole numbers; conditions that
             do not fit; ``uncond`` without guidance; a sampler that is none, or that needs a key and has none; a score
             whose output is not like x.
+
+    >>> from jaxmem.oracles import GaussianMixtureScore, gaussian
+    >>> schedule, data = NoiseSchedule(), gaussian(jnp.ones(2), jnp.zeros((2, 1)), 0.25)
+    >>> sampler, noise = DDIM(schedule, 50), jnp.zeros((4, 2))
+    >>> x0, path = sample(GaussianMixtureScore(schedule), data, noise, sampler=sampler, keep=(500,))
+    >>> x0.shape, list(path)
+    ((4, 2), [500])
     """
     visited, _ = _check_sampler(sampler)
     strangers = sorted({int(t) for t in keep} - set(visited.tolist()))
