@@ -15,15 +15,20 @@ _HOME = {
     "bind": "jaxmem.score",
     "ScorePair": "jaxmem.score",
     "score_jacobian": "jaxmem.jacobian",
+    "Operator": "jaxmem.operators",
+    "from_matvec": "jaxmem.operators",
+    "from_scipy": "jaxmem.operators",
     "spectrum": "jaxmem.spectra",
-    "Spectrum": "jaxmem.spectra",
+    "Dense": "jaxmem.spectra",
+    "Lanczos": "jaxmem.spectra",
+    "Arnoldi": "jaxmem.spectra",
+    "Extreme": "jaxmem.spectra",
     "batch_spectra": "jaxmem.spectra",
-    "dense_cost": "jaxmem.spectra",
-    "dense_spectrum": "jaxmem.spectra",
     "count_positive": "jaxmem.spectra",
-    "extreme_pairs": "jaxmem.spectra",
-    "Count": "jaxmem.spectra",
     "spectral_density": "jaxmem.spectra",
+    "Spectrum": "jaxmem.spectra",
+    "Status": "jaxmem.spectra",
+    "Count": "jaxmem.spectra",
     "Density": "jaxmem.spectra",
 }
 
@@ -31,18 +36,23 @@ _MODULES = ("oracles", "plot")
 
 __all__ = [
     "DDIM",
+    "Arnoldi",
     "Count",
+    "Dense",
     "Density",
+    "Extreme",
+    "Lanczos",
     "NoiseSchedule",
+    "Operator",
     "ScorePair",
     "Spectrum",
+    "Status",
     "__version__",
     "batch_spectra",
     "bind",
     "count_positive",
-    "dense_cost",
-    "dense_spectrum",
-    "extreme_pairs",
+    "from_matvec",
+    "from_scipy",
     "oracles",
     "plot",
     "sample",
@@ -55,17 +65,20 @@ if TYPE_CHECKING:
     from jaxmem import oracles, plot
     from jaxmem.diffusion import NoiseSchedule
     from jaxmem.jacobian import score_jacobian
+    from jaxmem.operators import Operator, from_matvec, from_scipy
     from jaxmem.sampling import DDIM, sample
     from jaxmem.score import ScorePair, bind
     from jaxmem.spectra import (
+        Arnoldi,
         Count,
+        Dense,
         Density,
+        Extreme,
+        Lanczos,
         Spectrum,
+        Status,
         batch_spectra,
         count_positive,
-        dense_cost,
-        dense_spectrum,
-        extreme_pairs,
         spectral_density,
         spectrum,
     )

@@ -26,6 +26,7 @@ from matplotlib.ticker import MaxNLocator  # noqa: E402
 from jaxmem.report.style import GENERAL, NEUTRAL, RC, REFERENCE, mean, mean_and_range, residual_bars  # noqa: E402
 from jaxmem.spectra.counting import Count  # noqa: E402
 from jaxmem.spectra.density import Density  # noqa: E402
+from jaxmem.spectra.methods import Dense  # noqa: E402
 from jaxmem.spectra.result import Spectrum  # noqa: E402
 
 _UNIT = r"$1/x^2$"  # of eigenvalues of a Hessian of log p(x)
@@ -84,7 +85,7 @@ def spectrum(
         ValueError: ``ax`` is no axes.
     """
     values, noise = np.asarray(spectrum.eigenvalues).real, float(np.max(spectrum.noise))
-    dense = spectrum.method in ("eigh", "eig")
+    dense = isinstance(spectrum.method, Dense)
     rank = np.arange(1, values.shape[-1] + 1)
     name = "eigenvalue" if dense else "Ritz value"
     part = "real part of the " if np.iscomplexobj(spectrum.eigenvalues) else ""

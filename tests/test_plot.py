@@ -23,10 +23,10 @@ from jaxmem.spectra import Count, Density
 
 VALUES = np.array([3.0, 0.5, -1.0, -20.0, -25.0, -25.0, -30.0, -41.0])
 OPERATOR = MatrixOperator(jnp.asarray(np.diag(VALUES) + np.diag(np.full(7, 0.1), 1), jnp.float32))
-DENSE = dict(method="eigh")
-DENSE_COMPLEX = dict(method="eig")
-LANCZOS = dict(method="lanczos", num_steps=4, key=jax.random.key(0))
-ARNOLDI = dict(method="arnoldi", num_steps=4, key=jax.random.key(0))
+DENSE = dict(method=jaxmem.Dense())
+DENSE_COMPLEX = dict(method=jaxmem.Dense(symmetric=False))
+LANCZOS = dict(method=jaxmem.Lanczos(4), key=jax.random.key(0))
+ARNOLDI = dict(method=jaxmem.Arnoldi(4), key=jax.random.key(0))
 
 
 def found(options=DENSE):
@@ -34,7 +34,7 @@ def found(options=DENSE):
 
 
 def extreme():
-    return jaxmem.extreme_pairs(OPERATOR, 4, "both", key=jax.random.key(0), max_products=200)
+    return jaxmem.spectrum(OPERATOR, jaxmem.Extreme(4, "both", max_products=200), key=jax.random.key(0))
 
 
 def batch(options=DENSE):

@@ -12,7 +12,7 @@ from jaxmem.audit.plan import Plan
 from jaxmem.audit.work import Work, evaluate
 from jaxmem.runs import memory
 from jaxmem.spectra.dense import file_bytes, require_host_memory, solve_bytes
-from jaxmem.spectra.stepwise import Programs, compile_programs
+from jaxmem.spectra.programs import Programs, compile_programs
 
 
 class Load(NamedTuple):

@@ -16,9 +16,9 @@ from jaxmem.krylov import Factorization, Status, begin
 from jaxmem.memorization.detectors import anisotropy
 from jaxmem.score import ScorePair
 from jaxmem.spectra import batch_spectra, count_positive
-from jaxmem.spectra.result import rounding_noise
-from jaxmem.spectra.ritz import ritz_pairs
-from jaxmem.spectra.stepwise import Measured, Programs, advance, measure
+from jaxmem.spectra.driver import drive
+from jaxmem.spectra.programs import Measured, Programs, measure
+from jaxmem.spectra.ritz import ritz_table
 
 COUNTING = "counting"  #: the folder, in that of the run, of counts that are under way
 _KRYLOV_KEY = 1_000_000  # folded into the seed's key: no starting noise has this number
@@ -105,23 +105,18 @@ def run_spectra(work: Work, programs: Programs, memory: int) -> None:
 def _exact(work: Work, number: int, x: np.ndarray, t: int) -> np.ndarray:
     cond = work.cond(work.plan.points(number))
     options: dict[str, Any] = dict(chunk=work.plan.columns, mesh=work.mesh)
-    found = batch_spectra(work.score, work.spread_state, jnp.asarray(x), t, cond, method="eigh", **options)
+    found = batch_spectra(work.score, work.spread_state, jnp.asarray(x), t, cond, **options)
     return np.column_stack([found.eigenvalues, found.noise])
 
 
 def _lanczos(work: Work, number: int, x: np.ndarray, t: int, programs: Programs) -> np.ndarray:
     """Ritz values of a batch, and their noise."""
-    plan, points, filled = work.plan, work.plan.points(number), work.plan.filled(number)
+    points, filled = work.plan.points(number), work.plan.filled(number)
     x = np.concatenate([x, np.repeat(x[-1:], len(filled) - len(points), 0)])
     operators = linearise(work, programs, x, t, work.cond(filled))
     factorizations, measured = factorise(work, programs, operators, filled, t)
-    table = np.full((len(points), plan.num_steps + 1), np.nan)
-    for i in range(len(points)):
-        pairs = ritz_pairs(factorizations[i], symmetric=True)
-        count, loss = len(pairs.values), pairs.orthogonality_loss
-        table[i, :count] = pairs.values
-        table[i, -1] = rounding_noise(measured.noise[i], count, factorizations[i].scale, loss)
-    return table
+    table = ritz_table(factorizations, measured.noise, symmetric=True)
+    return np.column_stack([table.values, table.noise])[: len(points)]
 
 
 def linearise(work: Work, programs: Programs, x: Any, t: int, cond: Any) -> ScoreJacobian:
@@ -131,8 +126,8 @@ def linearise(work: Work, programs: Programs, x: Any, t: int, cond: Any) -> Scor
 
 def factorise(
     work: Work, programs: Programs, operators: ScoreJacobian, points: np.ndarray, t: int
-) -> tuple[list[Factorization], Measured]:
-    """Lanczos of one batch, each point from the start vector of its noise and timestep."""
+) -> tuple[Factorization, Measured]:
+    """Lanczos of one batch, each point from the start vector of its noise and timestep; points as leading axis."""
     plan = work.plan
     starts = jnp.stack([jax.random.normal(start_key(work, point, t), (plan.size,)) for point in points.tolist()])
     measured = measure(programs, operators, starts)
@@ -142,8 +137,7 @@ def factorise(
         work.check(np.where(bad, np.nan, 0.0), points, t, "product")
 
     begun = jax.vmap(partial(begin, max_steps=plan.num_steps))(starts)
-    f = jax.device_get(advance(programs, operators, begun, on_step))
-    return [jax.tree.map(lambda leaf, i=i: leaf[i], f) for i in range(len(points))], measured
+    return jax.device_get(drive(programs.step(operators), begun, on_step)), measured
 
 
 def start_key(work: Work, point: int, t: int) -> Any:
@@ -169,8 +163,10 @@ def run_counts(work: Work) -> None:
                     x = run.load(f"at-{number:05d}-{t:04d}")[row]
                     operator = score_jacobian(work.score, work.model.state, x, t, work.cond(np.array([point]))[0])
                     sigma = float(work.model.scheduler.schedule.sigma[t])
-                    options: dict[str, Any] = dict(sigma=sigma, folder=folder, chunk=plan.columns)
-                    found = count_positive(operator, plan.count_budget, start_key(work, point, t), **options)
+                    options: dict[str, Any] = dict(max_products=plan.count_budget, key=start_key(work, point, t))
+                    # the vectors of an estimate one after another, because each holds a basis
+                    options |= dict(sigma=sigma, folder=folder, chunk=1 if plan.estimates_counts else plan.columns)
+                    found = count_positive(operator, **options)
                     tangent = found.tangent
                     assert tangent is not None  # sigma was given; for the type checker
                     numbers = [found.lower, found.estimate, *found.interval, found.threshold]

@@ -17,7 +17,7 @@ from jaxmem.audit.plan import Plan
 from jaxmem.runs.progress import Progress
 from jaxmem.sampling import DDIM
 from jaxmem.score import NetworkScore
-from jaxmem.spectra.batch import each_point
+from jaxmem.spectra.devices import each_point
 from jaxmem.stable_diffusion import first_step
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
 

@@ -184,7 +184,7 @@ def analyse(
         np.repeat(np.asarray(config.timesteps), count),
         np.tile(arrays["label"].astype(np.int32), steps),
         unit=config.analysis_batch,
-        points=config.points,
+        batch=config.points,
         chunk=config.chunk,
         progress=progress,
     )
