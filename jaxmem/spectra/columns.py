@@ -123,7 +123,7 @@ class ColumnStore:
 
 
 def header(size: int, dtype: np.dtype) -> bytes:
-    """Of a NumPy file of this matrix, columns one after another (Fortran's order)."""
+    """Header of a NumPy file of this matrix, columns one after another (Fortran's order)."""
     stream = BytesIO()
     layout = {"descr": dtype.str, "fortran_order": True, "shape": (size, size)}
     np.lib.format.write_array_header_1_0(stream, layout)
