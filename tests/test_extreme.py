@@ -13,16 +13,14 @@ from jaxmem import Extreme, NoiseSchedule, Status, score_jacobian, spectrum
 from jaxmem.operators import MatrixOperator
 from jaxmem.oracles import Separable, SeparableScore
 from jaxmem.runs.progress import silent
+from jaxmem.spectra.block_ritz import crossings, growth, product_noise
 from jaxmem.spectra.restarted import (
     advance_block,
     begin_block,
     begin_chain,
-    crossings,
-    growth,
     lean,
     left_out,
     nothing_outside,
-    product_noise,
     settle,
 )
 
