@@ -6,8 +6,6 @@ The public names are imported on first use, so that ``import jaxmem`` and ``jaxm
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-
 _HOME = {
     "NoiseSchedule": "jaxmem.diffusion",
     "DDIM": "jaxmem.diffusion",
@@ -64,6 +62,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":  # pyproject.toml has it
+        return import_module("importlib.metadata").version("jaxmem")
     if name not in _HOME:
         raise AttributeError(f"module 'jaxmem' has no attribute {name!r}; it has {', '.join(sorted(_HOME))}")
     return getattr(import_module(_HOME[name]), name)

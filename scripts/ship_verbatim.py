@@ -49,7 +49,7 @@ def main(directory: str) -> None:
         sys.exit(f"{source}: expected at most {LIMIT:,} bytes, got {size:,}")
     StableDiffusion.load(source)
     metrics = run.metrics()
-    section = readme_section(metrics)  # before anything is replaced: an older run lacks some of it
+    section = page_section(metrics)  # before anything is replaced: an older run lacks some of it
     shutil.rmtree(TARGET, ignore_errors=True)
     shutil.copytree(source, TARGET / "model")
     kinds = [name for name in CATEGORIES for _ in range(NUM_UNIQUE)]
@@ -61,14 +61,15 @@ def main(directory: str) -> None:
     print(f"{TARGET}: {size:,} bytes")
     RESULTS.write_text(json.dumps(metrics, indent=1) + "\n")
     for name in FIGURES:
-        shutil.copy(run.directory / "figures" / f"{name}.png", ROOT / "docs" / f"verbatim_{name}.png")
-    readme = (ROOT / "README.md").read_text()
+        shutil.copy(run.directory / "figures" / f"{name}.png", ROOT / "docs" / "figures" / f"verbatim_{name}.png")
+    page = ROOT / "docs" / "shipped-model.md"
     begin, end = "<!-- verbatim -->\n", "<!-- /verbatim -->"
-    (ROOT / "README.md").write_text(re.sub(f"{begin}.*{end}", lambda _: begin + section + end, readme, flags=re.DOTALL))
+    text = page.read_text(encoding="utf-8")
+    page.write_text(re.sub(f"{begin}.*{end}", lambda _: begin + section + end, text, flags=re.DOTALL), encoding="utf-8")
 
 
-def readme_section(metrics: dict[str, Any]) -> str:
-    """What the README says of these metrics."""
+def page_section(metrics: dict[str, Any]) -> str:
+    """These metrics as the page of the shipped model shows them."""
     counts, audit = metrics["counts"], metrics["auc"]["audit"]
 
     def mean(found: Any) -> str:
