@@ -245,9 +245,15 @@ def _environment() -> dict[str, Any]:
     import jax
 
     devices = jax.devices()
-    versions = {name: version(name) for name in PACKAGES}
+    versions = {name: version(name) if name != "jaxmem" else _own_version() for name in PACKAGES}
     versions["python"] = ".".join(map(str, sys.version_info[:3]))
     return {"versions": versions, "device": {"kind": devices[0].device_kind, "count": len(devices)}}
+
+
+def _own_version() -> str:
+    from jaxmem import __version__
+
+    return __version__
 
 
 def _process_index() -> int:
