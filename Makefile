@@ -76,4 +76,4 @@ notebooks: venv-test
 	$(BIN)/python notebooks/execute.py
 
 clean:
-	rm -rf $(VENV) dist .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) dist build .cache .pytest_cache .ruff_cache .mypy_cache
