@@ -25,10 +25,11 @@ class Load(NamedTuple):
 def loads(plan: Plan) -> dict[str, Load]:
     """The work of each stage."""
     points, k = plan.num_points, len(plan.spectral_timesteps)
-    found = {
-        "sampling": Load(points * (2 * len(plan.timesteps) - 1) + plan.noises, 0),
-        "Jeon": Load(2 * points, 2 * points),
-    }
+    found = {"sampling": Load(points * len(plan.timesteps), 0)}
+    if plan.has_pairs:
+        # the first unconditional score is shared by all prompts
+        found["sampling"] = Load(points * (2 * len(plan.timesteps) - 1) + plan.noises, 0)
+        found["Jeon"] = Load(2 * points, 2 * points)
     if plan.anisotropy_timestep is not None:
         found["anisotropy"] = Load(points + plan.noises, 0)
     if plan.method != "none":
@@ -47,7 +48,7 @@ class Estimate(NamedTuple):
     evaluation_bytes: int  #: of one batch, beside the parameters; also for the next two
     spectrum_bytes: int
     lines: list[str]  #: for whoever waits
-    noise_share: float | None  #: of the outputs that were timed, see `jaxmem.stable_diffusion.first_step`
+    noise_share: float | None  #: of the outputs that were timed, see `jaxmem.first_step`
 
 
 def estimate(work: Work) -> Estimate:
@@ -65,7 +66,7 @@ def estimate(work: Work) -> Estimate:
     shapes = (
         jax.ShapeDtypeStruct((plan.batch, *plan.latent_shape), jnp.float32),
         jax.ShapeDtypeStruct((plan.batch,), jnp.int32),
-        jax.ShapeDtypeStruct((plan.batch, *work.embedded.shape[1:]), jnp.float32),
+        jax.eval_shape(lambda cond: cond, cond),
     )
     programs = compile_programs(work.score, work.model.state, *shapes, symmetric=plan.method == "lanczos")
     spectrum_bytes = _spectrum_bytes(plan, evaluation_bytes, programs)
@@ -81,15 +82,16 @@ def estimate(work: Work) -> Estimate:
 
     first = evaluations()
     work.check(np.asarray(first), filled, plan.timesteps[0])
-    # of one device
+    points = x, t, cond  # on one device, below
     operators, linearise = _timed(
-        lambda: programs.operators(work.model.state, *map(jnp.asarray, map(np.asarray, (x, t, cond))))
+        lambda: programs.operators(work.model.state, *jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), points))
     )
     vectors = jnp.asarray(np.asarray(first).reshape(plan.batch, -1))
     product = _timed(lambda: programs.forward(operators, vectors))[1] / plan.batch
     evaluation = _timed(evaluations)[1] / plan.batch
     seconds = {stage: load.evaluations * evaluation + load.products * product for stage, load in loads(plan).items()}
-    seconds["Jeon"] += 2 * plan.num_points * max(linearise / plan.batch - evaluation, 0)
+    if plan.has_pairs:
+        seconds["Jeon"] += 2 * plan.num_points * max(linearise / plan.batch - evaluation, 0)
     return Estimate(
         programs,
         evaluation_bytes,

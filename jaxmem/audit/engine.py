@@ -1,36 +1,33 @@
 """Run an audit: settle it, say what it takes, do its stages, finish the run."""
 
-import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
 from jaxmem.audit.cost import count_disk_bytes, estimate
 from jaxmem.audit.directions import run_directions
 from jaxmem.audit.hessians import COUNTING, run_anisotropy, run_counts, run_jeon, run_spectra
-from jaxmem.audit.plan import Plan
-from jaxmem.audit.result import read_audit, read_warnings
+from jaxmem.audit.plan import ModelFacts, Plan
+from jaxmem.audit.result import FIRST_STEP, read_audit
 from jaxmem.audit.summary import summarise, write_table
-from jaxmem.audit.trajectory import run_images, run_start, run_trajectory
-from jaxmem.audit.work import Work, embed, starting_noise
+from jaxmem.audit.trajectory import run_images, run_trajectory
+from jaxmem.audit.work import Work, starting_noise
 from jaxmem.config import AuditConfig
+from jaxmem.model import Model
 from jaxmem.prompts import Prompt, as_prompts, merge
 from jaxmem.runs.directory import Run
 from jaxmem.runs.progress import Progress, Say, quiet, silent
 from jaxmem.runs.stages import wall_seconds
 from jaxmem.spectra.dense import require_disk
-from jaxmem.stable_diffusion.first_step import contradiction
-from jaxmem.stable_diffusion.pipeline import StableDiffusion
 
 
 def run_audit(
-    model: StableDiffusion,
-    prompts: Iterable[str | Prompt],
+    model: Model,
+    prompts: Iterable[str | Prompt] | None,
     config: AuditConfig,
     out: str | Path | None,
     *,
@@ -42,8 +39,9 @@ def run_audit(
     """Run all detectors over prompts × noises, as a run that continues where it was left, and return the metrics.
 
     Args:
-        model: see `StableDiffusion.load`.
-        prompts: the prompts that are audited: texts, or `Prompt` objects as `jaxmem.prompts.read_prompts` gives them.
+        model: what `StableDiffusion.load` gives, or another `jaxmem.model.Model`.
+        prompts: the prompts that are audited: texts, or `Prompt` objects as `jaxmem.prompts.read_prompts` gives them;
+            None for those that the model brings with it (`Model.prompts`).
         config: how.
         out: folder of the run; None says what it would take and returns nothing.
         neutral: prompts that ranks are compared with (percentiles); they are measured in the same run.
@@ -60,9 +58,12 @@ def run_audit(
             folder that holds another run; nothing was written then.
         OSError: the folder cannot be written; the same call continues.
     """
-    if not isinstance(model, StableDiffusion):
-        raise ValueError(f"model: expected what StableDiffusion.load(source) gives, got {type(model).__name__}")
-    prompts, neutral = as_prompts(prompts), as_prompts(neutral, "neutral")
+    if not isinstance(model, Model):
+        raise ValueError(
+            f"model: expected a jaxmem.Model such as StableDiffusion.load(source) gives, got {type(model).__name__}"
+        )
+    prompts = model.prompts() if prompts is None else as_prompts(prompts)
+    neutral = as_prompts(neutral, "neutral")
     every = [*prompts, *neutral]
     both = {prompt.text for prompt in prompts} & {prompt.text for prompt in neutral}
     if both:
@@ -77,20 +78,24 @@ def run_audit(
     if any(prompt.category == "all" for prompt in prompts):
         raise ValueError("prompts: expected another category than 'all', which is that of the total; rename it")
     devices = jax.local_devices()
-    plan = Plan.of(model, config, len(prompts), len(neutral), len(devices))
-    model.require_memory()
-    _refuse_nonfinite(model)
+    plan = Plan.of(facts(model, config.ddim_steps), config, len(prompts), len(neutral), len(devices))
+    model.check()
     texts = [prompt.text for prompt in every]
     truncated = model.truncated(texts)
     if any(truncated):
         say(f"{sum(truncated)} prompt(s) have more tokens than the text encoder takes and are cut, as in diffusers")
+    if not plan.has_pairs:
+        say(
+            "left out: Wen, Jeon, score evolution and anisotropy, which compare scores with and without the prompt;"
+            " this model has no unconditional score"
+        )
     work = Work(
         run=None,
         plan=plan,
         model=model,
         sampler=model.sampler(config.ddim_steps),
-        embedded=embed(model, [*texts, ""]),
-        noise=starting_noise(config.seed, plan.noises, model.latent_shape),
+        conditions=model.conditions([*texts, ""] if plan.has_pairs else texts),
+        noise=starting_noise(config.seed, plan.noises, model.shape),
         texts=texts,
         seed=config.seed,
         mesh=jax.make_mesh((len(devices),), ("points",), devices=devices) if len(devices) > 1 else None,
@@ -102,8 +107,9 @@ def run_audit(
     }
 
     def open_run(folder: str | Path) -> Run:
-        identity = _identity(model, texts)
-        return Run.open(folder, config_values, experiment="audit", model=identity, plan=asdict(plan), dtype="float32")
+        return Run.open(
+            folder, config_values, experiment="audit", model=model.identity(texts), plan=asdict(plan), dtype="float32"
+        )
 
     # A folder that has something is looked at before the estimate takes its time, a new one is made after it.
     run = open_run(out) if out is not None and _holds_something(Path(out)) else None
@@ -116,16 +122,17 @@ def run_audit(
         say(f"audited model: {name}")
     for line in expected.lines:
         say(line)
+    contradiction = model.contradiction(expected.noise_share)
+    if contradiction:
+        say(f"warning: {contradiction}")  # those of its files were said when it was loaded
     if out is None:
-        warning = contradiction(model.scheduler.prediction, expected.noise_share)
-        if warning:
-            say(f"warning: {warning}")
         return {}
     run = open_run(out) if run is None else run
     work = replace(work, run=run)
-    run_start(work, plan.timesteps[0])
-    for warning in read_warnings(run)[len(model.reading.warnings) :]:  # those of its files were said when it was loaded
-        say(f"warning: {warning}")
+    if not run.done(FIRST_STEP):
+        warnings = [*model.warnings, *([contradiction] if contradiction else [])]
+        with work.unit(FIRST_STEP, "first step") as row:
+            row |= {"noise_share": expected.noise_share, "warnings": warnings}
     run_trajectory(work, expected.evaluation_bytes)
     run_jeon(work, expected.programs)
     run_anisotropy(work, expected.evaluation_bytes)
@@ -134,6 +141,13 @@ def run_audit(
     run_counts(work)
     run_directions(work, expected.programs)
     return _finish(run, plan, truncated, name)
+
+
+def facts(model: Model, num_steps: int) -> ModelFacts:
+    """What a plan of so many sampling steps depends on of a model."""
+    timesteps = tuple(model.sampler(num_steps).timesteps.tolist())
+    sigma = tuple(float(model.schedule.sigma[t]) for t in timesteps)
+    return ModelFacts(tuple(model.shape), timesteps, sigma, model.has_pairs, model.guidance, model.prediction)
 
 
 def _holds_something(path: Path) -> bool:
@@ -168,34 +182,3 @@ def _finish(run: Run, plan: Plan, truncated: list[bool], name: str) -> dict[str,
         },
     )
     return run.metrics()
-
-
-def _identity(model: StableDiffusion, texts: Sequence[str]) -> dict[str, Any]:
-    """Everything of the model that decides the results; not where it lies."""
-    tokens = hashlib.sha256()
-    for ids in model.whole_tokens(texts):
-        tokens.update(np.asarray(ids, np.int32).tobytes())
-    tokens.update(model.tokenize([""]).tobytes())  # with the padding
-    return {
-        "sha256": model.fingerprint(),
-        "tokens_sha256": tokens.hexdigest(),
-        "unet": asdict(model.unet_config),
-        "text_encoder": asdict(model.text_encoder_config),
-        "vae": asdict(model.vae_config),
-        "scheduler": asdict(model.scheduler),
-    } | model.reading.decisions
-
-
-def _refuse_nonfinite(model: StableDiffusion) -> None:
-    bad = []
-    for part in ("unet", "text_encoder", "vae"):
-        for path, variable in nnx.to_flat_state(model.network(part)[1]):
-            count = int((~np.isfinite(np.asarray(variable.get_value()))).sum())
-            if count:
-                bad.append(f"{part}: {'.'.join(map(str, path))} ({count:,} entries)")
-    if bad:
-        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-        raise ValueError(
-            f"model: expected finite parameters, got NaN or infinity in {'; '.join(bad[:3])}{more}; download the"
-            f" weights again or take another checkpoint"
-        )

@@ -55,6 +55,8 @@ def run_anisotropy(work: Work, memory: int) -> None:
 def run_jeon(work: Work, programs: Programs) -> None:
     """``‖H_c s_Δ − H_u s_Δ‖`` at the first step: two linearisations and two products per point."""
     plan, run, t = work.plan, work.run, work.plan.timesteps[0]
+    if not plan.has_pairs:
+        return
     for number in plan.batches():
         key = f"jeon-{number:05d}"
         work.progress("Jeon's products", number, plan.num_batches)
@@ -126,7 +128,9 @@ def _lanczos(work: Work, number: int, x: np.ndarray, t: int, programs: Programs)
 
 def linearise(work: Work, programs: Programs, x: Any, t: int, cond: Any) -> ScoreJacobian:
     """The Jacobians of one batch."""
-    return programs.operators(work.model.state, jnp.asarray(x), jnp.full(len(x), t, jnp.int32), jnp.asarray(cond))
+    return programs.operators(
+        work.model.state, jnp.asarray(x), jnp.full(len(x), t, jnp.int32), jax.tree.map(jnp.asarray, cond)
+    )
 
 
 def factorise(
@@ -167,8 +171,8 @@ def run_counts(work: Work) -> None:
                 folder = run.directory / COUNTING / key
                 with work.unit(key, "counts", evaluations=1, products=min(plan.count_budget, plan.size + 1)):
                     x = run.load(f"at-{number:05d}-{t:04d}")[row]
-                    operator = score_jacobian(work.score, work.model.state, x, t, work.cond(np.array([point]))[0])
-                    sigma = float(work.model.scheduler.schedule.sigma[t])
+                    operator = score_jacobian(work.score, work.model.state, x, t, work.cond_of(point))
+                    sigma = float(work.model.schedule.sigma[t])
                     options: dict[str, Any] = dict(sigma=sigma, folder=folder, chunk=plan.columns)
                     found = count_positive(operator, plan.count_budget, start_key(work, point, t), **options)
                     tangent = found.tangent

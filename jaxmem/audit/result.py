@@ -9,7 +9,8 @@ from jaxmem.audit.scores import Raw, costs, count_intervals, detector_scores
 from jaxmem.memorization.registry import AuditMethod, Detector
 from jaxmem.prompts import Prompt
 from jaxmem.runs.directory import Run
-from jaxmem.stable_diffusion.first_step import contradiction
+
+FIRST_STEP = "first-step"  #: key of the row with what the first step says of the model
 
 
 class Directions(NamedTuple):
@@ -101,11 +102,8 @@ def read_audit(run: Run) -> AuditResult:
 
 def read_warnings(run: Run) -> tuple[str, ...]:
     """What may be wrong with an audited model: what its files gave rise to, then what its first step contradicts."""
-    start = next((row for row in run.rows() if str(row["key"]).startswith("start-")), {})
-    model = run.manifest.get("model")
-    scheduler = model.get("scheduler") if isinstance(model, dict) else None
-    found = contradiction((scheduler or {}).get("prediction", ""), start.get("noise_share"))
-    return (*start.get("warnings", ()), *([found] if found else []))
+    row = next((row for row in run.rows() if row["key"] == FIRST_STEP), {})
+    return tuple(row.get("warnings", ()))
 
 
 def _prompts(run: Run, plan: Plan) -> list[Prompt]:
@@ -142,13 +140,15 @@ def _read_raw(run: Run, plan: Plan) -> Raw:
                 out[plan.points(number)] = found
         return out
 
-    eps = [
-        gather(f"path-{{:05d}}-{i:03d}", (len(steps),), f"eps-{{:05d}}-{i:03d}")
-        for i, steps in enumerate(plan.segments)
-    ]
+    eps = [np.full((plan.num_points, len(plan.timesteps)), np.nan)]
+    if plan.has_pairs:
+        eps = [
+            gather(f"path-{{:05d}}-{i:03d}", (len(steps),), f"eps-{{:05d}}-{i:03d}")
+            for i, steps in enumerate(plan.segments)
+        ]
     first = "path-{:05d}-000"
     evolution = np.full(plan.num_points, np.nan)
-    if len(plan.timesteps) >= 3:
+    if plan.has_pairs and len(plan.timesteps) >= 3:
         evolution = gather(first, (), "evolution-{:05d}")
     width = plan.num_eigenvalues
     tables = np.full((plan.num_points, len(plan.spectral_timesteps), width + 1), np.nan)

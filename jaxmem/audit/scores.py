@@ -35,9 +35,9 @@ def detector_scores(plan: Plan, raw: Raw) -> tuple[tuple[Detector, ...], np.ndar
     images = raw.images
     tiled = images is not None and plan.noises > 1 and not any(side % TILES_PER_SIDE for side in images.shape[1:3])
     families: dict[Family, bool] = {
-        "wen": True,
-        "jeon": True,
-        "score-evolution": len(plan.timesteps) >= SCORE_EVOLUTION_STEPS,
+        "wen": plan.has_pairs,
+        "jeon": plan.has_pairs,
+        "score-evolution": plan.has_pairs and len(plan.timesteps) >= SCORE_EVOLUTION_STEPS,
         "anisotropy": plan.anisotropy_timestep is not None,
         "tiled-l2": tiled,
         "spectrum": bool(plan.spectral_timesteps),
@@ -132,7 +132,7 @@ def costs(plan: Plan, run: Run, chosen: Sequence[Detector], scores: np.ndarray) 
 def _needs(plan: Plan, detector: Detector) -> tuple[int, int, int, str]:
     """Per point: evaluations on the trajectory, others, products; and the stage that does these."""
     if detector.timestep is not None:
-        before = 2 * plan.timesteps.index(detector.timestep)
+        before = plan.scores_per_step * plan.timesteps.index(detector.timestep)
         if plan.count_budget is not None and detector.is_count:
             return before, 1, min(plan.count_budget, plan.size + 1), "counts"
         return before, 1, plan.products_per_spectrum, "spectra"
@@ -141,5 +141,5 @@ def _needs(plan: Plan, detector: Detector) -> tuple[int, int, int, str]:
         "jeon": (2, 2, 2, "jeon"),
         "score-evolution": (2 * SCORE_EVOLUTION_STEPS, 0, 0, ""),
         "anisotropy": (2, 2, 0, "anisotropy"),
-        "tiled-l2": (2 * len(plan.timesteps), 0, 0, "images"),
+        "tiled-l2": (plan.scores_per_step * len(plan.timesteps), 0, 0, "images"),
     }[detector.statistic]

@@ -37,14 +37,18 @@ def advance(cond: Array, uncond: Array, x: Array, scales: Array, guidance: float
 _evolution = jax.jit(jax.vmap(score_evolution, 1))
 
 
-def run_start(work: Work, t: int) -> np.ndarray:
-    """The unconditional score at the starting noises, which is the same for all prompts, shape (noises, *latent).
+@jax.jit
+def _advance_alone(scores: Array, x: Array, scales: Array) -> Array:
+    """One DDIM step of a batch with one score for each point, without guidance."""
+    scale = (scales[0], scales[1]), (scales[2], scales[3])
+    return jax.vmap(lambda score, x: ddim_step(score, x, *scale))(scores, x)
 
-    Its row holds what is there to be warned of, see `jaxmem.audit.result.read_warnings`.
-    """
+
+def run_start(work: Work, t: int) -> np.ndarray:
+    """The unconditional score at the starting noises, which is the same for all prompts, shape (noises, *shape)."""
     key, plan = f"start-{t:04d}", work.plan
     if not work.run.done(key):
-        with work.unit(key, "trajectory", evaluations=plan.noises) as row:
+        with work.unit(key, "trajectory", evaluations=plan.noises):
             parts = []
             for first in range(0, plan.noises, plan.batch):
                 chosen = np.minimum(np.arange(first, first + plan.batch), plan.noises - 1)
@@ -52,15 +56,13 @@ def run_start(work: Work, t: int) -> np.ndarray:
             found = np.concatenate(parts)[: plan.noises]
             work.check(found, len(work.texts) * plan.noises + np.arange(plan.noises), t)
             work.run.save(key, found)
-            row["noise_share"] = work.noise_share(found, work.noise, t)
-            row["warnings"] = list(work.model.reading.warnings)
     return work.run.load(key)
 
 
 def run_trajectory(work: Work, memory: int) -> None:
-    """Sample all batches; a unit is a segment of steps of one batch, see `segment_keys` for what it saves."""
+    """Sample all batches; a unit is a segment of steps of one batch, see `_run_segment` for what it saves."""
     plan, run = work.plan, work.run
-    start = run_start(work, plan.timesteps[0])
+    start = run_start(work, plan.timesteps[0]) if plan.has_pairs else None
     total, before = plan.num_batches * len(plan.timesteps), 0
     for number in plan.batches():
         for index, steps in enumerate(plan.segments):
@@ -72,9 +74,13 @@ def run_trajectory(work: Work, memory: int) -> None:
 
 
 def _run_segment(
-    work: Work, number: int, index: int, steps: range, start: np.ndarray, memory: int, before: int, total: int
+    work: Work, number: int, index: int, steps: range, start: np.ndarray | None, memory: int, before: int, total: int
 ) -> None:
-    """Saves ``x-…`` (the end), ``eps-…`` (the norms), ``at-…`` (x_t of spectra), of the first also its differences."""
+    """Sample some steps of a batch; ``start`` has the unconditional scores at the starting noises, if there are any.
+
+    Saves ``x-…`` (the end), ``at-…`` (x_t of spectra) and, of pairs of scores, ``eps-…`` (the norms of differences) and
+    of the first step the differences themselves.
+    """
     plan, run = work.plan, work.run
     points, filled = plan.points(number), plan.filled(number)
     keep, key = len(points), f"path-{number:05d}-{index:03d}"
@@ -83,31 +89,37 @@ def _run_segment(
     if index:
         end = run.load(f"x-{number:05d}-{index - 1:03d}")
         start_at = np.concatenate([end, np.repeat(end[-1:], len(filled) - keep, 0)])
-    x = work.batch(start_at, 0, work.cond(filled))[0]
-    cond, uncond = work.cond(filled), work.uncond(len(filled))
-    evaluations = keep * (2 * len(steps) - (index == 0))  # the first unconditional one is that of `run_start`
+    cond = work.cond(filled)
+    x = work.batch(start_at, 0, cond)[0]
+    # the first unconditional score is that of `run_start`
+    evaluations = keep * (plan.scores_per_step * len(steps) - (plan.has_pairs and index == 0))
     norms: list[np.ndarray] = []
     differences: list[Array] = []
     with work.unit(key, "trajectory", evaluations=evaluations, memory=memory):
         for step in steps:
-            work.progress("sampling steps", before + len(norms), total)
+            work.progress("sampling steps", before + step - steps[0], total)
             t = plan.timesteps[step]
             if t in plan.spectral_timesteps:
                 run.save(f"at-{number:05d}-{t:04d}", np.asarray(x)[:keep])
             given = work.scores(x, t, cond)
-            shared = step == 0
-            without = work.batch(start[filled % plan.noises], t, cond)[0] if shared else work.scores(x, t, uncond)
+            if start is None:
+                x = _advance_alone(given, x, scales[step])
+                work.check(np.asarray(given)[:keep], points, t)
+                continue
+            shared = start[filled % plan.noises] if step == 0 else None
+            without = work.scores(x, t, work.uncond(plan.batch)) if shared is None else work.batch(shared, t, cond)[0]
             x, norm, difference = advance(given, without, x, scales[step], plan.guidance)
             norms.append(np.asarray(norm)[:keep])
             work.check(norms[-1], points, t)
             if step < SCORE_EVOLUTION_STEPS:
                 differences.append(difference)
-        if index == 0:
+        if differences and index == 0:
             run.save(f"difference-{number:05d}", np.asarray(differences[0])[:keep])
             if len(differences) == SCORE_EVOLUTION_STEPS:
                 run.save(f"evolution-{number:05d}", np.asarray(_evolution(jnp.stack(differences)))[:keep])
         work.check(np.asarray(x)[:keep], points, plan.timesteps[steps[-1]], "latent after the step")
-        run.save(f"eps-{number:05d}-{index:03d}", np.stack(norms, 1))
+        if norms:
+            run.save(f"eps-{number:05d}-{index:03d}", np.stack(norms, 1))
         run.save(f"x-{number:05d}-{index:03d}", np.asarray(x)[:keep])
 
 
