@@ -9,6 +9,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "Model": "jaxmem.model",
+    "ClassConditional": "jaxmem.model",
+    "Unconditional": "jaxmem.model",
+    "StableDiffusion": "jaxmem.stable_diffusion.pipeline",
     "NoiseSchedule": "jaxmem.diffusion",
     "DDIM": "jaxmem.diffusion",
     "bind": "jaxmem.score",
@@ -28,11 +32,15 @@ _HOME = {
 
 __all__ = [
     "DDIM",
+    "ClassConditional",
     "Count",
     "Density",
+    "Model",
     "NoiseSchedule",
     "ScorePair",
     "Spectrum",
+    "StableDiffusion",
+    "Unconditional",
     "__version__",
     "batch_spectra",
     "bind",
@@ -48,6 +56,7 @@ __all__ = [
 if TYPE_CHECKING:
     from jaxmem.diffusion import DDIM, NoiseSchedule
     from jaxmem.jacobian import score_jacobian
+    from jaxmem.model import ClassConditional, Model, Unconditional
     from jaxmem.score import ScorePair, bind
     from jaxmem.spectra import (
         Count,
@@ -61,6 +70,7 @@ if TYPE_CHECKING:
         spectral_density,
         spectrum,
     )
+    from jaxmem.stable_diffusion.pipeline import StableDiffusion
 
 
 def __getattr__(name: str) -> Any:
