@@ -7,14 +7,12 @@ from typing import Any
 import numpy as np
 
 from jaxmem.config import AuditConfig
-from jaxmem.memorization.detectors import ANISOTROPY_WEIGHTS
-from jaxmem.memorization.registry import AuditMethod
+from jaxmem.detectors.evidence import AuditMethod, Setting
 from jaxmem.spectra.counting import FEWEST_STEPS
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
 
 LARGEST_EXACT = 2048  #: dimensions up to which the whole spectrum is computed by default
 _CHUNK = 64  # columns of an exact Jacobian taken together, of small latents
-_V_WEIGHTS = (1.0, 0.1)  # of the anisotropy, the released code's for Stable Diffusion 2
 # Late enough to see what the picture is, early enough for a network to have resolved how sharp its density is: at
 # smaller sigma a learned peak is blunter than the exact one, and copies seem to have freedom.
 JUDGED = 281  #: see `judged`
@@ -47,13 +45,13 @@ class Plan:
     timesteps: tuple[int, ...]  #: visited, descending
     sigma: tuple[float, ...]
     spectral_timesteps: tuple[int, ...]  #: descending, among ``timesteps``
-    anisotropy_timestep: int | None  #: of the evaluation off the trajectory
+    sampler_timesteps: tuple[int, ...]  #: all of the sampler's, also those that are not visited
     method: AuditMethod
     num_steps: int
     count_budget: int | None
     directions: int
     latent_shape: tuple[int, int, int]
-    anisotropy_weights: tuple[float, float] = ANISOTROPY_WEIGHTS  #: of its norm and its cosine
+    prediction: str = "eps"  #: what the network predicts
 
     @classmethod
     def of(
@@ -115,13 +113,13 @@ class Plan:
             timesteps=tuple(run),
             sigma=tuple(float(model.scheduler.schedule.sigma[t]) for t in run),
             spectral_timesteps=_spectral(config, run, sampler.nearest(_DEFAULT_TIMESTEPS), method, wants_spectra),
-            anisotropy_timestep=visited[-3] if config.ddim_steps >= 3 else None,
+            sampler_timesteps=tuple(visited),
             method=method,
             num_steps=config.num_steps,
             count_budget=config.count_budget,
             directions=min(directions, size, config.num_steps if method == "lanczos" else size),
             latent_shape=model.latent_shape,
-            anisotropy_weights=_V_WEIGHTS if model.scheduler.prediction == "v" else ANISOTROPY_WEIGHTS,
+            prediction=model.scheduler.prediction,
         )
 
     @classmethod
@@ -167,6 +165,11 @@ class Plan:
         return {"eigh": self.size + 1, "lanczos": 2 * self.num_steps + 3, "none": 0}[self.method]
 
     @property
+    def products_per_count(self) -> int:
+        """Most products of one count at one timestep; 0 where none is taken."""
+        return 0 if self.count_budget is None else min(self.count_budget, self.size + 1)
+
+    @property
     def products_per_direction(self) -> int:
         """Of the eigenvectors of one point."""
         return self.size if self.method == "eigh" else self.products_per_spectrum
@@ -185,6 +188,24 @@ class Plan:
         """Steps that are recorded together."""
         count = len(self.timesteps)
         return [range(first, min(first + SEGMENT, count)) for first in range(0, count, SEGMENT)]
+
+    def setting(self, image_sides: tuple[int, int] | None = None) -> Setting:
+        """What an audit of this plan gives to detectors."""
+        counted = self.count_budget is not None
+        return Setting(
+            timesteps=self.timesteps,
+            sampler_timesteps=self.sampler_timesteps,
+            spectral_timesteps=self.spectral_timesteps,
+            method=self.method,
+            num_eigenvalues=self.num_eigenvalues,
+            spectrum_products=self.products_per_spectrum,
+            count_products=self.products_per_count if counted else None,
+            estimates_counts=self.estimates_counts,
+            noises=self.noises,
+            with_images=self.with_images,
+            image_sides=image_sides,
+            prediction=self.prediction,
+        )
 
     def points(self, number: int) -> np.ndarray:
         """The points of a batch; the last may have fewer than ``batch``."""

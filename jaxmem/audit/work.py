@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxmem.audit.plan import Plan
+from jaxmem.detectors import Detector
 from jaxmem.diffusion import DDIM
 from jaxmem.runs.progress import Progress
 from jaxmem.score import NetworkScore
@@ -43,6 +44,7 @@ class Work:
     seed: int
     mesh: Any
     progress: Progress
+    detectors: tuple[Detector, ...] = ()  #: columns of the audit
 
     @property
     def score(self) -> NetworkScore:

@@ -1,7 +1,8 @@
 """The run directory: what every experiment writes, resumes from, and all that a report reads.
 
-``manifest.json`` comes first and fixes the run; ``arrays/<key>.npy`` and one line of ``results-<process>.jsonl`` per
-finished unit of work follow; ``costs-<process>.jsonl`` keeps seconds and bytes, which no comparison looks at;
+``manifest.json`` comes first and fixes the run; ``arrays/<key>.npz`` (named arrays) and one line of
+``results-<process>.jsonl`` per finished unit of work follow; ``costs-<process>.jsonl`` keeps seconds and bytes, which
+no comparison looks at;
 ``environments-<process>.jsonl`` says when a run was continued under other versions or devices;
 ``spectra.npz`` and, last, ``metrics.json`` finish it. Files appear whole or not at all: each is written beside its
 place, fsynced and renamed; a line that a crash tore is cut when the run continues.
@@ -13,7 +14,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from itertools import zip_longest
 from pathlib import Path
@@ -35,7 +36,7 @@ from jaxmem.runs.durable import (
     write_once,
 )
 
-FORMAT = 1
+FORMAT = 2  #: of the folder; 1 (to version 0.1) had one array per ``.npy`` file
 PACKAGES = ("jaxmem", "jax", "jaxlib", "flax", "optax", "numpy")
 # A unit is done when its row is there: without its arrays it has to be undone.
 _AGAIN = "delete the line of its unit in results-*.jsonl, and metrics.json, and start the run again"
@@ -77,6 +78,7 @@ class Run:
         created = not path.exists() and _create_manifest(path, wanted | here, process)
         manifest = wanted | here if created else read_json(path, "move the directory away, or choose another folder")
         if not created:
+            _refuse_other_format(directory, manifest)
             _refuse_differences(directory, wanted, manifest)
         with clear_os_errors(directory):
             (directory / "arrays").mkdir(exist_ok=True)
@@ -109,7 +111,9 @@ class Run:
                 f"{directory}: expected a run directory, got no manifest.json in it; give the folder that "
                 "a run was written to"
             )
-        return cls(directory, read_json(path, "restore it, or run the experiment again elsewhere"), 0)
+        manifest = read_json(path, "restore it, or run the experiment again elsewhere")
+        _refuse_other_format(directory, manifest)
+        return cls(directory, manifest, 0)
 
     @property
     def finished(self) -> bool:
@@ -124,31 +128,33 @@ class Run:
         """Whether a row of this key is recorded. A unit saves its arrays first and appends its row last."""
         return key in self._rows
 
-    def save(self, key: str, array: Shaped[np.ndarray, "..."]) -> None:
-        """Write one array to ``arrays/<key>.npy``; a second call replaces it.
+    def save(self, key: str, /, **arrays: Shaped[np.ndarray, "..."]) -> None:
+        """Write the named arrays of one unit to ``arrays/<key>.npz``; a second call replaces them.
 
         Raises:
-            ValueError: the key is no file name, or the array holds Python objects.
+            ValueError: the key is no file name, there is no array, or one holds Python objects.
             OSError: it cannot be written; what was there before is still there.
         """
-        _refuse_objects(key, array)
-        write_atomically(
-            self._array(key), lambda stream: np.lib.format.write_array(stream, array, allow_pickle=False), self.process
-        )
+        if not arrays:
+            raise ValueError(f"arrays: expected at least one for {key!r}, got none; record a unit without by its row")
+        self._write_arrays(self._array(key), arrays)
 
-    def load(self, key: str) -> Shaped[np.ndarray, "..."]:
-        """The array of one key.
+    def load(self, key: str, *names: str) -> dict[str, Shaped[np.ndarray, "..."]]:
+        """The arrays of one key, by name: all, or those named, which are read alone.
 
         Raises:
-            ValueError: it is not there, or the file is damaged.
+            ValueError: the file or a named array is not there, or the file is damaged.
         """
         path = self._array(key)
         if not path.is_file():
-            raise ValueError(f"{path}: expected a saved array, got no such file; {_AGAIN}")
-        try:
-            return np.load(path, allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise ValueError(f"{path}: expected a whole .npy file, got a damaged one ({error}); {_AGAIN}") from None
+            raise ValueError(f"{path}: expected saved arrays, got no such file; {_AGAIN}")
+        return _read_arrays(path, _AGAIN, names)
+
+    def _write_arrays(self, path: Path, arrays: dict[str, np.ndarray]) -> None:
+        for name, array in arrays.items():
+            _refuse_objects(name, np.asarray(array))
+        # not np.savez_compressed: eigenvalues hardly compress, and equal arrays give equal bytes either way
+        write_atomically(path, lambda stream: np.savez(stream, **arrays), self.process)  # type: ignore[arg-type]
 
     def append(self, row: dict[str, Any]) -> None:
         """Record one finished unit as a line of ``results-<process>.jsonl``, on disk when this returns.
@@ -184,14 +190,7 @@ class Run:
 
     def finalise(self, metrics: dict[str, Any], spectra: dict[str, Shaped[np.ndarray, "..."]]) -> None:
         """Write ``spectra.npz``, then ``metrics.json``: with the second one in place the run is finished."""
-        for name, array in spectra.items():
-            _refuse_objects(name, np.asarray(array))
-        # not np.savez_compressed: eigenvalues hardly compress, and equal arrays give equal bytes either way
-        write_atomically(
-            self.directory / "spectra.npz",
-            lambda stream: np.savez(stream, **spectra),  # type: ignore[arg-type]
-            self.process,
-        )
+        self._write_arrays(self.directory / "spectra.npz", spectra)
         write_atomically(self.directory / "metrics.json", json_writer(as_json(metrics, "metrics")), self.process)
 
     def metrics(self) -> dict[str, Any]:
@@ -210,15 +209,7 @@ class Run:
             ValueError: the run is not finished, or the file is damaged.
         """
         self._expect_finished()
-        path = self.directory / "spectra.npz"
-        try:
-            with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
-        except Exception as error:  # zipfile, zlib and numpy each have their own for a damaged file
-            raise ValueError(
-                f"{path}: expected a whole .npz file, got {type(error).__name__}: {error}; delete metrics.json and "
-                "start the run again"
-            ) from None
+        return _read_arrays(self.directory / "spectra.npz", "delete metrics.json and start the run again")
 
     def _expect_finished(self) -> None:
         if not self.finished:
@@ -232,7 +223,21 @@ class Run:
             raise ValueError(
                 f"key: expected letters, digits and . _ = + - (at most 150, no folder), got {key!r}; rename the unit"
             )
-        return self.directory / "arrays" / f"{key}.npy"
+        return self.directory / "arrays" / f"{key}.npz"
+
+
+def _read_arrays(path: Path, remedy: str, names: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    try:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            missing = [name for name in names if name not in arrays.files]
+            found = {name: arrays[name] for name in names or arrays.files if name not in missing}
+    except Exception as error:  # zipfile, zlib and numpy each have their own for a damaged file
+        raise ValueError(
+            f"{path}: expected a whole .npz file, got a damaged one ({type(error).__name__}: {error}); {remedy}"
+        ) from None
+    if missing:
+        raise ValueError(f"{path}: expected an array {missing[0]!r}, got {', '.join(found) or 'others'}; {remedy}")
+    return found
 
 
 def fingerprint(array: Shaped[np.ndarray, "..."]) -> str:
@@ -319,6 +324,15 @@ def _refuse_differences(directory: Path, wanted: dict[str, Any], manifest: dict[
             f"{directory}: expected a run of the same config, got another one ({differences}); give the same values to "
             "continue it (where one has a field that the other lacks, with the version of jaxmem that made it), "
             "or choose another folder"
+        )
+
+
+def _refuse_other_format(directory: Path, manifest: dict[str, Any]) -> None:
+    if manifest.get("format") != FORMAT:
+        made = (manifest.get("versions") or {}).get("jaxmem", "unknown")
+        raise ValueError(
+            f"{directory}: expected a run of format {FORMAT}, got format {manifest.get('format')} of jaxmem {made};"
+            f" read it with that version, or run the experiment again in a new folder"
         )
 
 
