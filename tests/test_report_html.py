@@ -521,7 +521,7 @@ def damage_array(run):
         (damage_manifest, r"manifest\.json: expected JSON, got a damaged file"),
         (damage_metrics, r"metrics\.json: expected JSON, got a damaged file"),
         (damage_rows, r"results-0\.jsonl, line 1: expected a JSON object"),
-        (damage_array, r"path-.*: expected a whole \.npz file, got a damaged one"),
+        (damage_array, r"path-.*: expected a whole \.npz file, got a damaged file"),
     ],
 )
 def test_a_damaged_run_is_named_and_the_old_page_stays(written, damage, match, capsys):

@@ -18,7 +18,7 @@ from conftest import command_environment
 from jaxmem.extras import EXTRAS, MissingExtra, require
 
 ROOT = Path(__file__).parent.parent
-BELOW = ("jax", "flax", "numpy", "scipy", "optax", "orbax")
+BELOW = ("jax", "flax", "numpy", "scipy", "optax")
 
 
 def _names_from_below(path: Path):

@@ -80,8 +80,8 @@ def run_mnist(config: MnistConfig, out: Path, progress: Progress = silent) -> di
             SCHEDULE,
             config.training,
             probabilities=jnp.asarray(probabilities, jnp.float32),
-            checkpoint_dir=out / "checkpoints",
-            on_step=lambda step, total: progress("train", step, total),
+            folder=out / "checkpoints",
+            progress=lambda _, step, total: progress("train", step, total),
         )
         save_losses(run, "losses", result.losses)
     state = result.state

@@ -24,7 +24,8 @@ from jaxmem.diffusion import DDIM, NoiseSchedule, ddim_path
 from jaxmem.jacobian import score_jacobian
 from jaxmem.networks.mlp import MLP
 from jaxmem.oracles import EmpiricalScore, GaussianMixture, GaussianMixtureScore
-from jaxmem.runs.directory import Run, fingerprint
+from jaxmem.runs.directory import Run
+from jaxmem.runs.identity import fingerprint
 from jaxmem.runs.progress import Progress, silent
 from jaxmem.runs.stages import save_losses, timed, wall_seconds
 from jaxmem.score import NetworkScore, bind
@@ -125,8 +126,8 @@ def measure_model(
             (jnp.asarray(points), None),
             SCHEDULE,
             training,
-            checkpoint_dir=run.directory / "checkpoints" / model,
-            on_step=lambda step, total: progress(f"train {label}", step, total),
+            folder=run.directory / "checkpoints" / model,
+            progress=lambda _, step, total: progress(f"train {label}", step, total),
             name="training" if model == "second_order" else "first_order_training",
         )
         save_losses(run, f"{model}-losses", result.losses)
