@@ -50,10 +50,9 @@ class Model(ABC):
 
         import jax.numpy as jnp
         from jaxmem import Model, NoiseSchedule
-        from jaxmem.audit import read_audit, run_audit
+        from jaxmem.audit import audit
         from jaxmem.config import AuditConfig
         from jaxmem.oracles import GaussianMixture, GaussianMixtureScore
-        from jaxmem.runs.directory import Run
 
         exact = GaussianMixtureScore(NoiseSchedule())
 
@@ -71,10 +70,8 @@ class Model(ABC):
                 return jnp.array([self.log_weights[prompt] for prompt in prompts])
 
         config = AuditConfig(noises=2, ddim_steps=20, timesteps=(50,))
-        run_audit(TwoKinds(), ["copied", "varied"], config, "runs/two-kinds")
-        found = read_audit(Run.read("runs/two-kinds"))
-        free = [detector.name for detector in found.detectors].index("tangent-count@t50")
-        print(found.scores[:, :, free])  # directions that are free: none of the copy, all 16 of the others
+        found = audit(TwoKinds(), ["copied", "varied"], config, folder="runs/two-kinds")
+        print(found["tangent-count@t50"].scores)  # directions that are free: none of the copy, all 16 of the others
     """
 
     score: Score

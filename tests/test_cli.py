@@ -2,11 +2,11 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from conftest import command_environment, interruptible
+from killing import signal_when
 
 from jaxmem import cli
 from jaxmem.config import MNIST_PRESETS, TOY2D_PRESETS
@@ -166,10 +166,7 @@ def test_interrupt_kill_and_resume_end_in_the_same_run(tmp_path):
         with subprocess.Popen(
             interruptible([*command[3:], str(tmp_path / "a")]), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
         ) as p:
-            deadline = time.monotonic() + 600
-            while not list((tmp_path / "a" / "checkpoints").glob("step-*")) and time.monotonic() < deadline:
-                time.sleep(0.05)
-            p.send_signal(sent)
+            signal_when(p, lambda: list((tmp_path / "a" / "checkpoints").glob("step-*")), sent)
             _, errors = p.communicate()
         assert p.returncode == code, errors
         if sent == signal.SIGINT:

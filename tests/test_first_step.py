@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxmem import cli
-from jaxmem.audit import read_audit, run_audit
+from jaxmem.audit import audit, audit_cost, read_audit
 from jaxmem.audit.one_prompt import run_generate, run_spectrum
 from jaxmem.config import AuditConfig, GenerateConfig, SpectrumConfig
 from jaxmem.data import verbatim_model
@@ -136,13 +136,13 @@ CONFIG = AuditConfig(noises=2, ddim_steps=10, steps_run=1, method="none", guidan
 
 def test_an_audit_warns_at_once_in_its_table_and_in_its_page(mislabelled, tmp_path, capsys):
     model, said = StableDiffusion.load(mislabelled), []
-    metrics = run_audit(model, [Prompt("the azure orchard")], CONFIG, tmp_path / "run", say=said.append)
+    metrics = audit(model, [Prompt("the azure orchard")], CONFIG, folder=tmp_path / "run", say=said.append).metrics
     assert [line.startswith(f"warning: {WRONG}") for line in said[-1:]] == [True]
     (warning,) = metrics["warnings"]
     assert warning.startswith(WRONG)
     assert "It looks like 'v_prediction' (or 'sample'), or not trained" in warning
     assert warning.endswith("load it with `prediction_type='v_prediction'`")
-    assert read_audit(Run.read(tmp_path / "run")).warnings == (warning,)
+    assert read_audit(tmp_path / "run").warnings == (warning,)
     from html import unescape
 
     from rich.console import Console
@@ -155,7 +155,8 @@ def test_an_audit_warns_at_once_in_its_table_and_in_its_page(mislabelled, tmp_pa
     (tmp_path / "run/metrics.json").unlink()
     assert warning in unescape(write_report(tmp_path / "run", None).read_text())
     said = []
-    assert run_audit(model, [Prompt("the azure orchard")], CONFIG, None, say=said.append) == {}
+    cost = audit_cost(model, [Prompt("the azure orchard")], CONFIG, say=said.append)
+    assert cost.lines == tuple(said)
     assert said[-1].startswith(f"warning: {WRONG}")
 
 
@@ -170,7 +171,7 @@ def test_the_remedy_is_a_flag_and_is_recorded(mislabelled, shipped, tmp_path, ca
     right, wrong = (Run.read(tmp_path / name) for name in ("right", "wrong"))
     assert right.manifest["model"]["prediction_type"] == "v_prediction"
     assert "prediction_type" not in wrong.manifest["model"]
-    metrics = run_audit(shipped, [Prompt("the azure orchard")], CONFIG, tmp_path / "shipped")
+    metrics = audit(shipped, [Prompt("the azure orchard")], CONFIG, folder=tmp_path / "shipped").metrics
     assert right.metrics()["warnings"] == metrics["warnings"] == []
     assert right.metrics()["prompts"][0]["scores"] == metrics["prompts"][0]["scores"]
     assert wrong.metrics()["prompts"][0]["scores"] != metrics["prompts"][0]["scores"]

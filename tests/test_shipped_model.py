@@ -121,7 +121,7 @@ def test_memorized_captions_give_one_image_and_no_positive_eigenvalue(model):
 def test_the_shipped_model_is_audited_as_it_was_examined(monkeypatch, tmp_path, arguments, guidance):
     """Without guidance unless it is asked for; any other model as diffusers would run it."""
     seen = []
-    monkeypatch.setattr("jaxmem.audit.run_audit", lambda model, prompts, config, *_, **__: seen.append(config))
+    monkeypatch.setattr("jaxmem.audit.audit_cost", lambda model, prompts, config, *_, **__: seen.append(config))
     (tmp_path / "p.txt").write_text("a\n")
     assert cli.main(["audit", *arguments, "--prompts", str(tmp_path / "p.txt"), "--dry-run"]) == 0
     assert seen[0].guidance == guidance

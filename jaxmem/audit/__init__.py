@@ -1,7 +1,8 @@
 """Which prompts has a model memorized? Prompts × starting noises × sampling steps, every detector, as one run."""
 
-from jaxmem.audit.engine import run_audit
-from jaxmem.audit.result import AuditResult, Directions, read_audit
+from jaxmem.audit.cost import AuditCost
+from jaxmem.audit.engine import audit, audit_cost
+from jaxmem.audit.result import Audit, Directions, Finding, read_audit
 from jaxmem.audit.summary import read_results
 
-__all__ = ["AuditResult", "Directions", "read_audit", "read_results", "run_audit"]
+__all__ = ["Audit", "AuditCost", "Directions", "Finding", "audit", "audit_cost", "read_audit", "read_results"]

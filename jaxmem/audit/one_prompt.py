@@ -100,14 +100,14 @@ def sample(
         keys = [f"sample-{i:03d}-{step:04d}" for step in range(1, stop + 1)]
         first = sum(run.done(key) for key in keys)
         if first:
-            x = run.load(keys[first - 1])
+            x = run.load(keys[first - 1])["x"]
         progress("sample", i * stop + first, total)
         cond = jnp.stack([embedded[i], embedded[-1]])[None]
         path = ddim_path(sampler, score, model.state, jnp.asarray(x)[None], cond, first=first)
         next(path)  # where we are
         for step in range(first, stop):
             before, x = x, np.asarray(next(path)[1])[0]
-            run.save(keys[step], x)
+            run.save(keys[step], x=x)
             row: dict[str, Any] = {"key": keys[step]}
             if step == 0:
                 row["noise_share"] = _share(model, _score_of_step(before, x, sampler.scales()[0]), before, sampler)
@@ -244,14 +244,14 @@ def _analyse(
 
         if not run.done(f"measure-{number:03d}"):
             found = measure(programs, operators, starts)
-            run.save(f"measure-{number:03d}", np.stack([found.noise, found.asymmetry]))
+            run.save(f"measure-{number:03d}", noise=found.noise, asymmetry=found.asymmetry)
             row: dict[str, Any] = {"key": f"measure-{number:03d}", "products": found.num_products * keep}
             if timestep == sampler.timesteps[0]:  # nothing was sampled: x is the noise itself
                 row["noise_share"] = _share(model, operators.value, x, sampler)
             run.append(row)
             if number == 0:
                 _say_first(model, row.get("noise_share"), say)
-        noise, asymmetry = run.load(f"measure-{number:03d}")
+        measured = run.load(f"measure-{number:03d}")
 
         f = jax.vmap(partial(begin, max_steps=config.num_steps))(starts)
         done = 0
@@ -270,7 +270,7 @@ def _analyse(
                 )
             step = int(np.max(f.num_steps))
             key = f"krylov-{number:03d}-{step:04d}"
-            run.save(key, _pack(f))
+            run.save(key, **_last_step(f))
             run.append({"key": key, "products": keep * (2 if symmetric else 1)})
             progress("products", first * config.num_steps + step * keep, total)
 
@@ -279,31 +279,34 @@ def _analyse(
         if np.max(f.num_steps) < config.num_steps:  # all spaces closed early
             progress("products", (first + keep) * config.num_steps, total)
         results += [
-            _ritz(jax.tree.map(lambda leaf, i=i: leaf[i], f), config, noise[i], asymmetry[i]) for i in range(keep)
+            _ritz(jax.tree.map(lambda leaf, i=i: leaf[i], f), config, measured["noise"][i], measured["asymmetry"][i])
+            for i in range(keep)
         ]
     return {name: np.stack([result[name] for result in results]) for name in results[0]}
 
 
-def _pack(f: Factorization) -> np.ndarray:
-    """What the last step added, (points, d + m + 4): the next basis vector, its column, and three numbers."""
+def _last_step(f: Factorization) -> dict[str, np.ndarray]:
+    """What the last step added at each point: the next basis vector, its column, and the numbers of the state."""
     f = jax.device_get(f)
     rows = np.arange(len(f.num_steps))
-    columns = f.hessenberg[rows, :, np.maximum(f.num_steps - 1, 0)]
-    return np.concatenate(
-        [f.basis[rows, f.num_steps], columns, np.stack([f.scale, f.num_steps, f.status], 1)], 1, dtype=f.basis.dtype
-    )
+    last = {
+        "vector": f.basis[rows, f.num_steps],
+        "column": f.hessenberg[rows, :, np.maximum(f.num_steps - 1, 0)],
+        "scale": f.scale,
+        "num_steps": f.num_steps,
+        "status": f.status,
+    }
+    return {name: np.asarray(array) for name, array in last.items()}
 
 
-def _restore(f: Factorization, packed: np.ndarray) -> Factorization:
-    """The factorisation after the step that `_pack` kept, from the one before it."""
+def _restore(f: Any, last: dict[str, np.ndarray]) -> Factorization:
+    """The factorisation after the step that `_last_step` kept, from the one before it."""
     f = jax.tree.map(np.array, jax.device_get(f))
-    size = f.basis.shape[2]
-    scale, steps, status = packed[:, -3:].T
-    for i, k in enumerate(steps.astype(int)):
+    for i, k in enumerate(last["num_steps"]):
         if k > f.num_steps[i]:
-            f.basis[i, k] = packed[i, :size]
-            f.hessenberg[i, :, k - 1] = packed[i, size:-3]
-    return f._replace(scale=scale, num_steps=steps.astype(np.int32), status=status.astype(np.int32))
+            f.basis[i, k] = last["vector"][i]
+            f.hessenberg[i, :, k - 1] = last["column"][i]
+    return f._replace(scale=last["scale"], num_steps=last["num_steps"], status=last["status"])
 
 
 def _ritz(f: Factorization, config: SpectrumConfig, noise: float, asymmetry: float) -> dict[str, np.ndarray]:

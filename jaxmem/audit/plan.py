@@ -7,13 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmem.config import AuditConfig
-from jaxmem.memorization.detectors import ANISOTROPY_WEIGHTS
-from jaxmem.memorization.registry import AuditMethod
-from jaxmem.spectra.counting import FEWEST_STEPS
+from jaxmem.detectors.evidence import AuditMethod, Setting
 
 LARGEST_EXACT = 2048  #: dimensions up to which the whole spectrum is computed by default
 _CHUNK = 64  # columns of an exact Jacobian taken together, of small latents
-_V_WEIGHTS = (1.0, 0.1)  # of the anisotropy, the released code's for Stable Diffusion 2
 # Late enough to see what the picture is, early enough for a network to have resolved how sharp its density is: at
 # smaller sigma a learned peak is blunter than the exact one, and copies seem to have freedom.
 JUDGED = 281  #: see `judged`
@@ -56,13 +53,13 @@ class Plan:
     timesteps: tuple[int, ...]  #: visited, descending
     sigma: tuple[float, ...]
     spectral_timesteps: tuple[int, ...]  #: descending, among ``timesteps``
-    anisotropy_timestep: int | None  #: of the evaluation off the trajectory
+    sampler_timesteps: tuple[int, ...]  #: all of the sampler's, also those that are not visited
     method: AuditMethod
     num_steps: int
     count_budget: int | None
     directions: int
     latent_shape: tuple[int, ...]  #: of one x
-    anisotropy_weights: tuple[float, float] = ANISOTROPY_WEIGHTS  #: of its norm and its cosine
+    prediction: str = "eps"  #: what the network predicts
     has_pairs: bool = True  #: each point has a score with its prompt and one without
 
     @classmethod
@@ -73,8 +70,8 @@ class Plan:
 
         Raises:
             ValueError: a timestep is not visited, or there are more Lanczos steps than dimensions, or a budget is too
-                small for an estimate, or there is no prompt, or directions are asked for of one sample, or guidance or
-                detectors of pairs of scores alone of a model that has no pairs.
+                small for an estimate, or there is no prompt, or directions are asked for of one sample, or guidance
+                of a model that has no pairs of scores.
         """
         if num_prompts < 1:
             raise ValueError("prompts: expected at least one, got none")
@@ -87,6 +84,8 @@ class Plan:
             )
         if method == "lanczos" and config.num_steps > size:
             raise ValueError(f"num_steps: expected 1 to {size} (the size of a latent), got {config.num_steps}")
+        from jaxmem.spectra.counting import FEWEST_STEPS  # here: it loads JAX, which a page of a plan does not need
+
         fewest = 2 * FEWEST_STEPS + 3  # of count_positive: Lanczos steps of two products, and three that measure
         if config.count_budget is not None and config.count_budget < min(fewest, size + 1):
             estimate = f"{fewest} products per point, or " if fewest <= size else ""
@@ -121,11 +120,6 @@ class Plan:
                 f"guidance: expected 1, which is none, for a model without an unconditional score, got {guidance:g};"
                 f" leave it out"
             )
-        if not (model.has_pairs or wants_spectra):
-            raise ValueError(
-                "method: expected 'auto', 'eigh' or 'lanczos' for a model without an unconditional score, got 'none':"
-                " what is left are detectors that compare scores with and without the prompt"
-            )
         return cls(
             num_prompts=num_prompts,
             num_reference=num_reference,
@@ -136,13 +130,13 @@ class Plan:
             timesteps=run,
             sigma=model.sigma[: config.steps_run],
             spectral_timesteps=_spectral(config, visited, len(run), method, wants_spectra),
-            anisotropy_timestep=visited[-3] if config.ddim_steps >= 3 and model.has_pairs else None,
+            sampler_timesteps=visited,
             method=method,
             num_steps=config.num_steps,
             count_budget=config.count_budget,
             directions=min(directions, size, config.num_steps if method == "lanczos" else size),
             latent_shape=model.shape,
-            anisotropy_weights=_V_WEIGHTS if model.prediction == "v" else ANISOTROPY_WEIGHTS,
+            prediction=model.prediction,
             has_pairs=model.has_pairs,
         )
 
@@ -194,6 +188,11 @@ class Plan:
         return {"eigh": self.size + 1, "lanczos": 2 * self.num_steps + 3, "none": 0}[self.method]
 
     @property
+    def products_per_count(self) -> int:
+        """Most products of one count at one timestep; 0 where none is taken."""
+        return 0 if self.count_budget is None else min(self.count_budget, self.size + 1)
+
+    @property
     def products_per_direction(self) -> int:
         """Of the eigenvectors of one point."""
         return self.size if self.method == "eigh" else self.products_per_spectrum
@@ -212,6 +211,25 @@ class Plan:
         """Steps that are recorded together."""
         count = len(self.timesteps)
         return [range(first, min(first + SEGMENT, count)) for first in range(0, count, SEGMENT)]
+
+    def setting(self, image_sides: tuple[int, int] | None = None) -> Setting:
+        """What an audit of this plan gives to detectors."""
+        counted = self.count_budget is not None
+        return Setting(
+            timesteps=self.timesteps,
+            sampler_timesteps=self.sampler_timesteps,
+            spectral_timesteps=self.spectral_timesteps,
+            method=self.method,
+            num_eigenvalues=self.num_eigenvalues,
+            spectrum_products=self.products_per_spectrum,
+            count_products=self.products_per_count if counted else None,
+            estimates_counts=self.estimates_counts,
+            noises=self.noises,
+            has_pairs=self.has_pairs,
+            with_images=self.with_images,
+            image_sides=image_sides,
+            prediction=self.prediction,
+        )
 
     def points(self, number: int) -> np.ndarray:
         """The points of a batch; the last may have fewer than ``batch``."""

@@ -14,6 +14,7 @@ from jaxtyping import Array
 
 from jaxmem import first_step
 from jaxmem.audit.plan import Plan
+from jaxmem.detectors import Detector
 from jaxmem.diffusion import DDIM
 from jaxmem.model import Model
 from jaxmem.runs.progress import Progress
@@ -42,6 +43,7 @@ class Work:
     seed: int
     mesh: Any
     progress: Progress
+    detectors: tuple[Detector, ...] = ()  #: columns of the audit
 
     @property
     def score(self) -> Score:

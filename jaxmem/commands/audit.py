@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from jaxmem.commands.flags import in_flags
-from jaxmem.commands.output import is_run, model_name, open_model, open_trained, sayer, show_run, write_page
+from jaxmem.commands.output import is_run, model_name, open_model, open_trained, say, say_result, show_run, write_page
 from jaxmem.config import AuditConfig, FilesConfig, VerbatimConfig
 
 
@@ -76,21 +76,23 @@ class Audit:
         neutral = self._reference()
         _compute_on(self.device)
 
-        from jaxmem.audit import run_audit
+        from jaxmem.audit import audit, audit_cost
         from jaxmem.runs.progress import show_progress
 
-        opened, out = (open_trained if trained else open_model)(model, self.files), None if self.dry_run else self.out
+        opened = (open_trained if trained else open_model)(model, self.files)
+        if self.dry_run or self.out is None:
+            say_result(f"audited model: {name}")
+            audit_cost(opened, found, config, neutral=neutral, say=say_result)
+            return
         with show_progress() as progress:
-            run_audit(
-                opened, found, config, out, neutral=neutral, name=name, progress=progress, say=sayer(self.dry_run)
-            )
-        if out is not None:
-            from rich.console import Console
+            audit(opened, found, config, folder=self.out, neutral=neutral, name=name, progress=progress, say=say)
 
-            from jaxmem.report.tables import print_audit
+        from rich.console import Console
 
-            print_audit(out, Console(), in_flags)
-            write_page(out)
+        from jaxmem.report.tables import print_audit
+
+        print_audit(self.out, Console(), in_flags)
+        write_page(self.out)
 
     def _reference(self) -> Any:
         from jaxmem.data import NEUTRAL_CAPTIONS

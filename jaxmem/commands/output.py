@@ -2,7 +2,6 @@
 
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ def say(line: str) -> None:
     print(visible(in_flags(line)), file=sys.stderr, flush=True)
 
 
-def sayer(dry_run: bool) -> Callable[[str], None]:
-    """Where an audit says what it takes: that is the result of a dry run, and beside the results of any other."""
-    return (lambda line: print(visible(in_flags(line)))) if dry_run else say
+def say_result(line: str) -> None:
+    """One line that is the result of a command, such as what an audit would take."""
+    print(visible(in_flags(line)))
 
 
 def is_run(source: str) -> bool:

@@ -84,8 +84,8 @@ def run_mnist(config: MnistConfig, out: Path, progress: Progress = silent) -> di
             SCHEDULE,
             config.training,
             probabilities=jnp.asarray(probabilities, jnp.float32),
-            checkpoint_dir=out / "checkpoints",
-            on_step=lambda step, total: progress("train", step, total),
+            folder=out / "checkpoints",
+            progress=lambda _, step, total: progress("train", step, total),
         )
         save_losses(run, "losses", result.losses)
     state = result.state
@@ -175,8 +175,7 @@ def sample_digits(config: MnistConfig, run: Run, score: Any, state: Any, progres
             cond = jnp.full(config.sample_batch, digit, jnp.int32)
             samples, kept = sample_ddim(sampler, score, state, noise, cond, keep=config.timesteps)
             path = np.stack([np.asarray(kept[t])[:number] for t in config.timesteps], 1)
-            run.save(f"samples-{key}", np.asarray(samples)[:number, ..., 0])
-            run.save(f"path-{key}", path)
+            run.save(f"sample-{key}", samples=np.asarray(samples)[:number, ..., 0], path=path)
             run.append({"key": f"sample-{key}", "digit": digit, "first": first, "number": number})
         done += number
         progress("sample", done, total)
@@ -184,7 +183,7 @@ def sample_digits(config: MnistConfig, run: Run, score: Any, state: Any, progres
 
 def choose_samples(config: MnistConfig, run: Run, digits: Digits, progress: Progress) -> dict[str, np.ndarray]:
     """Measure every sample against the training set and choose the clearly new ones, and memorized ones, to analyse."""
-    samples = np.concatenate([run.load(f"samples-{key}") for key, *_ in _batches(config)])
+    samples = np.concatenate([run.load(f"sample-{key}")["samples"] for key, *_ in _batches(config)])
     labels = np.concatenate([np.full(number, digit) for _, digit, _, number in _batches(config)])
     training = to_pixels(digits.images).reshape(len(digits.images), -1)
     flat = samples.reshape(len(samples), -1)
@@ -228,7 +227,7 @@ def analyse(
     config: MnistConfig, run: Run, score: Any, state: Any, arrays: dict[str, np.ndarray], progress: Progress
 ) -> dict[str, np.ndarray]:
     """All 784 eigenvalues of every chosen sample at every timestep, one timestep after another."""
-    paths = np.concatenate([run.load(f"path-{key}") for key, *_ in _batches(config)])[arrays["analysed"]]
+    paths = np.concatenate([run.load(f"sample-{key}")["path"] for key, *_ in _batches(config)])[arrays["analysed"]]
     count, steps = paths.shape[:2]
     found = record_spectra(
         run,

@@ -11,7 +11,7 @@ _MOST_LISTED = 6  # timesteps in a line
 MOST_EVIDENCE = 12  # prompts whose evidence is spelled out
 
 
-def summarise(view: AuditView, rows: list[dict[str, Any]], evaluation: dict[str, Any]) -> dict[str, Any]:
+def page_summary(view: AuditView, rows: list[dict[str, Any]], evaluation: dict[str, Any]) -> dict[str, Any]:
     """The numbers of the summary; None where a run cannot say."""
     fixed, others, num_spectra = None, None, 0
     if view.judges:

@@ -14,8 +14,6 @@ from jaxmem.report.style import CATEGORIES, GENERAL, MEMORIZED
 
 STRONG, ENOUGH = 99.0, 100  # percentile from which a prompt stands out; in a shorter list it is beyond all of it
 MOST_LEADS, MOST_GROUPS = 6, len(CATEGORIES)
-# Statistics that lead, where they ran: one of each kind of evidence before a second of the same kind.
-_FIRST = ("positive-count", "wen", "jeon", "largest-sum", "anisotropy", "tiled-l2", "score-evolution", "tangent-count")
 
 
 def mean(values: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
@@ -53,7 +51,7 @@ class Group:
 
 
 class AuditView:
-    """An `AuditResult` with the numbers that its page shows.
+    """An `jaxmem.audit.Audit` with the numbers that its page shows.
 
     Scores of a prompt are means over its noises. ``leads`` are the detectors of the ranking, one of each statistic;
     ``order`` puts the most memorized prompt first, by its mean place among the prompts by the leads: a way to sort, no
@@ -64,8 +62,7 @@ class AuditView:
         self.result = result
         self.prompts, self.detectors = result.prompts, result.detectors
         self.scores = mean(np.asarray(result.scores, np.float64), 1)  # (N, D)
-        rows = (result.metrics or {}).get("prompts") or [{}] * len(self.prompts)
-        self.truncated = [bool(row.get("truncated")) for row in rows]
+        self.truncated = result.truncated
 
     @cached_property
     def intervals(self) -> dict[int, np.ndarray]:
@@ -114,7 +111,7 @@ class AuditView:
         for d, detector in enumerate(self.detectors):
             if behind(d) < behind(chosen.setdefault(detector.statistic, d)):
                 chosen[detector.statistic] = d
-        order = sorted(chosen, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
+        order = sorted(chosen, key=lambda name: self.detectors[chosen[name]].place)
         return [chosen[name] for name in order[:MOST_LEADS]]
 
     @cached_property

@@ -1,4 +1,4 @@
-"""The published detectors of memorization, one function each; `jaxmem.memorization.registry` lists and tabulates them.
+"""The published detectors of memorization: their formulas, one function each, and their entries.
 
 ``ε = -σ s``, so ``Δε = ε_c - ε_u = -σ s_Δ``. Score-pair functions take one point (`jax.vmap` outside) with arrays of
 any shape and compute in at least float32; ``sigma`` is the point's noise level. "As released" is what the public code
@@ -20,10 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxmem.detectors.entry import Detector
+from jaxmem.detectors.evidence import EpsDifferences, HessianProducts, Images, ScorePairs, Setting, StartPairs
 from jaxmem.jacobian import ScoreJacobian, score_jacobian
 from jaxmem.score import Score, ScorePair
 
-ANISOTROPY_WEIGHTS = (1.0, 2.0)  #: (γ₁, γ₂) of the released code for Stable Diffusion 1; (1, 0.1) for 2
+ANISOTROPY_WEIGHTS = (1.0, 2.0)  #: (γ₁, γ₂) of the released code for Stable Diffusion 1
+ANISOTROPY_WEIGHTS_V = (1.0, 0.1)  #: of the released code for Stable Diffusion 2, which predicts v
 SCORE_EVOLUTION_STEPS = 3  #: the released code follows the difference over the first three steps
 TILES_PER_SIDE = 4  #: Carlini et al.: 128 of 512 pixels
 
@@ -43,24 +46,18 @@ def _norm(x: Array) -> Array:
 def eps_difference(pair: ScorePair, sigma: Any) -> Float[Array, ""]:
     """Wen et al. at one step: ``‖ε_c - ε_u‖₂ = σ ‖s_Δ‖₂``. High means memorized.
 
-    In units of the noise, whose norm is about √d. As published the score is its mean over the steps; `wen` takes it
-    over the first 1, 5 or all. As released the same, in float16.
+    In units of the noise, whose norm is about √d. As published the score is its mean over the steps, `wen`:
+    the first, the first 5, or all. As released the same, in float16.
     """
     return _norm(sigma * _wide(pair.difference))
 
 
-def wen(eps_difference: Any, num_steps: int) -> np.ndarray:
-    """Mean of ``‖ε_c - ε_u‖₂`` over the first ``num_steps`` steps of the sampler, the last axis. High means memorized.
+def wen(eps_differences: Any) -> Any:
+    """Mean of ``‖ε_c - ε_u‖₂`` over sampling steps, the last axis, from the first one on. High means memorized.
 
     Wen et al. tabulate 1, 5 and all steps. NaN where one of the steps is.
-
-    Raises:
-        ValueError: there are fewer steps.
     """
-    values = np.asarray(eps_difference, np.float64)
-    if not 1 <= num_steps <= values.shape[-1]:
-        raise ValueError(f"num_steps: expected 1 to {values.shape[-1]}, the steps that were made, got {num_steps}")
-    return values[..., :num_steps].mean(-1)
+    return np.asarray(eps_differences, np.float64).mean(-1)
 
 
 def hessian_difference(
@@ -176,3 +173,61 @@ def tiled_l2(images: Any, *, tiles_per_side: int = TILES_PER_SIDE) -> np.ndarray
     tiles = tiles.transpose(0, 1, 3, 2, 4, 5).reshape(m, tiles_per_side**2, -1)
     distances = np.stack([np.sqrt(np.square(tiles - one).mean(-1)).max(-1) for one in tiles])
     return distances.sum(-1) / (m - 1)
+
+
+def _weights(setting: Setting) -> dict[str, float]:
+    norm, cosine = ANISOTROPY_WEIGHTS_V if setting.prediction == "v" else ANISOTROPY_WEIGHTS
+    return {"norm": norm, "cosine": cosine}
+
+
+_WEN: Any = {"source": "Wen et al., ICLR 2024", "memorized_is": "high", "statistic": "wen", "place": 1, "score": wen}
+_MEAN_OF_NORMS = "mean of ‖ε_c - ε_u‖₂ over {steps} steps"
+
+DETECTORS = (
+    Detector("wen-1", "Score difference, first step", "‖ε_c - ε_u‖₂", needs=EpsDifferences(1), **_WEN),
+    Detector("wen-5", "Score difference, first 5 steps", _MEAN_OF_NORMS, needs=EpsDifferences(5), **_WEN),
+    Detector("wen-all", "Score difference, all {steps} steps", _MEAN_OF_NORMS, needs=EpsDifferences(), **_WEN),
+    Detector(
+        name="jeon",
+        title="Hessian difference, first step",
+        formula="‖H_c s_Δ - H_u s_Δ‖₂",
+        source="Jeon et al., ICML 2025",
+        as_released="not squared, as here (the paper squares; the ranking of points is the same)",
+        memorized_is="high",
+        needs=HessianProducts(),
+        score=lambda products: np.linalg.norm((products.cond - products.uncond).astype(np.float64)),
+        place=2,
+    ),
+    Detector(
+        name="score-evolution",
+        title="Score evolution, first 3 steps",
+        formula="‖s_Δ(x₁) - s_Δ(x₀)‖² + ‖s_Δ(x₂) - s_Δ(x₁)‖²",
+        source="an anonymous repository, 2026",
+        memorized_is="high",
+        needs=ScorePairs(SCORE_EVOLUTION_STEPS),
+        score=lambda pairs: score_evolution(pairs.difference),
+        place=6,
+    ),
+    Detector(
+        name="anisotropy",
+        title="Norm and anisotropy",
+        formula="{norm} ‖ε_c - ε_u‖₂(x_T, t₀) + {cosine} mean cos(ε_u, ε_c - ε_u)(x_T, t_late)",
+        source="Asthana and Belagiannis, ICLR 2026",
+        as_released="for models that predict v the norm is that of s_Δ over σ; σ is nearly 1 there",
+        memorized_is="high",
+        needs=StartPairs(step=-3),
+        score=lambda found, norm, cosine: anisotropy(found.first, found.late, found.sigma, weights=(norm, cosine)),
+        parameters=_weights,
+        place=4,
+    ),
+    Detector(
+        name="tiled-l2",
+        title="Tiled distance between generations",
+        formula="mean over pairs of max over tiles of √(Σ(a - b)²/n)",
+        source="Carlini et al., USENIX Security 2023",
+        memorized_is="low",
+        needs=Images(fewest=2, multiple=TILES_PER_SIDE),
+        score=tiled_l2,
+        place=5,
+    ),
+)
