@@ -2,7 +2,6 @@
 
 import csv
 import errno
-import inspect
 import json
 import os
 import random
@@ -26,8 +25,8 @@ from rich.console import Console
 from jaxmem import cli, detectors
 from jaxmem.audit import audit, audit_cost, engine, read_audit, read_results, store
 from jaxmem.audit.cost import count_disk_bytes
+from jaxmem.audit.engine import facts
 from jaxmem.audit.plan import Plan, judged
-from jaxmem.audit.work import embed
 from jaxmem.config import AuditConfig
 from jaxmem.data import verbatim_model
 from jaxmem.prompts import Prompt
@@ -204,7 +203,9 @@ def test_directions_are_decoded_eigenvectors(model, out, result, recomputed):
     unet = recomputed[0][0]
     i, j = found.point[0]
     point = 2 * i + j
-    x = store.latents(Run.read(out), Plan.of(model, CONFIG, 4, 2), int(point) // 5, 201)[point % 5].astype(np.float64)
+    x = store.latents(Run.read(out), Plan.of(facts(model, 5), CONFIG, 4, 2), int(point) // 5, 201)[point % 5].astype(
+        np.float64
+    )
     with pytest.warns(UserWarning, match="are cut"):
         embedded = np.asarray(model.embed([prompt.text for prompt in PROMPTS]))
     matrix = symmetric(model, recomputed, x, 201, embedded[i])
@@ -450,7 +451,7 @@ def test_detectors_from_outside_the_package(model, recomputed, result, tmp_path)
     found = audit(model, PROMPTS, config, folder=tmp_path / "run", detectors=chosen)
     assert [detector.name for detector in found.detectors] == ["wen-1", "loudness", "spread"]
     stages = {row["key"].split("-")[0] for row in Run.read(tmp_path / "run").rows()}
-    assert stages == {"start", "path", "image"}
+    assert stages == {"first", "start", "path", "image"}
     assert found.metrics["num_products"] == 0
     sigma = model.scheduler.schedule.sigma
     for (i, j), (path, _) in recomputed[2].items():
@@ -632,19 +633,18 @@ def test_bad_settings_leave_nothing(model, tmp_path, changes, match):
 def test_budgets_are_settled_by_the_plan(model):
     """64 dimensions: 27 products of an estimate up to 64, exact from 65 on; of 16 dimensions 17 are exact already."""
     config = replace(CONFIG, method="lanczos", num_steps=10, batch=None)
-    plans = {budget: Plan.of(model, replace(config, count_budget=budget), 2) for budget in (27, 64, 65, 1000)}
+    of_model = facts(model, config.ddim_steps)
+    plans = {budget: Plan.of(of_model, replace(config, count_budget=budget), 2) for budget in (27, 64, 65, 1000)}
     assert [plan.estimates_counts for plan in plans.values()] == [True, True, False, False]
-    small = SimpleNamespace(latent_shape=(2, 2, 4), sampler=model.sampler, scheduler=model.scheduler)
-    settle = inspect.unwrap(Plan.of.__func__)
-    assert not settle(Plan, small, replace(config, count_budget=17), 2).estimates_counts
+    small, large = (of_model._replace(shape=shape) for shape in ((2, 2, 4), (64, 64, 4)))
+    assert not Plan.of(small, replace(config, count_budget=17), 2).estimates_counts
     with pytest.raises(ValueError, match="count_budget: expected at least 17 for exact counts, got 16"):
-        settle(Plan, small, replace(config, count_budget=16), 2)
-    large = SimpleNamespace(latent_shape=(64, 64, 4), sampler=model.sampler, scheduler=model.scheduler)
-    exact = settle(Plan, large, replace(config, count_budget=16_385), 2)
+        Plan.of(small, replace(config, count_budget=16), 2)
+    exact = Plan.of(large, replace(config, count_budget=16_385), 2)
     assert not exact.estimates_counts
     assert exact.columns == 1  # of a latent that large no more products are taken together than in the estimate
     assert count_disk_bytes(exact) == 4 * 16_384**2 + 128
-    assert count_disk_bytes(settle(Plan, large, replace(config, count_budget=16_384), 2)) == 0
+    assert count_disk_bytes(Plan.of(large, replace(config, count_budget=16_384), 2)) == 0
 
 
 def test_exact_counts_that_do_not_fit_are_refused_before_sampling(model, tmp_path):
@@ -660,9 +660,9 @@ def test_exact_counts_that_do_not_fit_are_refused_before_sampling(model, tmp_pat
 
 def test_directions_need_two_samples(model):
     with pytest.raises(ValueError, match="directions: expected 0 for one sample of one prompt, got 2"):
-        Plan.of(model, replace(CONFIG, noises=1), 1)
-    assert Plan.of(model, replace(CONFIG, noises=1, directions=None), 1).directions == 0
-    assert Plan.of(model, CONFIG, 1).directions == 2
+        Plan.of(facts(model, 5), replace(CONFIG, noises=1), 1)
+    assert Plan.of(facts(model, 5), replace(CONFIG, noises=1, directions=None), 1).directions == 0
+    assert Plan.of(facts(model, 5), CONFIG, 1).directions == 2
 
 
 def test_freedom_is_judged_late_enough():
@@ -699,7 +699,7 @@ def test_bad_prompts_and_weights_leave_nothing(folder, model, tmp_path, monkeypa
             with pytest.raises(ValueError, match=rf"{what}.*: needs about .* smaller `batch`"):
                 audit(model, PROMPTS, CONFIG, folder=tmp_path / "run")
     large = {**other, "method": "eigh"}
-    monkeypatch.setattr(StableDiffusion, "latent_shape", (64, 64, 4))
+    monkeypatch.setattr(model, "shape", (64, 64, 4))
     with pytest.raises(ValueError, match="expected 'lanczos' for latents of 16384 dimensions, got 'eigh'"):
         audit(model, PROMPTS, AuditConfig(**large), folder=tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -716,12 +716,14 @@ def test_weights_that_overflow_name_the_prompt(model, tmp_path):
 
 
 def test_the_empty_prompt_is_named_too(model, tmp_path, monkeypatch):
-    def spoilt(model, texts):
-        found = embed(model, texts)
+    conditions = model.conditions
+
+    def spoilt(texts):
+        found = conditions(texts)
         found[-1] = np.nan
         return found
 
-    monkeypatch.setattr(engine, "embed", spoilt)
+    monkeypatch.setattr(model, "conditions", spoilt)
     with pytest.raises(ValueError, match=r"NaN or infinity in the score at t = 801 for prompt '', noise 0"):
         audit(model, PROMPTS, CONFIG, folder=tmp_path / "run")
 

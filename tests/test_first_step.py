@@ -14,11 +14,12 @@ from jaxmem.audit.one_prompt import run_generate, run_spectrum
 from jaxmem.config import AuditConfig, GenerateConfig, SpectrumConfig
 from jaxmem.data import verbatim_model
 from jaxmem.diffusion import NoiseSchedule, to_score
+from jaxmem.first_step import EPSILON, OTHER, contradiction, noise_share
 from jaxmem.prompts import Prompt
 from jaxmem.report.audit.page import write_report
 from jaxmem.report.tables import print_audit
 from jaxmem.runs.directory import Run
-from jaxmem.stable_diffusion.first_step import EPSILON, OTHER, contradiction, noise_share
+from jaxmem.stable_diffusion.configs import PREDICTION_TYPES
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
 
 SCHEDULE = NoiseSchedule.stable_diffusion()
@@ -46,7 +47,8 @@ def check(score, x, t, schedule=SCHEDULE):
     for true, output in outputs(score, x, alpha, sigma).items():
         for said in PREDICTIONS:
             share = noise_share(said, to_score(said, output, x, alpha, sigma), x, alpha, sigma)
-            text, wanted = contradiction(said, share), expected(true, said)
+            text = contradiction(said, share, "prediction_type", PREDICTION_TYPES)
+            wanted = expected(true, said)
             assert (text is None) == (wanted is None), (true, said, share)
             assert text is None or wanted in text
         found[true] = share
@@ -84,6 +86,11 @@ class TestClosedForms:
         x = np.random.default_rng(2).normal(size=(4, 256))
         check(-x / (0.25 * schedule.alpha[999] ** 2 + schedule.sigma[999] ** 2), x, 999, schedule)
 
+    def test_the_words_of_the_argument(self):
+        text = contradiction("eps", 0.01)
+        assert text.startswith("prediction: the model says 'eps', but")
+        assert text.endswith("load it with `prediction='v'`")
+
     def test_what_cannot_be_known(self):
         x = np.ones((1, 8))
         assert noise_share("eps", -x, x, SCHEDULE.alpha[501], SCHEDULE.sigma[501]) is None  # x is half an image
@@ -111,7 +118,7 @@ def mislabelled(tmp_path_factory):
 def test_the_shipped_model(shipped):
     """Single noises, with and without a prompt that it memorized: the numbers of `first_step`'s thresholds."""
     t = int(shipped.sampler(50).timesteps[0])
-    x = np.random.default_rng(0).normal(size=(4, *shipped.latent_shape)).astype(np.float32)
+    x = np.random.default_rng(0).normal(size=(4, *shipped.shape)).astype(np.float32)
     embedded = shipped.embed(["the azure orchard", "a handwritten digit", ""])
     evaluate = jax.jit(lambda state, x, cond: jax.vmap(lambda x: shipped.score(state, x, jnp.int32(t), cond))(x))
     for cond in embedded:

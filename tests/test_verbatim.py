@@ -140,7 +140,7 @@ def test_a_run_trains_exports_audits_and_is_drawn(patched, data, tmp_path, monke
     )
     for path in draw(out):
         assert path.stat().st_size > 5000
-    assert model.latent_shape == (8, 8, 4)
+    assert model.shape == (8, 8, 4)
     assert run_verbatim(SMALL, out) == metrics
 
 

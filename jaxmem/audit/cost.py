@@ -26,7 +26,9 @@ class Load(NamedTuple):
 def loads(plan: Plan, detectors: Sequence[Detector]) -> dict[str, Load]:
     """The work of each stage, for what these columns need."""
     points, k, setting = plan.num_points, len(plan.spectral_timesteps), plan.setting()
-    found = {"sampling": Load(points * (2 * len(plan.timesteps) - 1) + plan.noises, 0)}
+    found = {"sampling": Load(points * len(plan.timesteps), 0)}
+    if plan.has_pairs:  # the first score without the prompt is shared by all prompts
+        found["sampling"] = Load(points * (2 * len(plan.timesteps) - 1) + plan.noises, 0)
     if any(isinstance(detector.needs, HessianProducts) for detector in detectors):
         found["products"] = Load(2 * points, 2 * points)
     late = {detector.needs.timestep(setting) for detector in detectors if isinstance(detector.needs, StartPairs)}
@@ -62,7 +64,7 @@ class Prepared(NamedTuple):
     evaluation_bytes: int  #: of one batch, beside the parameters; also for the next two
     spectrum_bytes: int
     cost: AuditCost
-    noise_share: float | None  #: of the outputs that were timed, see `jaxmem.stable_diffusion.first_step`
+    noise_share: float | None  #: of the outputs that were timed, see `jaxmem.first_step`
 
 
 def prepare(work: Work) -> Prepared:
@@ -80,7 +82,7 @@ def prepare(work: Work) -> Prepared:
     shapes = (
         jax.ShapeDtypeStruct((plan.batch, *plan.latent_shape), jnp.float32),
         jax.ShapeDtypeStruct((plan.batch,), jnp.int32),
-        jax.ShapeDtypeStruct((plan.batch, *work.embedded.shape[1:]), jnp.float32),
+        jax.eval_shape(lambda cond: cond, cond),
     )
     programs = compile_programs(work.score, work.model.state, *shapes, symmetric=plan.method == "lanczos")
     spectrum_bytes = _spectrum_bytes(plan, evaluation_bytes, programs)
@@ -96,9 +98,9 @@ def prepare(work: Work) -> Prepared:
 
     first = evaluations()
     work.check(np.asarray(first), filled, plan.timesteps[0])
-    # of one device
+    points = x, t, cond  # on one device, below
     operators, linearise = _timed(
-        lambda: programs.operators(work.model.state, *map(jnp.asarray, map(np.asarray, (x, t, cond))))
+        lambda: programs.operators(work.model.state, *jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), points))
     )
     vectors = jnp.asarray(np.asarray(first).reshape(plan.batch, -1))
     product = _timed(lambda: programs.forward(operators, vectors))[1] / plan.batch

@@ -33,7 +33,7 @@ def run_directions(work: Work, programs: Programs) -> None:
     values = np.concatenate(tables)[: plan.num_prompts * plan.noises]
     sums = sum_of_largest(values, min(_LARGEST, values.shape[1]))
     chosen = [int(np.nanargmin(sums)), int(np.nanargmax(sums))]
-    amplitude = _DEVIATIONS * float(work.model.scheduler.schedule.sigma[t])
+    amplitude = _DEVIATIONS * float(work.model.schedule.sigma[t])
     products = 2 * plan.products_per_direction
     evaluations = 2 * (2 + 2 * plan.directions)
     with work.unit(store.DIRECTIONS, "directions", evaluations=evaluations, products=products) as row:
@@ -56,8 +56,7 @@ def _decode(
     plan = work.plan
     number, row = divmod(point, plan.batch)
     x = store.latents(work.run, plan, number, t)[row]
-    cond = work.cond(np.array([point]))[0]
-    many = np.repeat(cond[None], plan.batch, 0)
+    many = work.cond(np.full(plan.batch, point))
     operators = linearise(work, programs, np.repeat(x[None], plan.batch, 0), t, many)
     find = _exact if plan.method == "eigh" else _ritz
     found, rows = find(work, programs, operators, point, t)
@@ -67,7 +66,7 @@ def _decode(
     values[:there], vectors[:there] = found[:there], rows[:there]
     moves = amplitude * np.stack([-vectors, vectors], 1).reshape(2 * k, *plan.latent_shape)
     points = np.concatenate([x[None], x + moves]).astype(np.float32)
-    schedule = work.model.scheduler.schedule
+    schedule = work.model.schedule
     alpha, sigma = float(schedule.alpha[t]), float(schedule.sigma[t])
     means = []
     for first in range(0, len(points), plan.batch):

@@ -1,6 +1,5 @@
 """Run an audit: settle it, say what it takes, do its stages, finish the run."""
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -8,30 +7,30 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax import nnx
 
+from jaxmem.audit import store
 from jaxmem.audit.cost import AuditCost, count_disk_bytes, prepare
 from jaxmem.audit.directions import run_directions
 from jaxmem.audit.hessians import COUNTING, run_counts, run_products, run_spectra, run_start_pairs
-from jaxmem.audit.plan import Plan
-from jaxmem.audit.result import Audit, read_audit, read_warnings
+from jaxmem.audit.plan import ModelFacts, Plan
+from jaxmem.audit.result import Audit, read_audit
 from jaxmem.audit.summary import summary_metrics
-from jaxmem.audit.trajectory import run_images, run_start, run_trajectory
-from jaxmem.audit.work import Work, embed, starting_noise
+from jaxmem.audit.trajectory import run_images, run_trajectory
+from jaxmem.audit.work import Work, starting_noise
 from jaxmem.config import AuditConfig
 from jaxmem.detectors import Detector, choose, columns, require_evidence
+from jaxmem.detectors.evidence import UNPAIRED
+from jaxmem.model import Model
 from jaxmem.prompts import Prompt, as_prompts, merge
 from jaxmem.runs.directory import Run
 from jaxmem.runs.progress import Progress, Say, quiet, silent
 from jaxmem.runs.stages import wall_seconds
 from jaxmem.spectra.dense import require_disk
-from jaxmem.stable_diffusion.first_step import contradiction
-from jaxmem.stable_diffusion.pipeline import StableDiffusion
 
 
 def audit(
-    model: StableDiffusion,
-    prompts: Iterable[str | Prompt],
+    model: Model,
+    prompts: Iterable[str | Prompt] | None = None,
     config: AuditConfig | None = None,
     *,
     folder: str | Path,
@@ -44,8 +43,9 @@ def audit(
     """Run detectors over prompts × noises, as a run that continues where it was left, and return what they found.
 
     Args:
-        model: see `StableDiffusion.load`.
-        prompts: the prompts that are audited: texts, or `Prompt` objects as `jaxmem.prompts.read_prompts` gives them.
+        model: what `StableDiffusion.load` gives, or another `jaxmem.model.Model`.
+        prompts: the prompts that are audited: texts, or `Prompt` objects as `jaxmem.prompts.read_prompts` gives them;
+            None for those that the model brings with it (`Model.prompts`).
         config: how; the defaults of `AuditConfig` if None.
         folder: of the run.
         neutral: prompts that ranks are compared with (percentiles); they are measured in the same run.
@@ -80,9 +80,13 @@ def audit(
         say(line)
     run = order.open_run(folder) if run is None else run
     work = replace(work, run=run)
-    run_start(work, plan.timesteps[0])
-    for warning in read_warnings(run)[len(model.reading.warnings) :]:  # those of its files were said when it was loaded
-        say(f"warning: {warning}")
+    contradiction = model.contradiction(prepared.noise_share)
+    if contradiction:
+        say(f"warning: {contradiction}")  # those of its files were said when it was loaded
+    if not run.done(store.FIRST_STEP):
+        warnings = [*model.warnings, *([contradiction] if contradiction else [])]
+        with work.unit(store.FIRST_STEP, "first step") as row:
+            row |= {"noise_share": prepared.noise_share, "warnings": warnings}
     run_trajectory(work, prepared.evaluation_bytes)
     run_products(work, prepared.programs)
     run_start_pairs(work, prepared.evaluation_bytes)
@@ -94,8 +98,8 @@ def audit(
 
 
 def audit_cost(
-    model: StableDiffusion,
-    prompts: Iterable[str | Prompt],
+    model: Model,
+    prompts: Iterable[str | Prompt] | None = None,
     config: AuditConfig | None = None,
     *,
     neutral: Iterable[str | Prompt] = (),
@@ -109,7 +113,7 @@ def audit_cost(
     """
     order = _settle(model, prompts, config, neutral, detectors, silent, say)
     prepared = prepare(order.work)
-    warning = contradiction(model.scheduler.prediction, prepared.noise_share)
+    warning = model.contradiction(prepared.noise_share)
     cost = prepared.cost
     cost = cost._replace(lines=(*cost.lines, f"warning: {warning}")) if warning else cost
     for line in cost.lines:
@@ -126,8 +130,8 @@ class _Order(NamedTuple):
 
 
 def _settle(
-    model: StableDiffusion,
-    prompts: Iterable[str | Prompt],
+    model: Model,
+    prompts: Iterable[str | Prompt] | None,
     config: AuditConfig | None,
     neutral: Iterable[str | Prompt],
     detectors: Iterable[str | Detector] | None,
@@ -135,29 +139,37 @@ def _settle(
     say: Say,
 ) -> _Order:
     """Check the arguments of an audit and settle what it does."""
-    if not isinstance(model, StableDiffusion):
-        raise ValueError(f"model: expected what StableDiffusion.load(source) gives, got {type(model).__name__}")
-    prompts, neutral = _checked(as_prompts(prompts), as_prompts(neutral, "neutral"))
+    if not isinstance(model, Model):
+        raise ValueError(
+            f"model: expected a jaxmem.Model such as StableDiffusion.load(source) gives, got {type(model).__name__}"
+        )
+    listed = model.prompts() if prompts is None else as_prompts(prompts)
+    prompts, neutral = _checked(listed, as_prompts(neutral, "neutral"))
     every = [*prompts, *neutral]
     entries = choose(detectors)
     config = _without_needless_spectra(config or AuditConfig(), entries)
     devices = jax.local_devices()
-    plan = Plan.of(model, config, len(prompts), len(neutral), len(devices))
+    plan = Plan.of(facts(model, config.ddim_steps), config, len(prompts), len(neutral), len(devices))
     if detectors is not None:
         require_evidence(entries, plan.setting())
-    model.require_memory()
-    _refuse_nonfinite(model)
+    model.check()
     texts = [prompt.text for prompt in every]
     truncated = model.truncated(texts)
     if any(truncated):
         say(f"{sum(truncated)} prompt(s) have more tokens than the text encoder takes and are cut, as in diffusers")
+    without = [entry.name for entry in entries if entry.needs.missing(plan.setting()) == UNPAIRED]
+    if without:
+        say(
+            f"left out: {', '.join(without)}, which compare scores with and without the prompt; this model has no"
+            f" unconditional score"
+        )
     work = Work(
         run=None,
         plan=plan,
         model=model,
         sampler=model.sampler(config.ddim_steps),
-        embedded=embed(model, [*texts, ""]),
-        noise=starting_noise(config.seed, plan.noises, model.latent_shape),
+        conditions=model.conditions([*texts, ""] if plan.has_pairs else texts),
+        noise=starting_noise(config.seed, plan.noises, model.shape),
         texts=texts,
         seed=config.seed,
         mesh=jax.make_mesh((len(devices),), ("points",), devices=devices) if len(devices) > 1 else None,
@@ -175,7 +187,7 @@ def _settle(
         "plan": asdict(plan),
         "dtype": "float32",
     }
-    return _Order(work, entries, lambda folder: Run.open(folder, model=_identity(model, texts), **manifest))
+    return _Order(work, entries, lambda folder: Run.open(folder, model=model.identity(texts), **manifest))
 
 
 def _checked(prompts: list[Prompt], neutral: list[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
@@ -204,6 +216,13 @@ def _without_needless_spectra(config: AuditConfig, entries: Iterable[Detector]) 
     if config.method != "auto" or speaks or any(entry.needs.per_timestep for entry in entries):
         return config
     return replace(config, method="none")
+
+
+def facts(model: Model, num_steps: int) -> ModelFacts:
+    """What a plan of so many sampling steps depends on of a model."""
+    timesteps = tuple(model.sampler(num_steps).timesteps.tolist())
+    sigma = tuple(float(model.schedule.sigma[t]) for t in timesteps)
+    return ModelFacts(tuple(model.shape), timesteps, sigma, model.has_pairs, model.guidance, model.prediction)
 
 
 def _holds_something(path: Path) -> bool:
@@ -238,34 +257,3 @@ def _finish(run: Run, plan: Plan, entries: Sequence[Detector], name: str) -> Aud
         },
     )
     return replace(result, metrics=run.metrics())
-
-
-def _identity(model: StableDiffusion, texts: Sequence[str]) -> dict[str, Any]:
-    """Everything of the model that decides the results; not where it lies."""
-    tokens = hashlib.sha256()
-    for ids in model.whole_tokens(texts):
-        tokens.update(np.asarray(ids, np.int32).tobytes())
-    tokens.update(model.tokenize([""]).tobytes())  # with the padding
-    return {
-        "sha256": model.fingerprint(),
-        "tokens_sha256": tokens.hexdigest(),
-        "unet": asdict(model.unet_config),
-        "text_encoder": asdict(model.text_encoder_config),
-        "vae": asdict(model.vae_config),
-        "scheduler": asdict(model.scheduler),
-    } | model.reading.decisions
-
-
-def _refuse_nonfinite(model: StableDiffusion) -> None:
-    bad = []
-    for part in ("unet", "text_encoder", "vae"):
-        for path, variable in nnx.to_flat_state(model.network(part)[1]):
-            count = int((~np.isfinite(np.asarray(variable.get_value()))).sum())
-            if count:
-                bad.append(f"{part}: {'.'.join(map(str, path))} ({count:,} entries)")
-    if bad:
-        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-        raise ValueError(
-            f"model: expected finite parameters, got NaN or infinity in {'; '.join(bad[:3])}{more}; download the"
-            f" weights again or take another checkpoint"
-        )

@@ -135,7 +135,9 @@ def _lanczos(work: Work, number: int, x: np.ndarray, t: int, programs: Programs)
 
 def linearise(work: Work, programs: Programs, x: Any, t: int, cond: Any) -> ScoreJacobian:
     """The Jacobians of one batch."""
-    return programs.operators(work.model.state, jnp.asarray(x), jnp.full(len(x), t, jnp.int32), jnp.asarray(cond))
+    return programs.operators(
+        work.model.state, jnp.asarray(x), jnp.full(len(x), t, jnp.int32), jax.tree.map(jnp.asarray, cond)
+    )
 
 
 def factorise(
@@ -176,8 +178,8 @@ def run_counts(work: Work) -> None:
                 folder = run.directory / COUNTING / key
                 with work.unit(key, "counts", evaluations=1, products=plan.products_per_count):
                     x = store.latents(run, plan, number, t)[row]
-                    operator = score_jacobian(work.score, work.model.state, x, t, work.cond(np.array([point]))[0])
-                    sigma = float(work.model.scheduler.schedule.sigma[t])
+                    operator = score_jacobian(work.score, work.model.state, x, t, work.cond_of(point))
+                    sigma = float(work.model.schedule.sigma[t])
                     options: dict[str, Any] = dict(sigma=sigma, folder=folder, chunk=plan.columns)
                     found = count_positive(operator, plan.count_budget, start_key(work, point, t), **options)
                     tangent = found.tangent

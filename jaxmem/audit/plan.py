@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxmem.config import AuditConfig
 from jaxmem.detectors.evidence import AuditMethod, Setting
 from jaxmem.spectra.counting import FEWEST_STEPS
-from jaxmem.stable_diffusion.pipeline import StableDiffusion
 
 LARGEST_EXACT = 2048  #: dimensions up to which the whole spectrum is computed by default
 _CHUNK = 64  # columns of an exact Jacobian taken together, of small latents
@@ -17,7 +16,6 @@ _CHUNK = 64  # columns of an exact Jacobian taken together, of small latents
 # smaller sigma a learned peak is blunter than the exact one, and copies seem to have freedom.
 JUDGED = 281  #: see `judged`
 EARLIEST_JUDGED = 501  #: before it hardly a direction is free, whatever the prompt: no freedom means nothing there
-_GUIDANCE = 7.5  # diffusers' default
 SEGMENT = 10  # sampling steps that are recorded together, which is what a kill can lose
 _DEFAULT_TIMESTEPS = (481, 281, 41)  # after the first
 
@@ -26,6 +24,17 @@ def judged(timesteps: Sequence[int]) -> int:
     """Which of these tells freedom: of those that are late enough, if there is one, the nearest to `JUDGED`."""
     late = [t for t in timesteps if t <= EARLIEST_JUDGED]
     return min(late or timesteps, key=lambda t: abs(t - JUDGED))
+
+
+class ModelFacts(NamedTuple):
+    """What a plan depends on of a model, see `jaxmem.model.Model`; plain values, so that a page loads no network."""
+
+    shape: tuple[int, ...]
+    timesteps: tuple[int, ...]  #: visited by the sampler, descending
+    sigma: tuple[float, ...]  #: noise scales at these timesteps
+    has_pairs: bool
+    guidance: float
+    prediction: str
 
 
 @dataclass(frozen=True)
@@ -50,22 +59,24 @@ class Plan:
     num_steps: int
     count_budget: int | None
     directions: int
-    latent_shape: tuple[int, int, int]
+    latent_shape: tuple[int, ...]  #: of one x
     prediction: str = "eps"  #: what the network predicts
+    has_pairs: bool = True  #: each point has a score with its prompt and one without
 
     @classmethod
     def of(
-        cls, model: StableDiffusion, config: AuditConfig, num_prompts: int, num_reference: int = 0, num_devices: int = 1
+        cls, model: ModelFacts, config: AuditConfig, num_prompts: int, num_reference: int = 0, num_devices: int = 1
     ) -> "Plan":
         """Settle what the config leaves open; a batch is a multiple of the devices.
 
         Raises:
             ValueError: a timestep is not visited, or there are more Lanczos steps than dimensions, or a budget is too
-                small for an estimate, or there is no prompt, or directions are asked for of one sample.
+                small for an estimate, or there is no prompt, or directions are asked for of one sample, or guidance or
+                detectors of pairs of scores alone of a model that has no pairs.
         """
         if num_prompts < 1:
             raise ValueError("prompts: expected at least one, got none")
-        size = int(np.prod(model.latent_shape))
+        size = int(np.prod(model.shape))
         method = config.method if config.method != "auto" else "eigh" if size <= LARGEST_EXACT else "lanczos"
         if method == "eigh" and size > LARGEST_EXACT:
             raise ValueError(
@@ -90,8 +101,7 @@ class Plan:
                 f"directions: expected 0 with method 'none', got {config.directions}: they are eigenvectors of a"
                 f" spectrum"
             )
-        sampler = model.sampler(config.ddim_steps)
-        visited = sampler.timesteps.tolist()
+        visited = model.timesteps
         run = visited[: config.steps_run]
         batch = config.batch or (16 if size <= LARGEST_EXACT else 1)
         batch = min(batch, (num_prompts + num_reference) * config.noises)
@@ -103,23 +113,35 @@ class Plan:
             )
         directions = config.directions if config.directions is not None else 3 if method == "eigh" and two else 0
         wants_spectra = method != "none" or config.count_budget is not None
+        guidance = model.guidance if config.guidance is None else config.guidance
+        if guidance != 1 and not model.has_pairs:
+            raise ValueError(
+                f"guidance: expected 1, which is none, for a model without an unconditional score, got {guidance:g};"
+                f" leave it out"
+            )
+        if not (model.has_pairs or wants_spectra):
+            raise ValueError(
+                "method: expected 'auto', 'eigh' or 'lanczos' for a model without an unconditional score, got 'none':"
+                " what is left are detectors that compare scores with and without the prompt"
+            )
         return cls(
             num_prompts=num_prompts,
             num_reference=num_reference,
             noises=config.noises,
             batch=-(-batch // num_devices) * num_devices,
             ddim_steps=config.ddim_steps,
-            guidance=_GUIDANCE if config.guidance is None else config.guidance,
-            timesteps=tuple(run),
-            sigma=tuple(float(model.scheduler.schedule.sigma[t]) for t in run),
-            spectral_timesteps=_spectral(config, run, sampler.nearest(_DEFAULT_TIMESTEPS), method, wants_spectra),
-            sampler_timesteps=tuple(visited),
+            guidance=guidance,
+            timesteps=run,
+            sigma=model.sigma[: config.steps_run],
+            spectral_timesteps=_spectral(config, visited, len(run), method, wants_spectra),
+            sampler_timesteps=visited,
             method=method,
             num_steps=config.num_steps,
             count_budget=config.count_budget,
             directions=min(directions, size, config.num_steps if method == "lanczos" else size),
-            latent_shape=model.latent_shape,
-            prediction=model.scheduler.prediction,
+            latent_shape=model.shape,
+            prediction=model.prediction,
+            has_pairs=model.has_pairs,
         )
 
     @classmethod
@@ -153,6 +175,11 @@ class Plan:
     def columns(self) -> int:
         """Columns of an exact Jacobian that are taken together: of a large latent as many as points of a batch."""
         return min(_CHUNK, self.size) if self.size <= LARGEST_EXACT else self.batch
+
+    @property
+    def scores_per_step(self) -> int:
+        """Evaluations of the score at one sampling step of one point: with the prompt, and without."""
+        return 2 if self.has_pairs else 1
 
     @property
     def num_eigenvalues(self) -> int:
@@ -202,6 +229,7 @@ class Plan:
             count_products=self.products_per_count if counted else None,
             estimates_counts=self.estimates_counts,
             noises=self.noises,
+            has_pairs=self.has_pairs,
             with_images=self.with_images,
             image_sides=image_sides,
             prediction=self.prediction,
@@ -219,13 +247,18 @@ class Plan:
         return iter(range(self.num_batches))
 
 
-def _spectral(config: AuditConfig, run: list[int], default: list[int], method: str, wanted: bool) -> tuple[int, ...]:
+def _spectral(
+    config: AuditConfig, visited: tuple[int, ...], steps_run: int, method: str, wanted: bool
+) -> tuple[int, ...]:
+    """The timesteps of spectra, descending: those asked for, or the first and, of whole spectra, late ones."""
+    run = visited[:steps_run]
     if not wanted:
         if config.timesteps:
             raise ValueError(f"timesteps: expected none with method 'none' and no count budget, got {config.timesteps}")
         return ()
     if not config.timesteps:
-        chosen = {run[0], *(t for t in default if t in run)} if method == "eigh" else {run[0]}
+        nearest = [min(visited, key=lambda visit: abs(visit - t)) for t in _DEFAULT_TIMESTEPS]
+        chosen = {run[0], *(t for t in nearest if t in run)} if method == "eigh" else {run[0]}
         return tuple(sorted(chosen, reverse=True))
     for timestep in config.timesteps:
         if timestep not in run:

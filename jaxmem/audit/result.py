@@ -17,7 +17,6 @@ from jaxmem.detectors.evidence import AuditMethod
 from jaxmem.memorization.evaluation import Evaluation, evaluate_categories
 from jaxmem.prompts import Prompt
 from jaxmem.runs.directory import Run
-from jaxmem.stable_diffusion.first_step import contradiction
 
 
 @dataclass(frozen=True)
@@ -198,11 +197,8 @@ def read_audit(folder: str | Path | Run, detectors: Iterable[Detector] = ()) -> 
 
 def read_warnings(run: Run) -> tuple[str, ...]:
     """What may be wrong with an audited model: what its files gave rise to, then what its first step contradicts."""
-    start = next((row for row in run.rows() if str(row["key"]).startswith(store.START)), {})
-    model = run.manifest.get("model")
-    scheduler = model.get("scheduler") if isinstance(model, dict) else None
-    found = contradiction((scheduler or {}).get("prediction", ""), start.get("noise_share"))
-    return (*start.get("warnings", ()), *([found] if found else []))
+    row = next((row for row in run.rows() if row["key"] == store.FIRST_STEP), {})
+    return tuple(row.get("warnings", ()))
 
 
 def _entries(run: Run, given: Iterable[Detector]) -> tuple[Detector, ...]:

@@ -45,8 +45,10 @@ def read_kept(run: Run, plan: Plan, detectors: Sequence[Detector]) -> Kept:
     """
     norms = [
         store.gather(run, plan, partial(store.path, segment=i), {"norms": (len(steps),)})["norms"]
-        for i, steps in enumerate(plan.segments)
+        for i, steps in enumerate(plan.segments if plan.has_pairs else ())
     ]
+    if not plan.has_pairs:
+        norms = [np.full((plan.num_points, len(plan.timesteps)), np.nan)]
     k, width = len(plan.spectral_timesteps), plan.num_eigenvalues
     eigenvalues, noise = np.full((plan.num_points, k, width), np.nan), np.full((plan.num_points, k), np.nan)
     for i, t in enumerate(plan.spectral_timesteps if plan.method != "none" else ()):

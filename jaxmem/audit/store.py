@@ -30,12 +30,12 @@ from jaxmem.audit.plan import Plan
 from jaxmem.runs.directory import Run
 
 DIRECTIONS = "directions"
-START = "start-"  #: begins the key of `start`
+FIRST_STEP = "first-step"  #: its row says what the first step says of the model; no arrays
 COUNTS = ("lower", "estimate", "interval", "threshold", "tangent_lower", "tangent_estimate", "tangent_interval")
 
 
 def start(t: int) -> str:
-    return f"{START}{t:04d}"
+    return f"start-{t:04d}"
 
 
 def path(batch: int, segment: int) -> str:

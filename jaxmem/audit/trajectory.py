@@ -43,14 +43,18 @@ def mapped(score: Callable[..., Any], evidence: Callable[..., Any], axes: tuple[
     return jax.jit(jax.vmap(lambda *parts: score(evidence(*parts)), axes))
 
 
-def run_start(work: Work, t: int) -> np.ndarray:
-    """The unconditional score at the starting noises, which is the same for all prompts, shape (noises, *latent).
+@jax.jit
+def _unguided_step(scores: Array, x: Array, scales: Array) -> Array:
+    """One DDIM step of a batch with one score for each point, without guidance."""
+    scale = (scales[0], scales[1]), (scales[2], scales[3])
+    return jax.vmap(lambda score, x: ddim_step(score, x, *scale))(scores, x)
 
-    Its row holds what is there to be warned of, see `jaxmem.audit.result.read_warnings`.
-    """
+
+def run_start(work: Work, t: int) -> np.ndarray:
+    """The unconditional score at the starting noises, which is the same for all prompts, shape (noises, *shape)."""
     key, plan = store.start(t), work.plan
     if not work.run.done(key):
-        with work.unit(key, "trajectory", evaluations=plan.noises) as row:
+        with work.unit(key, "trajectory", evaluations=plan.noises):
             parts = []
             for first in range(0, plan.noises, plan.batch):
                 chosen = np.minimum(np.arange(first, first + plan.batch), plan.noises - 1)
@@ -58,15 +62,13 @@ def run_start(work: Work, t: int) -> np.ndarray:
             found = np.concatenate(parts)[: plan.noises]
             work.check(found, len(work.texts) * plan.noises + np.arange(plan.noises), t)
             work.run.save(key, uncond=found)
-            row["noise_share"] = work.noise_share(found, work.noise, t)
-            row["warnings"] = list(work.model.reading.warnings)
     return work.run.load(key)["uncond"]
 
 
 def run_trajectory(work: Work, memory: int) -> None:
     """Sample all batches; a unit is a segment of steps of one batch, see `jaxmem.audit.store` for what it keeps."""
     plan, run = work.plan, work.run
-    start = run_start(work, plan.timesteps[0])
+    start = run_start(work, plan.timesteps[0]) if plan.has_pairs else None
     total, before = plan.num_batches * len(plan.timesteps), 0
 
     def report(done: int) -> None:
@@ -77,15 +79,22 @@ def run_trajectory(work: Work, memory: int) -> None:
             report(0)
             key = store.path(number, index)
             if not run.done(key):
-                evaluations = len(plan.points(number)) * (2 * len(steps) - (index == 0))  # one is of `run_start`
+                # the first score without the prompt is that of `run_start`
+                each = plan.scores_per_step * len(steps) - (plan.has_pairs and index == 0)
+                evaluations = len(plan.points(number)) * each
                 with work.unit(key, "trajectory", evaluations=evaluations, memory=memory):
                     run.save(key, **_sample_segment(work, number, index, start, report))
             before += len(steps)
     work.progress("sampling steps", total, total)
 
 
-def _sample_segment(work: Work, number: int, index: int, start: np.ndarray, report: Any) -> dict[str, np.ndarray]:
-    """Sample some steps of a batch, and return the arrays of its unit."""
+def _sample_segment(
+    work: Work, number: int, index: int, start: np.ndarray | None, report: Callable[[int], None]
+) -> dict[str, np.ndarray]:
+    """Sample some steps of a batch, and return the arrays of its unit.
+
+    ``start`` has the unconditional scores at the starting noises, if the model has pairs of scores.
+    """
     plan, steps = work.plan, work.plan.segments[index]
     points, filled = plan.points(number), plan.filled(number)
     keep = len(points)
@@ -94,30 +103,36 @@ def _sample_segment(work: Work, number: int, index: int, start: np.ndarray, repo
     if index:
         end = work.run.load(store.path(number, index - 1), "end")["end"]
         start_at = np.concatenate([end, np.repeat(end[-1:], len(filled) - keep, 0)])
-    x = work.batch(start_at, 0, work.cond(filled))[0]
-    cond, uncond = work.cond(filled), work.uncond(len(filled))
+    cond = work.cond(filled)
+    x = work.batch(start_at, 0, cond)[0]
     of_pairs = [one for one in work.detectors if isinstance(one.needs, ScorePairs)] if index == 0 else []
     num_pairs = max((one.steps or 0 for one in of_pairs), default=0)
     arrays: dict[str, np.ndarray] = {}
     norms: list[np.ndarray] = []
     pairs: list[tuple[Array, Array, Array]] = []
     for step in steps:
-        report(len(norms))
+        report(step - steps[0])
         t = plan.timesteps[step]
         if t in plan.spectral_timesteps:
             arrays[store.x_at(t)] = np.asarray(x)[:keep]
         given = work.scores(x, t, cond)
-        shared = step == 0
-        without = work.batch(start[filled % plan.noises], t, cond)[0] if shared else work.scores(x, t, uncond)
+        if start is None:
+            x = _unguided_step(given, x, scales[step])
+            work.check(np.asarray(given)[:keep], points, t)
+            continue
+        shared = start[filled % plan.noises] if step == 0 else None
+        without = work.scores(x, t, work.uncond(plan.batch)) if shared is None else work.batch(shared, t, cond)[0]
         if step < num_pairs:
             pairs.append((x, given, without))
         x, norm, difference = guided_step(given, without, x, scales[step], plan.guidance)
         norms.append(np.asarray(norm)[:keep])
         work.check(norms[-1], points, t)
-        if shared:
+        if step == 0:
             arrays["difference"] = np.asarray(difference)[:keep]
-    work.check(np.asarray(x)[:keep], points, plan.timesteps[steps[-1]], "latent after the step")
-    arrays |= {"norms": np.stack(norms, 1), "end": np.asarray(x)[:keep]}
+    arrays["end"] = np.asarray(x)[:keep]
+    work.check(arrays["end"], points, plan.timesteps[steps[-1]], "latent after the step")
+    if norms:
+        arrays["norms"] = np.stack(norms, 1)
     return arrays | _scores_of_pairs(work, of_pairs, pairs, points)
 
 

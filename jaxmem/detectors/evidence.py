@@ -13,6 +13,7 @@ from jaxtyping import Array
 from jaxmem.score import ScorePair
 
 AuditMethod = Literal["eigh", "lanczos", "none"]
+UNPAIRED = "a score without the prompt, which this model does not have"
 MOST_PAIRS = 10  #: steps of `ScorePairs`: those that an audit records as one unit of work
 
 
@@ -279,7 +280,7 @@ class Images(Evidence):
 def _missing_pairs(fewest: int, setting: Setting) -> str:
     """What is missing of score pairs at the first sampling steps."""
     if not setting.has_pairs:
-        return "a score without the prompt, which this model does not have"
+        return UNPAIRED
     there = len(setting.timesteps)
     return "" if there >= fewest else f"{fewest} sampling steps, got {there}"
 

@@ -15,13 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxmem.config import MnistConfig
+from jaxmem.config import MnistConfig, TrainingConfig
 from jaxmem.data.mnist import Digits, select_digits, to_pixels
 from jaxmem.diffusion import DDIM, NoiseSchedule, sample_ddim
 from jaxmem.extras import require
 from jaxmem.memorization.distances import calibrated_l2, nearest_training
 from jaxmem.memorization.sharpness import below_bound, positive_count, tangent_count
+from jaxmem.model import ClassConditional
+from jaxmem.networks.parameters import load_parameters, save_parameters
 from jaxmem.networks.unet import UNet
+from jaxmem.prompts import Prompt
 from jaxmem.runs.directory import Run
 from jaxmem.runs.progress import Progress, silent
 from jaxmem.runs.stages import save_losses, timed, wall_seconds
@@ -31,6 +34,7 @@ from jaxmem.training import train
 
 SCHEDULE = NoiseSchedule()  # DDPM linear, 1,000 steps: the paper's
 CLASSES = ("general", "memorized")
+_MODEL = "model.npz"  # the trained parameters, in the folder of the run
 
 
 def score_network(config: MnistConfig) -> tuple[NetworkScore, Any]:
@@ -85,6 +89,7 @@ def run_mnist(config: MnistConfig, out: Path, progress: Progress = silent) -> di
         )
         save_losses(run, "losses", result.losses)
     state = result.state
+    save_parameters(out / _MODEL, state)
     with timed(run, "sample"):
         sample_digits(config, run, score, state, progress)
     arrays = choose_samples(config, run, digits, progress)
@@ -93,6 +98,56 @@ def run_mnist(config: MnistConfig, out: Path, progress: Progress = silent) -> di
     metrics = mnist_metrics(arrays)
     run.finalise(metrics | {"wall_seconds": wall_seconds(run)}, arrays)
     return run.metrics()
+
+
+def load_model(folder: str | Path) -> ClassConditional:
+    """The U-Net that a run of this experiment trained, as a model whose prompts are its two digits.
+
+    The prompts that it brings with it have labels: one digit is memorized, of the other there were many images.
+
+    Raises:
+        ValueError: the folder holds no run of this experiment, or its training is not finished.
+    """
+    run = Run.read(folder)
+    if run.manifest.get("experiment") != "mnist":
+        raise ValueError(
+            f"{run.directory}: expected a run of `jaxmem reproduce mnist`, whose network can be audited, got a run of"
+            f" {run.manifest.get('experiment')!r}"
+        )
+    path = run.directory / _MODEL
+    if not path.is_file():
+        raise ValueError(
+            f"{run.directory}: expected the trained network in {_MODEL}, got none; let `jaxmem reproduce mnist`"
+            f" finish its training in this folder (runs of jaxmem 0.1 did not keep it: train in a new one)"
+        )
+    config = _config_of(run)
+    score, like = score_network(config)
+    return ClassConditional(
+        score=score,
+        state=load_parameters(path, like),
+        schedule=SCHEDULE,
+        shape=(28, 28, 1),
+        classes={str(digit): digit for digit in (config.general_digit, config.memorized_digit)},
+        prediction="eps",
+        known=(
+            Prompt(str(config.general_digit), False, CLASSES[0]),
+            Prompt(str(config.memorized_digit), True, CLASSES[1]),
+        ),
+    )
+
+
+def _config_of(run: Run) -> MnistConfig:
+    """The configuration of a run, from what `dataclasses.asdict` and JSON made of it."""
+    try:
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in run.manifest["config"].items()
+        }
+        return MnistConfig(**(values | {"training": TrainingConfig(**values["training"])}))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{run.directory}: expected the configuration of this version of jaxmem in manifest.json, got another one"
+            f" ({error}); train again in a new folder"
+        ) from None
 
 
 def _batches(config: MnistConfig) -> Iterator[tuple[str, int, int, int]]:
