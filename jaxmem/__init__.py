@@ -28,10 +28,17 @@ _HOME = {
     "Count": "jaxmem.spectra",
     "spectral_density": "jaxmem.spectra",
     "Density": "jaxmem.spectra",
+    "audit_cost": "jaxmem.audit",
+    "read_audit": "jaxmem.audit",
+    "read_prompts": "jaxmem.prompts",
+    "AuditConfig": "jaxmem.config",
 }
+
+_MODULES = ("audit", "detectors")  # `jaxmem.audit` is a function, too
 
 __all__ = [
     "DDIM",
+    "AuditConfig",
     "ClassConditional",
     "Count",
     "Density",
@@ -42,21 +49,30 @@ __all__ = [
     "StableDiffusion",
     "Unconditional",
     "__version__",
+    "audit",
+    "audit_cost",
     "batch_spectra",
     "bind",
     "count_positive",
     "dense_cost",
     "dense_spectrum",
+    "detectors",
     "extreme_pairs",
+    "read_audit",
+    "read_prompts",
     "score_jacobian",
     "spectral_density",
     "spectrum",
 ]
 
 if TYPE_CHECKING:
+    from jaxmem import detectors
+    from jaxmem.audit import audit, audit_cost, read_audit
+    from jaxmem.config import AuditConfig
     from jaxmem.diffusion import DDIM, NoiseSchedule
     from jaxmem.jacobian import score_jacobian
     from jaxmem.model import ClassConditional, Model, Unconditional
+    from jaxmem.prompts import read_prompts
     from jaxmem.score import ScorePair, bind
     from jaxmem.spectra import (
         Count,
@@ -74,8 +90,11 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"jaxmem.{name}")
     if name not in _HOME:
-        raise AttributeError(f"module 'jaxmem' has no attribute {name!r}; it has {', '.join(sorted(_HOME))}")
+        known = ", ".join(sorted((*_HOME, *_MODULES)))
+        raise AttributeError(f"module 'jaxmem' has no attribute {name!r}; it has {known}")
     return getattr(import_module(_HOME[name]), name)
 
 

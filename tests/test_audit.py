@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import inspect
 import json
 import os
 import random
@@ -22,6 +23,7 @@ from flax import nnx
 from killing import Stopped, recorded, signal_when
 from rich.console import Console
 
+import jaxmem as jm
 from jaxmem import cli, detectors
 from jaxmem.audit import audit, audit_cost, engine, read_audit, read_results, store
 from jaxmem.audit.cost import count_disk_bytes
@@ -203,8 +205,9 @@ def test_directions_are_decoded_eigenvectors(model, out, result, recomputed):
     unet = recomputed[0][0]
     i, j = found.point[0]
     point = 2 * i + j
-    run = Run.read(out)
-    x = store.latents(run, Plan.from_manifest(run.manifest["plan"]), int(point) // 5, 201)[point % 5].astype(np.float64)
+    x = store.latents(Run.read(out), Plan.of(facts(model, 5), CONFIG, 4, 2), int(point) // 5, 201)[point % 5].astype(
+        np.float64
+    )
     with pytest.warns(UserWarning, match="are cut"):
         embedded = np.asarray(model.embed([prompt.text for prompt in PROMPTS]))
     matrix = symmetric(model, recomputed, x, 201, embedded[i])
@@ -447,10 +450,10 @@ def test_detectors_from_outside_the_package(model, recomputed, result, tmp_path)
     """Only what the chosen detectors need is collected; their columns are in the table and in the page."""
     config = replace(CONFIG, timesteps=(), directions=None)
     chosen = ["wen-1", LOUDNESS, SPREAD]
-    found = audit(model, PROMPTS, config, folder=tmp_path / "run", detectors=chosen)
+    found = jm.audit(model, PROMPTS, config, folder=tmp_path / "run", detectors=chosen)
     assert [detector.name for detector in found.detectors] == ["wen-1", "loudness", "spread"]
     stages = {row["key"].split("-")[0] for row in Run.read(tmp_path / "run").rows()}
-    assert stages == {"start", "path", "image"}
+    assert stages == {"first", "start", "path", "image"}
     assert found.metrics["num_products"] == 0
     sigma = model.scheduler.schedule.sigma
     for (i, j), (path, _) in recomputed[2].items():
@@ -470,7 +473,7 @@ def test_detectors_from_outside_the_package(model, recomputed, result, tmp_path)
         audit(model, PROMPTS, config, folder=tmp_path / "run", detectors=["wen-1"])
     with pytest.raises(ValueError, match=r"known here, got loudness, spread in manifest\.json; .*register`, or give"):
         read_audit(tmp_path / "run")
-    again = read_audit(tmp_path / "run", detectors=[LOUDNESS, SPREAD])
+    again = jm.read_audit(tmp_path / "run", detectors=[LOUDNESS, SPREAD])
     np.testing.assert_array_equal(again.scores, found.scores)
     assert again.metrics == found.metrics
 
@@ -498,6 +501,11 @@ def test_the_result_by_detector(result, out, tmp_path):
     pandas = optional_import("pandas")
     mine, theirs = result.to_dataframe(), read_results(out)
     pandas.testing.assert_frame_equal(mine, theirs, check_dtype=False)
+
+
+def test_the_package_is_the_function_too():
+    assert jm.audit is sys.modules["jaxmem.audit"]
+    assert inspect.signature(jm.audit) == inspect.signature(audit)
 
 
 def test_a_table_needs_pandas(result, monkeypatch):

@@ -31,7 +31,7 @@ from jaxmem.audit.plan import Plan
 from jaxmem.runs.directory import Run
 
 DIRECTIONS = "directions"
-FIRST_STEP = "first-step"  #: key of the row with what the first step says of the model
+FIRST_STEP = "first-step"  #: its row says what the first step says of the model; no arrays
 COUNTS = ("lower", "estimate", "interval", "threshold", "tangent_lower", "tangent_estimate", "tangent_interval")
 
 
