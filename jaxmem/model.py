@@ -49,17 +49,15 @@ class Model(ABC):
     closed form: one picture again and again, and pictures that vary; without a prompt, either::
 
         import jax.numpy as jnp
-        from jaxmem import Model, NoiseSchedule
-        from jaxmem.audit import audit
-        from jaxmem.config import AuditConfig
+        import jaxmem as jm
         from jaxmem.oracles import GaussianMixture, GaussianMixtureScore
 
-        exact = GaussianMixtureScore(NoiseSchedule())
+        exact = GaussianMixtureScore(jm.NoiseSchedule())
 
         def score(state, x, t, cond):  # of one picture; cond has the log weights of the two kinds
             return exact(state._replace(log_weights=cond), x.ravel(), t).reshape(x.shape)
 
-        class TwoKinds(Model):
+        class TwoKinds(jm.Model):
             schedule, score = exact.schedule, staticmethod(score)
             shape, condition, has_pairs = (4, 4, 1), "class", True
             means, variances = jnp.outer(jnp.array([0.5, -0.5]), jnp.ones(16)), jnp.array([0.0, 0.1])
@@ -69,8 +67,8 @@ class Model(ABC):
             def conditions(self, prompts):
                 return jnp.array([self.log_weights[prompt] for prompt in prompts])
 
-        config = AuditConfig(noises=2, ddim_steps=20, timesteps=(50,))
-        found = audit(TwoKinds(), ["copied", "varied"], config, folder="runs/two-kinds")
+        config = jm.AuditConfig(noises=2, ddim_steps=20, timesteps=(50,))
+        found = jm.audit(TwoKinds(), ["copied", "varied"], config, folder="runs/two-kinds")
         print(found["tangent-count@t50"].scores)  # directions that are free: none of the copy, all 16 of the others
     """
 
