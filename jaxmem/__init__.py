@@ -7,6 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 _HOME = {
+    "Model": "jaxmem.model",
+    "ClassConditional": "jaxmem.model",
+    "Unconditional": "jaxmem.model",
+    "StableDiffusion": "jaxmem.stable_diffusion.pipeline",
     "NoiseSchedule": "jaxmem.diffusion",
     "DDIM": "jaxmem.sampling",
     "sample": "jaxmem.sampling",
@@ -28,31 +32,45 @@ _HOME = {
     "Status": "jaxmem.spectra",
     "Count": "jaxmem.spectra",
     "Density": "jaxmem.spectra",
+    "audit_cost": "jaxmem.audit",
+    "read_audit": "jaxmem.audit",
+    "read_prompts": "jaxmem.prompts",
+    "AuditConfig": "jaxmem.config",
 }
 
-_MODULES = ("oracles", "plot")
+_MODULES = ("audit", "detectors", "oracles", "plot")  # `jaxmem.audit` is a function, too
 
 __all__ = [
     "DDIM",
     "Arnoldi",
+    "AuditConfig",
+    "ClassConditional",
     "Count",
     "Dense",
     "Density",
     "Extreme",
     "Lanczos",
+    "Model",
     "NoiseSchedule",
     "Operator",
     "ScorePair",
     "Spectrum",
+    "StableDiffusion",
     "Status",
+    "Unconditional",
     "__version__",
+    "audit",
+    "audit_cost",
     "batch_spectra",
     "bind",
     "count_positive",
+    "detectors",
     "from_matvec",
     "from_scipy",
     "oracles",
     "plot",
+    "read_audit",
+    "read_prompts",
     "sample",
     "score_jacobian",
     "spectral_density",
@@ -60,10 +78,14 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from jaxmem import oracles, plot
+    from jaxmem import detectors, oracles, plot
+    from jaxmem.audit import audit, audit_cost, read_audit
+    from jaxmem.config import AuditConfig
     from jaxmem.diffusion import NoiseSchedule
     from jaxmem.jacobian import score_jacobian
+    from jaxmem.model import ClassConditional, Model, Unconditional
     from jaxmem.operators import Operator, from_matvec, from_scipy
+    from jaxmem.prompts import read_prompts
     from jaxmem.sampling import DDIM, sample
     from jaxmem.score import ScorePair, bind
     from jaxmem.spectra import (
@@ -80,6 +102,7 @@ if TYPE_CHECKING:
         spectral_density,
         spectrum,
     )
+    from jaxmem.stable_diffusion.pipeline import StableDiffusion
 
 
 def __getattr__(name: str) -> Any:
