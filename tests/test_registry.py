@@ -172,7 +172,7 @@ def test_counts_without_a_measured_noise_are_not_done(audit: dict):
 
 def test_counts_of_an_operator_take_the_place_of_a_spectrum(audit: dict):
     matrix = np.diag(np.concatenate([np.full(3, 2.0), np.full(4, -0.1), np.full(5, -9.0)]))
-    operator = MatrixOperator(jnp.asarray(matrix, jnp.float32), is_symmetric=True)
+    operator = MatrixOperator(jnp.asarray(matrix, jnp.float32), symmetric=True)
     count = count_positive(operator, sigma=1.0)
     columns = {
         "positive-count@t1": np.array([[count.estimate, np.nan]] * 3),
