@@ -99,8 +99,8 @@ def trained(side: int, folder: Path) -> tuple[Any, Any]:
             SCHEDULE,
             config,
             probabilities=jnp.asarray(probabilities, jnp.float32),
-            checkpoint_dir=folder / f"checkpoints-{side}",
-            on_step=lambda step, total: progress(f"train {side}×{side}×{CHANNELS}", step, total),
+            folder=folder / f"checkpoints-{side}",
+            progress=lambda _, step, total: progress(f"train {side}×{side}×{CHANNELS}", step, total),
         )
     if len(result.losses):  # what this start trained
         seconds = time.perf_counter() - start

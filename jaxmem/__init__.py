@@ -10,7 +10,8 @@ __version__ = "0.1.0"
 
 _HOME = {
     "NoiseSchedule": "jaxmem.diffusion",
-    "DDIM": "jaxmem.diffusion",
+    "DDIM": "jaxmem.sampling",
+    "sample": "jaxmem.sampling",
     "bind": "jaxmem.score",
     "ScorePair": "jaxmem.score",
     "score_jacobian": "jaxmem.jacobian",
@@ -31,6 +32,8 @@ _HOME = {
     "Density": "jaxmem.spectra",
 }
 
+_MODULES = ("oracles", "plot")
+
 __all__ = [
     "DDIM",
     "Arnoldi",
@@ -50,15 +53,20 @@ __all__ = [
     "count_positive",
     "from_matvec",
     "from_scipy",
+    "oracles",
+    "plot",
+    "sample",
     "score_jacobian",
     "spectral_density",
     "spectrum",
 ]
 
 if TYPE_CHECKING:
-    from jaxmem.diffusion import DDIM, NoiseSchedule
+    from jaxmem import oracles, plot
+    from jaxmem.diffusion import NoiseSchedule
     from jaxmem.jacobian import score_jacobian
     from jaxmem.operators import Operator, from_matvec, from_scipy
+    from jaxmem.sampling import DDIM, sample
     from jaxmem.score import ScorePair, bind
     from jaxmem.spectra import (
         Arnoldi,
@@ -77,8 +85,11 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"jaxmem.{name}")
     if name not in _HOME:
-        raise AttributeError(f"module 'jaxmem' has no attribute {name!r}; it has {', '.join(sorted(_HOME))}")
+        known = ", ".join(sorted((*_HOME, *_MODULES)))
+        raise AttributeError(f"module 'jaxmem' has no attribute {name!r}; it has {known}")
     return getattr(import_module(_HOME[name]), name)
 
 

@@ -1,12 +1,11 @@
 """One of the processes that `test_distributed.py` starts: ``shared_run.py out port processes index mode``."""
 
-import os
-import signal
 import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from killing import at_call, die
 
 from jaxmem import batch_spectra
 from jaxmem.diffusion import NoiseSchedule
@@ -45,19 +44,6 @@ def mesh_over_processes():
         raise AssertionError("a mesh over processes was taken")
 
 
-def kill_at_the_second_unit():
-    """Its array is saved, its row is not."""
-    append, left = Run.append, [2]
-
-    def deadly(run, row):
-        left[0] -= 1
-        if not left[0]:
-            os.kill(os.getpid(), signal.SIGKILL)
-        append(run, row)
-
-    Run.append = deadly
-
-
 def main():
     out, port, processes, index, mode = sys.argv[1:]
     jax.distributed.initialize(
@@ -68,7 +54,7 @@ def main():
     if mode == "mesh":
         mesh_over_processes()
     if mode == "deadly":
-        kill_at_the_second_unit()
+        Run.append = at_call(2, Run.append, die)  # the array of the second unit is saved, its row is not
     work(out)
 
 

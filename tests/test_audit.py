@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 
@@ -21,6 +20,7 @@ import pytest
 import tiny_diffusion as tiny
 from conftest import command_environment, optional_import, with_xla_flags
 from flax import nnx
+from killing import Stopped, recorded, signal_when
 from rich.console import Console
 
 from jaxmem import cli
@@ -313,10 +313,6 @@ def same(one, two):
     ]
     assert metrics[0] == metrics[1]
     assert not (two / "counting").exists()
-
-
-class Stopped(Exception):
-    pass
 
 
 @pytest.mark.slow  # fast: the run that is killed, below
@@ -703,15 +699,10 @@ def killing(folder, tmp_path_factory):
     return place, environment
 
 
-def kill_when(arguments, environment, out, count):
+def kill_when(arguments, environment, out, count, after=0.0):
     """Start, and kill with -9 once so many units are recorded; whether it was in time."""
     process = subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    rows, deadline = out / "results-0.jsonl", time.monotonic() + 600
-    while process.poll() is None and time.monotonic() < deadline:
-        if rows.exists() and rows.read_bytes().count(b"\n") >= count:
-            process.send_signal(signal.SIGKILL)
-            break
-        time.sleep(0.001)
+    signal_when(process, recorded(out / "results-0.jsonl", count), after=after)
     _, errors = process.communicate(timeout=60)
     assert process.returncode in (0, -signal.SIGKILL), errors
     return process.returncode == -signal.SIGKILL
@@ -760,15 +751,7 @@ def test_twenty_kills_at_random_moments(folder, killing, tmp_path):
         done = 0
         while True:
             done += rng.randint(0, total // 3)
-            process = subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-            rows = out / "results-0.jsonl"
-            while process.poll() is None and not (rows.exists() and rows.read_bytes().count(b"\n") >= done):
-                time.sleep(0.001)
-            time.sleep(rng.random() / 20)
-            process.kill()
-            _, errors = process.communicate(timeout=60)
-            assert process.returncode in (0, -signal.SIGKILL), errors
-            hits += process.returncode != 0
-            if process.returncode == 0:
+            if not kill_when(arguments, environment, out, done, after=rng.random() / 20):
                 break
+            hits += 1
         same(whole, out)

@@ -4,7 +4,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -13,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import command_environment
+from killing import Stopped as Interrupted
+from killing import signal_when
 from parity import MULTIPLE, rounded
 
 from jaxmem import Dense, score_jacobian, spectrum
@@ -109,10 +110,6 @@ def test_double_precision_symmetric_parts_and_products_of_less(tmp_path, x64):
     assert zero.eigenvalues == zero.asymmetry == 0
 
 
-class Interrupted(Exception):
-    pass
-
-
 @pytest.mark.parametrize(
     "where", ["between chunks", "in a write", "before the record", "in the record", "in the solve"]
 )
@@ -192,12 +189,7 @@ def test_kill_and_resume_in_another_process(tmp_path):
 
     child = start("killed", 0.05)
     record = tmp_path / "killed" / "jacobian.json"
-    deadline = time.monotonic() + 600
-    while not record.exists() or len(json.loads(record.read_text())["sums"]) < 5:
-        assert child.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    child.send_signal(signal.SIGKILL)
+    signal_when(child, lambda: record.exists() and len(json.loads(record.read_text())["sums"]) >= 5)
     assert child.wait() == -signal.SIGKILL
     before = len(json.loads(record.read_text())["sums"])
     assert 5 <= before < 50

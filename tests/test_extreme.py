@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import scipy.sparse.linalg
+from killing import Stopped
 
 from jaxmem import Extreme, NoiseSchedule, Status, score_jacobian, spectrum
 from jaxmem.operators import MatrixOperator, Operator
@@ -562,10 +563,6 @@ def test_all_products_that_may_be_spent_are(products):
     assert result.noise > 0
 
 
-class Killed(Exception):
-    pass
-
-
 @pytest.mark.parametrize(
     ("symmetric", "block", "declared"),
     [(True, 1, False), (True, 3, False), (False, 1, False), (True, 1, True)],
@@ -582,7 +579,7 @@ def test_resuming_at_any_segment_is_exact(symmetric, block, declared, tmp_path):
         def progress(task, completed, total):
             seen.append(completed)
             if len(seen) == number:
-                raise Killed
+                raise Stopped
 
         return progress
 
@@ -592,7 +589,7 @@ def test_resuming_at_any_segment_is_exact(symmetric, block, declared, tmp_path):
         try:
             resumed = extreme_pairs(operator, 3, **options, folder=tmp_path, progress=killed_after(3))
             break
-        except Killed:
+        except Stopped:
             continue
     assert starts > 5
     for one, other in zip(whole, resumed, strict=True):
@@ -617,11 +614,11 @@ def test_resuming_within_a_check_is_exact(block, subspace, name, tmp_path):
         def progress(task, completed, total, seen=seen):
             seen.append(completed)
             if len(seen) == 2 and completed < total:
-                raise Killed
+                raise Stopped
 
         try:
             resumed = extreme_pairs(operator, 3, **options, folder=tmp_path, progress=progress)
-        except Killed:
+        except Stopped:
             continue
     assert starts > 5
     for one, other in zip(whole, resumed, strict=True):
@@ -646,13 +643,13 @@ def test_an_interruption_at_every_report_loses_no_segment(tmp_path):
     def progress(task, completed, total):
         products.append(completed)
         if len(products) > 1 and products[-2] < completed < total:
-            raise Killed
+            raise Stopped
 
     result = None
     while result is None and len(products) < 200:
         try:
             result = extreme_pairs(operator, 3, key=KEY, max_products=300, folder=tmp_path, progress=progress)
-        except Killed:
+        except Stopped:
             continue
     assert result is not None
     np.testing.assert_array_equal(result.vectors, extreme_pairs(operator, 3, key=KEY, max_products=300).vectors)

@@ -18,7 +18,7 @@ from conftest import command_environment
 from jaxmem.extras import EXTRAS, MissingExtra, require
 
 ROOT = Path(__file__).parent.parent
-BELOW = ("jax", "flax", "numpy", "scipy", "optax", "orbax")
+BELOW = ("jax", "flax", "numpy", "scipy", "optax")
 
 
 def _names_from_below(path: Path):
@@ -129,7 +129,7 @@ for module in pkgutil.walk_packages(jaxmem.__path__, "jaxmem.", onerror=lambda n
     for name in core.split():
         assert found[f"jaxmem.{name}"] == "with"
     assert found["jaxmem.spectra.shared"] == "with"  # many machines
-    for name in ("report", "stable_diffusion", "commands"):
+    for name in ("plot", "report", "stable_diffusion", "commands"):
         assert found[f"jaxmem.{name}"] == "without"
 
 

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmem.config import GenerateConfig, SpectrumConfig
-from jaxmem.diffusion import DDIM, ddim_path
 from jaxmem.jacobian import ScoreJacobian
 from jaxmem.krylov import Factorization, Status, begin
 from jaxmem.runs import memory
 from jaxmem.runs.directory import Run
 from jaxmem.runs.progress import Progress, Say, quiet, silent
 from jaxmem.runs.stages import timed, wall_seconds
+from jaxmem.sampling import DDIM, sample_path
 from jaxmem.score import GuidedScore
 from jaxmem.spectra.driver import Kept, drive
 from jaxmem.spectra.programs import Programs, compile_programs, measure
@@ -108,7 +108,7 @@ def sample(
             x = run.load(keys[first - 1])
         progress("sample", i * stop + first, total)
         cond = jnp.stack([embedded[i], embedded[-1]])[None]
-        path = ddim_path(sampler, score, model.state, jnp.asarray(x)[None], cond, first=first)
+        path = sample_path(score, model.state, jnp.asarray(x)[None], cond, sampler=sampler, first=first)
         next(path)  # where we are
         for step in range(first, stop):
             before, x = x, np.asarray(next(path)[1])[0]

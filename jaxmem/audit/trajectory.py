@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxmem.audit.work import Work
-from jaxmem.diffusion import ddim_step
 from jaxmem.memorization.detectors import SCORE_EVOLUTION_STEPS, eps_difference, score_evolution
+from jaxmem.sampling import ddim_step
 from jaxmem.score import ScorePair
 
 

@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxmem.audit.plan import Plan
-from jaxmem.diffusion import DDIM
 from jaxmem.runs.progress import Progress
+from jaxmem.sampling import DDIM
 from jaxmem.score import NetworkScore
 from jaxmem.spectra.devices import each_point
 from jaxmem.stable_diffusion import first_step

@@ -20,13 +20,15 @@ import numpy as np
 from flax import nnx
 
 from jaxmem.config import Toy2dConfig, TrainingConfig
-from jaxmem.diffusion import DDIM, NoiseSchedule, ddim_path
+from jaxmem.diffusion import NoiseSchedule
 from jaxmem.jacobian import score_jacobian
 from jaxmem.networks.mlp import MLP
 from jaxmem.oracles import EmpiricalScore, GaussianMixture, GaussianMixtureScore
-from jaxmem.runs.directory import Run, fingerprint
+from jaxmem.runs.directory import Run
+from jaxmem.runs.identity import fingerprint
 from jaxmem.runs.progress import Progress, silent
 from jaxmem.runs.stages import save_losses, timed, wall_seconds
+from jaxmem.sampling import DDIM, sample_path
 from jaxmem.score import NetworkScore, bind
 from jaxmem.training import train
 
@@ -124,8 +126,8 @@ def measure_model(
             (jnp.asarray(points), None),
             SCHEDULE,
             training,
-            checkpoint_dir=run.directory / "checkpoints" / model,
-            on_step=lambda step, total: progress(f"train {label}", step, total),
+            folder=run.directory / "checkpoints" / model,
+            progress=lambda _, step, total: progress(f"train {label}", step, total),
             name="training" if model == "second_order" else "first_order_training",
         )
         save_losses(run, f"{model}-losses", result.losses)
@@ -161,7 +163,7 @@ def sample_paths(
     sampler = DDIM(SCHEDULE, SCHEDULE.num_timesteps)
     noise = jax.random.normal(jax.random.key(config.sampling_seed), (config.num_samples, 2))
     kept = {}
-    for done, (t, x) in enumerate(ddim_path(sampler, score, state, noise)):
+    for done, (t, x) in enumerate(sample_path(score, state, noise, sampler=sampler)):
         kept[t] = np.asarray(x)
         on_step(done, sampler.num_steps)
     samples = kept[-1]

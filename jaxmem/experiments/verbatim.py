@@ -7,7 +7,6 @@ captions, beside which stands the exact spectrum that each caption's own trainin
 
 import shutil
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,8 @@ from jaxmem.experiments.verbatim_analysis import (
     mean_counts,
 )
 from jaxmem.prompts import NO_PROMPT, Prompt
-from jaxmem.runs.directory import Run, fingerprint
+from jaxmem.runs.directory import Run
+from jaxmem.runs.identity import fingerprint
 from jaxmem.runs.progress import Progress, Say, quiet, silent
 from jaxmem.runs.stages import save_losses, timed, wall_seconds
 from jaxmem.score import NetworkScore, bind
@@ -96,8 +96,8 @@ def train_model(
             AUTOENCODER,
             config.autoencoder,
             data.images,
-            checkpoint_dir=checkpoints / "autoencoder",
-            on_step=lambda step, total: progress("train the autoencoder", step, total),
+            folder=checkpoints / "autoencoder",
+            progress=progress,
         )
         vae_state, latents = standardise(vae_graphdef, vae_state, encode_all(vae_graphdef, vae_state, data.images))
 
@@ -124,8 +124,8 @@ def train_model(
                 SCHEDULER.schedule,
                 recipe,
                 probabilities=probabilities,
-                checkpoint_dir=checkpoints / name,
-                on_step=partial(progress, stage),
+                folder=checkpoints / name,
+                progress=lambda _, step, total, stage=stage: progress(stage, step, total),  # type: ignore[misc]
                 name=option,
             )
             save_losses(run, f"losses-{name}", result.losses)

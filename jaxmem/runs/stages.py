@@ -1,4 +1,4 @@
-"""What a run keeps beside its results: the seconds of each stage, the losses of each training."""
+"""Seconds of the stages of a run, and losses of its trainings, kept beside its results."""
 
 import time
 from collections.abc import Iterator

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jaxmem.extras import require_package
 from jaxmem.krylov import Status, reopened
 from jaxmem.operators import Operator
 from jaxmem.runs import resume
@@ -30,6 +31,18 @@ class Density(NamedTuple):
     def density(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean density of the intervals between neighbouring levels, per unit of λ, and their middles."""
         return np.diff(self.cumulative) / np.diff(self.levels), (self.levels[1:] + self.levels[:-1]) / 2
+
+    def to_dataframe(self) -> Any:
+        """A pandas DataFrame with a row for each level: ``level``, ``cumulative``, ``width``, ``standard_error``.
+
+        Raises:
+            MissingExtra: pandas is not installed.
+        """
+        require_package("pandas", "Density.to_dataframe")
+        import pandas
+
+        columns = {name: getattr(self, name) for name in ("cumulative", "width", "standard_error")}
+        return pandas.DataFrame({"level": self.levels} | columns)
 
 
 def spectral_density(

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxmem.extras import require_package
 from jaxmem.krylov import Status
 from jaxmem.spectra.methods import Method
 
@@ -55,6 +56,50 @@ class Spectrum(NamedTuple):
     def converged(self, rtol: float = 1e-4) -> np.ndarray:
         """Mask of the eigenvalues whose residual is at most ``rtol`` times the largest absolute eigenvalue."""
         return self.residuals <= rtol * np.nanmax(np.abs(self.eigenvalues), axis=-1, keepdims=True)
+
+    def to_dataframe(self) -> Any:
+        """A pandas DataFrame with a row for each eigenvalue, and the columns below; NaN ones are left out.
+
+        ``point`` (of a batch), ``rank`` (1 is the largest), ``eigenvalue``, ``residual``, ``converged``.
+
+        Raises:
+            MissingExtra: pandas is not installed.
+        """
+        require_package("pandas", "Spectrum.to_dataframe")
+        import pandas
+
+        *point, rank = np.indices(self.eigenvalues.shape)
+        columns: dict[str, Any] = {"point": point[0]} if point else {}
+        columns |= {"rank": rank + 1, "eigenvalue": self.eigenvalues, "residual": self.residuals}
+        columns["converged"] = self.converged()
+        there = ~np.isnan(self.eigenvalues)
+        return pandas.DataFrame({name: values[there] for name, values in columns.items()})
+
+    def to_xarray(self) -> Any:
+        """An xarray Dataset with everything but the seed: the dimensions ``point`` (of a batch), ``rank``, ``entry``.
+
+        Variables are ``converged`` and the fields of this class, ``vectors`` where there are some; `method` and `dtype`
+        are attributes. ``rank`` counts from 1, the largest.
+
+        Raises:
+            MissingExtra: xarray is not installed.
+        """
+        require_package("xarray", "Spectrum.to_xarray")
+        import xarray
+
+        point = ("point",) * (self.eigenvalues.ndim - 1)
+        rank = (*point, "rank")
+        variables: dict[str, Any] = {
+            "eigenvalues": (rank, self.eigenvalues, {"units": "1/x²"}),
+            "residuals": (rank, self.residuals, {"units": "1/x²"}),
+            "converged": (rank, self.converged()),
+        }
+        if self.vectors is not None:
+            variables["vectors"] = ((*rank, "entry"), self.vectors)
+        for name in ("num_products", "status", "asymmetry", "noise"):
+            variables[name] = (point, np.asarray(getattr(self, name)))
+        attributes = {"method": str(self.method), "dtype": np.dtype(self.dtype).name}
+        return xarray.Dataset(variables, {"rank": np.arange(self.eigenvalues.shape[-1]) + 1}, attributes)
 
 
 def rounding_noise(product_noise: Any, num_vectors: int, norm: Any, orthogonality_loss: Any = 0.0) -> Any:

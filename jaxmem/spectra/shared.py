@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Shaped
 
-from jaxmem.runs.directory import Run, fingerprint
+from jaxmem.runs.directory import Run
+from jaxmem.runs.identity import fingerprint
 from jaxmem.runs.progress import Progress, silent
 from jaxmem.score import Score
 from jaxmem.spectra.batch import batch_spectra, check_points, start_keys

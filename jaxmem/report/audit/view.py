@@ -10,18 +10,12 @@ import numpy as np
 from jaxmem.audit.plan import EARLIEST_JUDGED, JUDGED, judged
 from jaxmem.memorization.sharpness import positive_count, tangent_count
 from jaxmem.memorization.standing import End, percentile, rank
-from jaxmem.report.style import CATEGORIES, GENERAL, MEMORIZED
+from jaxmem.report.style import CATEGORIES, GENERAL, MEMORIZED, mean
 
 STRONG, ENOUGH = 99.0, 100  # percentile from which a prompt stands out; in a shorter list it is beyond all of it
 MOST_LEADS, MOST_GROUPS = 6, len(CATEGORIES)
 # Statistics that lead, where they ran: one of each kind of evidence before a second of the same kind.
 _FIRST = ("positive-count", "wen", "jeon", "largest-sum", "anisotropy", "tiled-l2", "score-evolution", "tangent-count")
-
-
-def mean(values: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
-    """The mean of what is there; NaN where nothing is."""
-    number = np.sum(~np.isnan(values), axis)
-    return np.where(number > 0, np.nansum(values, axis) / np.maximum(number, 1), np.nan)
 
 
 @dataclass(frozen=True)
