@@ -6,9 +6,11 @@ The public names are imported on first use, so that ``import jaxmem`` and ``jaxm
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-
 _HOME = {
+    "Model": "jaxmem.model",
+    "ClassConditional": "jaxmem.model",
+    "Unconditional": "jaxmem.model",
+    "StableDiffusion": "jaxmem.stable_diffusion.pipeline",
     "NoiseSchedule": "jaxmem.diffusion",
     "DDIM": "jaxmem.sampling",
     "sample": "jaxmem.sampling",
@@ -30,31 +32,45 @@ _HOME = {
     "Status": "jaxmem.spectra",
     "Count": "jaxmem.spectra",
     "Density": "jaxmem.spectra",
+    "audit_cost": "jaxmem.audit",
+    "read_audit": "jaxmem.audit",
+    "read_prompts": "jaxmem.prompts",
+    "AuditConfig": "jaxmem.config",
 }
 
-_MODULES = ("oracles", "plot")
+_MODULES = ("audit", "detectors", "oracles", "plot")  # `jaxmem.audit` is a function, too
 
 __all__ = [
     "DDIM",
     "Arnoldi",
+    "AuditConfig",
+    "ClassConditional",
     "Count",
     "Dense",
     "Density",
     "Extreme",
     "Lanczos",
+    "Model",
     "NoiseSchedule",
     "Operator",
     "ScorePair",
     "Spectrum",
+    "StableDiffusion",
     "Status",
+    "Unconditional",
     "__version__",
+    "audit",
+    "audit_cost",
     "batch_spectra",
     "bind",
     "count_positive",
+    "detectors",
     "from_matvec",
     "from_scipy",
     "oracles",
     "plot",
+    "read_audit",
+    "read_prompts",
     "sample",
     "score_jacobian",
     "spectral_density",
@@ -62,10 +78,14 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from jaxmem import oracles, plot
+    from jaxmem import detectors, oracles, plot
+    from jaxmem.audit import audit, audit_cost, read_audit
+    from jaxmem.config import AuditConfig
     from jaxmem.diffusion import NoiseSchedule
     from jaxmem.jacobian import score_jacobian
+    from jaxmem.model import ClassConditional, Model, Unconditional
     from jaxmem.operators import Operator, from_matvec, from_scipy
+    from jaxmem.prompts import read_prompts
     from jaxmem.sampling import DDIM, sample
     from jaxmem.score import ScorePair, bind
     from jaxmem.spectra import (
@@ -82,11 +102,14 @@ if TYPE_CHECKING:
         spectral_density,
         spectrum,
     )
+    from jaxmem.stable_diffusion.pipeline import StableDiffusion
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return import_module(f"jaxmem.{name}")
+    if name == "__version__":  # pyproject.toml has it
+        return import_module("importlib.metadata").version("jaxmem")
     if name not in _HOME:
         known = ", ".join(sorted((*_HOME, *_MODULES)))
         raise AttributeError(f"module 'jaxmem' has no attribute {name!r}; it has {known}")

@@ -32,9 +32,9 @@ def finish(run: Run) -> None:
     for i in range(3):
         key = f"unit-{i}"
         if not run.done(key):
-            run.save(key, np.full((2, 2), i, np.float32))
+            run.save(key, values=np.full((2, 2), i, np.float32))
             run.append({"key": key, "value": i / 3})
-    eigenvalues = np.stack([run.load(f"unit-{i}") for i in range(3)])
+    eigenvalues = np.stack([run.load(f"unit-{i}")["values"] for i in range(3)])
     run.finalise(
         {"mean": eigenvalues.mean(), "nan": np.nan}, {"eigenvalues": eigenvalues, "method": np.asarray("eigh")}
     )
@@ -59,9 +59,9 @@ def test_a_run_from_beginning_to_end(out: Path):
     run.cost({"stage": "spectra", "seconds": 1.5})
     assert run.finished
     assert sorted(tree(out)) == [
-        "arrays/unit-0.npy",
-        "arrays/unit-1.npy",
-        "arrays/unit-2.npy",
+        "arrays/unit-0.npz",
+        "arrays/unit-1.npz",
+        "arrays/unit-2.npz",
         "costs-0.jsonl",
         "manifest.json",
         "metrics.json",
@@ -92,9 +92,9 @@ def test_a_second_start_continues(out: Path):
     whole, parts = out / "whole", out / "parts"
     finish(Run.open(whole, CONFIG))
     first = Run.open(parts, CONFIG)
-    first.save("unit-0", np.zeros((2, 2), np.float32))
+    first.save("unit-0", values=np.zeros((2, 2), np.float32))
     first.append({"key": "unit-0", "value": 0.0})
-    first.save("unit-1", np.zeros((2, 2), np.float32))  # its row never came: the unit is done again
+    first.save("unit-1", values=np.zeros((2, 2), np.float32))  # its row never came: the unit is done again
     again = Run.open(parts, CONFIG)
     assert again.done("unit-0")
     assert not again.done("unit-1")
@@ -216,7 +216,7 @@ def test_keys_are_new_and_are_file_names(out: Path):
         run.append({"value": 1})
     for key in ("", "../a", "a/b", ".tmp-0-a", "a b", "x" * 151):
         with pytest.raises(ValueError, match="key: expected letters, digits"):
-            run.save(key, np.zeros(1))
+            run.save(key, x=np.zeros(1))
         with pytest.raises(ValueError, match="key: expected letters, digits"):
             run.append({"key": key})
 
@@ -234,20 +234,26 @@ def test_processes_share_a_run(out: Path):
 
 def test_arrays_that_are_missing_damaged_or_objects(out: Path):
     run = Run.open(out, CONFIG)
-    with pytest.raises(ValueError, match=r"a\.npy: expected a saved array, got no such file"):
+    with pytest.raises(ValueError, match=r"a\.npz: expected saved arrays, got no such file"):
         run.load("a")
-    run.save("a", np.arange(100.0))
-    path = out / "arrays" / "a.npy"
+    run.save("a", x=np.arange(100.0), y=np.ones(2))
+    path = out / "arrays" / "a.npz"
     for keep in (0, 5, 300):
         path.write_bytes(path.read_bytes()[:keep])
         with pytest.raises(
-            ValueError, match=r"a\.npy: expected a whole \.npy file.*delete the line of its unit in results"
+            ValueError, match=r"a\.npz: expected a whole \.npz file.*delete the line of its unit in results"
         ):
             run.load("a")
-        run.save("a", np.arange(100.0))
-    np.testing.assert_array_equal(run.load("a"), np.arange(100.0))
-    with pytest.raises(ValueError, match="b: expected an array of numbers or texts, got dtype object"):
-        run.save("b", np.asarray([None]))
+        run.save("a", x=np.arange(100.0), y=np.ones(2))
+    assert list(run.load("a")) == ["x", "y"]
+    np.testing.assert_array_equal(run.load("a")["x"], np.arange(100.0))
+    path.write_bytes(path.read_bytes().replace(np.float64(99).tobytes(), np.float64(98).tobytes()))
+    with pytest.raises(ValueError, match=r"a\.npz: expected a whole \.npz file, got a damaged file"):
+        run.load("a")
+    with pytest.raises(ValueError, match="arrays: expected at least one for 'a', got none"):
+        run.save("a")
+    with pytest.raises(ValueError, match="c: expected an array of numbers or texts, got dtype object"):
+        run.save("b", c=np.asarray([None]))
     with pytest.raises(ValueError, match="c: expected an array of numbers or texts, got dtype object"):
         run.finalise({}, {"c": np.asarray([None])})
 
@@ -311,14 +317,14 @@ def test_a_killed_run_continues_to_the_same_bytes(out: Path, function: str, call
 def test_a_full_disk_is_clear_and_loses_nothing(out: Path):
     resource = pytest.importorskip("resource", reason="needs POSIX limits")
     run = Run.open(out, CONFIG)
-    run.save("a", np.zeros(10))
+    run.save("a", x=np.zeros(10))
     run.append({"key": "a"})
     before = tree(out)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200, limits[1]))  # files of at most 200 bytes
     try:
         for write in (
-            lambda: run.save("a", np.zeros(1000)),
+            lambda: run.save("a", x=np.zeros(1000)),
             lambda: run.append({"key": "b", "text": "x" * 300}),
             lambda: run.finalise({"text": "x" * 300}, {"eigenvalues": np.zeros(1000)}),
         ):
@@ -343,8 +349,8 @@ def test_a_read_only_place_is_clear(out: Path, monkeypatch: pytest.MonkeyPatch):
     run = Run.open(out, CONFIG)
     with monkeypatch.context() as patch:
         patch.setattr(durable, "open", read_only, raising=False)
-        with pytest.raises(OSError, match=r"a\.npy: cannot write: Read-only file system"):
-            run.save("a", np.zeros(1))
+        with pytest.raises(OSError, match=r"a\.npz: cannot write: Read-only file system"):
+            run.save("a", x=np.zeros(1))
         with pytest.raises(OSError, match=r"results-0\.jsonl: cannot write: Read-only file system"):
             run.append({"key": "a"})
     assert not run.done("a")

@@ -14,6 +14,7 @@ import pytest
 from conftest import optional_import
 
 from jaxmem import batch_spectra, cli
+from jaxmem.audit.engine import facts
 from jaxmem.audit.plan import Plan
 from jaxmem.config import AuditConfig
 from jaxmem.data import verbatim_model
@@ -56,7 +57,7 @@ def test_what_was_measured_of_it_bears_out_the_method(monkeypatch):
             less = copy.deepcopy(metrics)
             less["auc"]["course"][name]["matching"]["auc"] = 0.989
             assert script.fallen_short(less) == {f"{name}, one noise": 0.989}
-            assert f"Below an AUC of 0.99 against single images: {name}, one noise (0.9890)." in script.readme_section(
+            assert f"Below an AUC of 0.99 against single images: {name}, one noise (0.9890)." in script.page_section(
                 less
             )
     assert metrics["captions_returned"] == 1
@@ -82,7 +83,7 @@ def test_diffusers_draws_the_same_images(model):
         theirs = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None).to(torch.float32)
     theirs.set_progress_bar_config(disable=True)
     prompts = ["a bold three", unique_captions()[0], unique_captions()[32]]
-    noise = np.random.default_rng(0).normal(size=(3, *model.latent_shape)).astype(np.float32)
+    noise = np.random.default_rng(0).normal(size=(3, *model.shape)).astype(np.float32)
     expected = theirs(
         prompts,
         latents=torch.from_numpy(noise.transpose(0, 3, 1, 2)),
@@ -99,7 +100,7 @@ def test_diffusers_draws_the_same_images(model):
 def test_memorized_captions_give_one_image_and_no_positive_eigenvalue(model):
     """Two matching captions and two general ones, two noises each, at the step nearest to t = 281."""
     prompts = [*unique_captions()[:2], *general_captions()[::16]]
-    noise = np.random.default_rng(1).normal(size=(2, *model.latent_shape)).astype(np.float32)
+    noise = np.random.default_rng(1).normal(size=(2, *model.shape)).astype(np.float32)
     starts = jnp.asarray(np.concatenate([np.repeat(noise[i : i + 1], 4, 0) for i in range(2)]))
     kept = None
     for t, x in model.path(starts, prompts * 2, guidance=1.0):
@@ -120,7 +121,7 @@ def test_memorized_captions_give_one_image_and_no_positive_eigenvalue(model):
 def test_the_shipped_model_is_audited_as_it_was_examined(monkeypatch, tmp_path, arguments, guidance):
     """Without guidance unless it is asked for; any other model as diffusers would run it."""
     seen = []
-    monkeypatch.setattr("jaxmem.audit.run_audit", lambda model, prompts, config, *_, **__: seen.append(config))
+    monkeypatch.setattr("jaxmem.audit.audit_cost", lambda model, prompts, config, *_, **__: seen.append(config))
     (tmp_path / "p.txt").write_text("a\n")
     assert cli.main(["audit", *arguments, "--prompts", str(tmp_path / "p.txt"), "--dry-run"]) == 0
     assert seen[0].guidance == guidance
@@ -129,5 +130,5 @@ def test_the_shipped_model_is_audited_as_it_was_examined(monkeypatch, tmp_path, 
 def test_by_default_guidance_is_that_of_diffusers(model):
     diffusers = optional_import("diffusers")
     theirs = inspect.signature(diffusers.StableDiffusionPipeline.__call__).parameters["guidance_scale"].default
-    assert Plan.of(model, AuditConfig(), 1).guidance == theirs
-    assert Plan.of(model, AuditConfig(guidance=2.0), 1).guidance == 2.0
+    assert Plan.of(facts(model, 50), AuditConfig(), 1).guidance == theirs
+    assert Plan.of(facts(model, 50), AuditConfig(guidance=2.0), 1).guidance == 2.0

@@ -123,9 +123,7 @@ for module in pkgutil.walk_packages(jaxmem.__path__, "jaxmem.", onerror=lambda n
     done = _without_extras(f"exec({program!r})")
     assert done.returncode == 0, done.stderr
     found = dict(reversed(line.split()) for line in done.stdout.splitlines())
-    core = (
-        "spectra score oracles krylov operators jacobian diffusion networks.unet training memorization.detectors runs"
-    )
+    core = "spectra score oracles krylov operators jacobian diffusion networks.unet training detectors runs"
     for name in core.split():
         assert found[f"jaxmem.{name}"] == "with"
     assert found["jaxmem.spectra.shared"] == "with"  # many machines

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmem.config import GenerateConfig, SpectrumConfig
+from jaxmem.first_step import noise_share
 from jaxmem.jacobian import ScoreJacobian
 from jaxmem.krylov import Factorization, Status, begin
 from jaxmem.runs import memory
@@ -24,7 +25,6 @@ from jaxmem.score import GuidedScore
 from jaxmem.spectra.driver import Kept, drive
 from jaxmem.spectra.programs import Programs, compile_programs, measure
 from jaxmem.spectra.ritz import ritz_table, unstacked
-from jaxmem.stable_diffusion.first_step import contradiction, noise_share
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
 
 KRYLOV = "krylov"  #: the folder, in that of the run, of factorisations that are under way
@@ -82,7 +82,7 @@ def _identity(model: StableDiffusion, config: GenerateConfig, *, with_images: bo
 def starting_noise(model: StableDiffusion, config: GenerateConfig) -> jax.Array:
     """Image i starts from ``fold_in(key(seed), i)``, whatever the other prompts are."""
     keys = [jax.random.fold_in(jax.random.key(config.seed), i) for i in range(len(config.prompt))]
-    return jnp.stack([jax.random.normal(key, model.latent_shape, jnp.float32) for key in keys])
+    return jnp.stack([jax.random.normal(key, model.shape, jnp.float32) for key in keys])
 
 
 def sample(
@@ -105,14 +105,14 @@ def sample(
         keys = [f"sample-{i:03d}-{step:04d}" for step in range(1, stop + 1)]
         first = sum(run.done(key) for key in keys)
         if first:
-            x = run.load(keys[first - 1])
+            x = run.load(keys[first - 1])["x"]
         progress("sample", i * stop + first, total)
         cond = jnp.stack([embedded[i], embedded[-1]])[None]
         path = sample_path(score, model.state, jnp.asarray(x)[None], cond, sampler=sampler, first=first)
         next(path)  # where we are
         for step in range(first, stop):
             before, x = x, np.asarray(next(path)[1])[0]
-            run.save(keys[step], x)
+            run.save(keys[step], x=x)
             row: dict[str, Any] = {"key": keys[step]}
             if step == 0:
                 row["noise_share"] = _share(model, _score_of_step(before, x, sampler.scales()[0]), before, sampler)
@@ -133,13 +133,13 @@ def _score_of_step(x: np.ndarray, then: np.ndarray, scales: np.ndarray) -> np.nd
 
 
 def _share(model: StableDiffusion, scores: Any, x: Any, sampler: DDIM) -> float | None:
-    """See `jaxmem.stable_diffusion.first_step`; of guided scores, which is as good: guidance adds hardly any noise."""
+    """See `jaxmem.first_step`; of guided scores, which is as good: guidance adds hardly any noise."""
     alpha, sigma = sampler.scales()[0, :2]
     return noise_share(model.scheduler.prediction, scores, x, alpha, sigma)
 
 
 def _say_first(model: StableDiffusion, share: float | None, say: Say) -> None:
-    warning = contradiction(model.scheduler.prediction, share)
+    warning = model.contradiction(share)
     if warning:
         say(f"warning: {warning}")
 
@@ -147,7 +147,7 @@ def _say_first(model: StableDiffusion, share: float | None, say: Say) -> None:
 def _warnings(model: StableDiffusion, run: Run) -> list[str]:
     """What may be wrong with the model as it was read: what its files gave rise to, what its first steps contradict."""
     shares = [row["noise_share"] for row in run.rows() if row.get("noise_share") is not None]
-    found = contradiction(model.scheduler.prediction, float(np.mean(shares)) if shares else None)
+    found = model.contradiction(float(np.mean(shares)) if shares else None)
     return [*model.reading.warnings, *([found] if found else [])]
 
 
@@ -176,7 +176,7 @@ def run_spectrum(
             f"timestep: expected one that {config.ddim_steps} DDIM steps visit ({visited[-1]} to {visited[0]} in steps"
             f" of {visited[-2] - visited[-1] if len(visited) > 1 else 0}), got {timestep}; the nearest is {near}"
         )
-    size = int(np.prod(model.latent_shape))
+    size = int(np.prod(model.shape))
     if config.num_steps > size:
         raise ValueError(f"num_steps: expected 1 to {size} (the size of a latent), got {config.num_steps}")
     run = Run.open(
@@ -205,12 +205,12 @@ def _compile(model: StableDiffusion, config: SpectrumConfig, batch: int, say: Sa
     """Compile for one batch of points; say what it takes, and refuse what does not fit."""
     tokens = model.text_encoder_config.max_position_embeddings
     shapes = (
-        jax.ShapeDtypeStruct((batch, *model.latent_shape), jnp.float32),
+        jax.ShapeDtypeStruct((batch, *model.shape), jnp.float32),
         jax.ShapeDtypeStruct((batch,), jnp.int32),
         jax.ShapeDtypeStruct((batch, tokens, model.unet_config.cross_attention_dim), jnp.float32),
     )
     programs = compile_programs(model.score, model.state, *shapes, symmetric=config.method == "lanczos")
-    basis = 3 * 4 * batch * (config.num_steps + 1) * int(np.prod(model.latent_shape))  # old, new, and one in between
+    basis = 3 * 4 * batch * (config.num_steps + 1) * int(np.prod(model.shape))  # old, new, and one in between
     needed = programs.peak_bytes + basis
     say(
         f"memory: {memory.gigabytes(programs.parameter_bytes)} of parameters are there;"
@@ -251,7 +251,7 @@ def _analyse(
         key = f"measure-{number:03d}"
         if not run.done(key):
             found = measure(programs, operators, starts)
-            run.save(key, np.stack([found.noise, found.asymmetry]))
+            run.save(key, noise=found.noise, asymmetry=found.asymmetry)
             row: dict[str, Any] = {"key": key, "products": found.num_products * keep}
             sampler = model.sampler(config.ddim_steps)
             if timestep == sampler.timesteps[0]:  # nothing was sampled: x is the noise itself
@@ -259,7 +259,8 @@ def _analyse(
             run.append(row)
             if number == 0:
                 _say_first(model, row.get("noise_share"), say)
-        noise, asymmetry = run.load(key)
+        measured = run.load(key)
+        noise, asymmetry = measured["noise"], measured["asymmetry"]
 
         def told(steps: int, first: int = first, keep: int = keep) -> None:
             progress("products", first * config.num_steps + steps * keep, len(points) * config.num_steps)
@@ -354,7 +355,7 @@ def _summary(
         "timestep": timestep,
         "sigma": sigma,
         "lower_bound": -1 / sigma**2,
-        "dimension": int(np.prod(model.latent_shape)),
+        "dimension": int(np.prod(model.shape)),
         # Lanczos: ‖Jv − Jᵀv‖ / ‖Jv‖ of one random v; Arnoldi: ‖H − Hᵀ‖ / ‖H‖ of J on the Krylov space
         "asymmetry_of": "one random vector" if config.method == "lanczos" else "the Krylov space",
         "points": rows,

@@ -93,7 +93,8 @@ def analyse_model(
     """Train one model unless the run has it, and set its Hessians beside the closed forms on the same paths."""
     if not run.done(model):
         measure_model(config, run, model, training, points, progress)
-    samples, paths, hessians, field = (run.load(f"{model}-{name}") for name in STORED)
+    arrays = run.load(model)
+    samples, paths, hessians, field = (arrays[name] for name in STORED)
     population_score, empirical_score = GaussianMixtureScore(SCHEDULE), EmpiricalScore(SCHEDULE)
     mixture, data = population(config), points.astype(np.float64)  # the copies count by the number of their rows
     steps = range(SCHEDULE.num_timesteps)
@@ -138,8 +139,7 @@ def measure_model(
         hessians = np.asarray(path_hessians(score, state, jnp.asarray(paths)))  # waits: a call returns at once
     t = jnp.int32(config.field_timestep)
     field = jax.vmap(lambda x: score(state, x, t, None))(jnp.asarray(field_grid(config)))
-    for name, array in zip(STORED, (samples, paths, hessians, field), strict=True):
-        run.save(f"{model}-{name}", np.asarray(array))
+    run.save(model, samples=samples, paths=paths, hessians=hessians, field=np.asarray(field))
     run.append({"key": model, "products": len(PATHS) * SCHEDULE.num_timesteps * 2})
 
 

@@ -15,7 +15,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jaxmem.audit import read_audit, run_audit
+from jaxmem.audit import audit as run_audit
+from jaxmem.audit import read_audit
 from jaxmem.config import VerbatimConfig
 from jaxmem.data.captions import CaptionedImages, captioned_digits
 from jaxmem.data.mnist import load_mnist
@@ -184,7 +185,9 @@ def run_verbatim(config: VerbatimConfig, out: Path, progress: Progress = silent,
     prompts = [*labelled_captions(data), NO_PROMPT]
     for name, settings in (("audit", config.audit), ("course", config.course)):
         with timed(run, name):
-            run_audit(model, prompts, settings, run.directory / name, name="verbatim", progress=progress, say=say)
+            run_audit(
+                model, prompts, settings, folder=run.directory / name, name="verbatim", progress=progress, say=say
+            )
     audit, course = (Run.read(run.directory / name) for name in ("audit", "course"))
     with timed(run, "compare with the training set"):
         arrays = compare(model, data, audit, progress)

@@ -1,7 +1,8 @@
 """The run directory: experiments and audits write it and resume from it, and reports read nothing else.
 
-``manifest.json`` comes first and fixes the run; ``arrays/<key>.npy`` and one line of ``results-<process>.jsonl`` per
-finished unit of work follow; ``costs-<process>.jsonl`` keeps seconds and bytes, which no comparison looks at;
+``manifest.json`` comes first and fixes the run; ``arrays/<key>.npz`` (named arrays) and one line of
+``results-<process>.jsonl`` per finished unit of work follow; ``costs-<process>.jsonl`` keeps seconds and bytes, which
+no comparison looks at;
 ``environments-<process>.jsonl`` says when a run was continued under other versions or devices;
 ``spectra.npz`` and, last, ``metrics.json`` finish it. Files appear whole or not at all: each is written beside its
 place, fsynced and renamed; a line that a crash tore is cut when the run continues.
@@ -121,31 +122,32 @@ class Run:
         """Whether a row of this key is recorded. A unit saves its arrays first and appends its row last."""
         return key in self._rows
 
-    def save(self, key: str, array: Shaped[np.ndarray, "..."]) -> None:
-        """Write one array to ``arrays/<key>.npy``; a second call replaces it.
+    def save(self, key: str, /, **arrays: Shaped[np.ndarray, "..."]) -> None:
+        """Write the named arrays of one unit to ``arrays/<key>.npz``; a second call replaces them.
 
         Raises:
-            ValueError: the key is no file name, or the array holds Python objects.
+            ValueError: the key is no file name, there is no array, or one holds Python objects.
             OSError: it cannot be written; what was there before is still there.
         """
-        _refuse_objects(key, array)
-        write_atomically(
-            self._array(key), lambda stream: np.lib.format.write_array(stream, array, allow_pickle=False), self.process
-        )
+        if not arrays:
+            raise ValueError(f"arrays: expected at least one for {key!r}, got none; record a unit without by its row")
+        self._write_arrays(self._array(key), arrays)
 
-    def load(self, key: str) -> Shaped[np.ndarray, "..."]:
-        """The array of one key.
+    def load(self, key: str, *names: str) -> dict[str, Shaped[np.ndarray, "..."]]:
+        """The arrays of one key, by name: all, or those named, which are read alone.
 
         Raises:
-            ValueError: it is not there, or the file is damaged.
+            ValueError: the file or a named array is not there, or the file is damaged.
         """
         path = self._array(key)
         if not path.is_file():
-            raise ValueError(f"{path}: expected a saved array, got no such file; {_AGAIN}")
-        try:
-            return np.load(path, allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise ValueError(f"{path}: expected a whole .npy file, got a damaged one ({error}); {_AGAIN}") from None
+            raise ValueError(f"{path}: expected saved arrays, got no such file; {_AGAIN}")
+        return read_arrays(path, "a whole .npz file", _AGAIN, names)
+
+    def _write_arrays(self, path: Path, arrays: dict[str, np.ndarray]) -> None:
+        for name, array in arrays.items():
+            _refuse_objects(name, np.asarray(array))
+        write_atomically(path, arrays_writer(arrays), self.process)
 
     def append(self, row: dict[str, Any]) -> None:
         """Record one finished unit as a line of ``results-<process>.jsonl``, on disk when this returns.
@@ -181,9 +183,7 @@ class Run:
 
     def finalise(self, metrics: dict[str, Any], spectra: dict[str, Shaped[np.ndarray, "..."]]) -> None:
         """Write ``spectra.npz``, then ``metrics.json``: with the second one in place the run is finished."""
-        for name, array in spectra.items():
-            _refuse_objects(name, np.asarray(array))
-        write_atomically(self.directory / "spectra.npz", arrays_writer(spectra), self.process)
+        self._write_arrays(self.directory / "spectra.npz", spectra)
         write_atomically(self.directory / "metrics.json", json_writer(as_json(metrics, "metrics")), self.process)
 
     def metrics(self) -> dict[str, Any]:
@@ -217,7 +217,7 @@ class Run:
             raise ValueError(
                 f"key: expected letters, digits and . _ = + - (at most 150, no folder), got {key!r}; rename the unit"
             )
-        return self.directory / "arrays" / f"{key}.npy"
+        return self.directory / "arrays" / f"{key}.npz"
 
 
 def _process_index() -> int:

@@ -7,7 +7,7 @@ or not at all. A line is appended in one write and flushed; the reader leaves ou
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -102,19 +102,23 @@ def arrays_writer(arrays: dict[str, np.ndarray]) -> Callable[[BinaryIO], Any]:
     return lambda stream: np.savez(stream, **arrays)  # type: ignore[arg-type]  # any name
 
 
-def read_arrays(path: Path, expected: str, remedy: str) -> dict[str, np.ndarray]:
-    """All arrays of an ``.npz`` file, each checked by its CRC-32.
+def read_arrays(path: Path, expected: str, remedy: str, names: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """The arrays of an ``.npz`` file, all or those named, each checked by its CRC-32.
 
     Raises:
-        ValueError: the file is damaged; the message is "path: expected …, got a damaged file (…); remedy".
+        ValueError: the file is damaged, "path: expected …, got a damaged file (…); remedy", or has no such array.
     """
     try:
         with open(path, "rb") as stream, np.load(stream) as arrays:  # np.load alone leaves a damaged file open
-            return {name: arrays[name] for name in arrays.files}
+            missing = [name for name in names if name not in arrays.files]
+            found = {name: arrays[name] for name in names or arrays.files if name not in missing}
     except Exception as error:  # zipfile, zlib and numpy each have their own for a damaged file
         raise ValueError(
             f"{path}: expected {expected}, got a damaged file ({type(error).__name__}: {error}); {remedy}"
         ) from None
+    if missing:
+        raise ValueError(f"{path}: expected an array {missing[0]!r}, got {', '.join(found) or 'others'}; {remedy}")
+    return found
 
 
 def _replace(temporary: Path, path: Path) -> None:

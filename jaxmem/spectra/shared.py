@@ -24,6 +24,8 @@ from jaxmem.spectra.batch import batch_spectra, check_points, start_keys
 from jaxmem.spectra.methods import Dense, Method
 from jaxmem.spectra.result import Spectrum
 
+_KEPT = ("eigenvalues", "num_products", "status", "asymmetry", "noise")  # of a spectrum, in the arrays of a unit
+
 
 def shared_units(run: Run, keys: Sequence[str], task: str, progress: Progress = silent) -> Iterator[str]:
     """Yield the units that this process has to do; end when all processes have recorded theirs.
@@ -100,17 +102,28 @@ def record_spectra(
             found = batch_spectra(score, state, points, times, conds, method, key=keys, **options)
         except ValueError as error:
             raise ValueError(f"points {part.start} to {part.stop - 1}, counted from 0 here: {error}") from error
-        run.save(unit_key, _table(found))
+        residuals = {} if isinstance(found.method, Dense) else {"residuals": found.residuals}  # else they are the noise
+        kept = {name: getattr(found, name) for name in _KEPT} | residuals
+        run.save(unit_key, **{name: np.asarray(array) for name, array in kept.items()})
         run.append({"key": unit_key, "number": len(points), "products": int(found.num_products.sum())})
-    tables = []
+    units = []
     for unit_key, part in parts.items():
-        tables.append(run.load(unit_key))
-        if len(tables[-1]) != part.stop - part.start:
+        units.append(run.load(unit_key))
+        size = len(units[-1]["eigenvalues"])
+        if size != part.stop - part.start:
             raise ValueError(
-                f"unit: expected the size that the run began with, {unit_key} has {len(tables[-1])} points, got {unit};"
+                f"unit: expected the size that the run began with, {unit_key} has {size} points, got {unit};"
                 f" put it into the run's config"
             )
-    return _spectrum(np.concatenate(tables), starts, method, jnp.asarray(x[:0]).dtype)
+    arrays = {name: np.concatenate([kept[name] for kept in units]) for name in units[0]}
+    width = arrays["eigenvalues"].shape[1]
+    return Spectrum(
+        **{"residuals": np.repeat(arrays["noise"][:, None], width, 1)} | arrays,
+        vectors=None,
+        dtype=jnp.asarray(x[:0]).dtype,
+        method=method,
+        seed=None if starts is None or isinstance(method, Dense) else np.asarray(jax.random.key_data(starts)),
+    )
 
 
 def spectra_in_folder(
@@ -149,30 +162,3 @@ def _fingerprint(tree: Any) -> str:
     """One hash of all arrays of a pytree."""
     leaves = [fingerprint(np.asarray(leaf)) for leaf in jax.tree.leaves(tree)]
     return hashlib.sha256(" ".join(leaves).encode()).hexdigest()
-
-
-def _table(found: Spectrum) -> np.ndarray:
-    """One row a point: eigenvalues, residuals unless they are the noise (of dense methods), and four numbers."""
-    residuals = [] if isinstance(found.method, Dense) else [found.residuals]
-    return np.column_stack(
-        [found.eigenvalues, *residuals, found.num_products, found.status, found.asymmetry, found.noise]
-    )
-
-
-def _spectrum(table: np.ndarray, starts: Any, method: Method, dtype: Any) -> Spectrum:
-    """What `_table` was made of."""
-    dense = isinstance(method, Dense)
-    size = (table.shape[1] - 4) // (1 if dense else 2)
-    values, (num_products, status, asymmetry, noise) = table[:, :size], table[:, -4:].real.T
-    return Spectrum(
-        eigenvalues=values.astype(jnp.promote_types(dtype, jnp.float32)) if dense else values,
-        residuals=np.repeat(noise[:, None], size, 1) if dense else table[:, size:-4].real,
-        vectors=None,
-        num_products=num_products.astype(int),
-        status=status.astype(int),
-        asymmetry=asymmetry,
-        noise=noise,
-        dtype=dtype,
-        method=method,
-        seed=None if starts is None or dense else np.asarray(jax.random.key_data(starts)),
-    )

@@ -99,7 +99,7 @@ def _strips(axis: Any, view: AuditView, those: list[int]) -> None:
         axis.set_xticks(named, [str(view.detectors[those[place]].timestep) for place in named])
         axis.set_xlabel("timestep t", fontsize=9)
     elif several:
-        axis.set_xticks(range(len(those)), [str(view.detectors[d].number) for d in those])
+        axis.set_xticks(range(len(those)), [str(view.detectors[d].steps) for d in those])
         axis.set_xlabel("sampling steps", fontsize=9)
     else:
         axis.set_xticks([])
