@@ -18,8 +18,8 @@ _HOME = {
     "ScorePair": "jaxmem.score",
     "score_jacobian": "jaxmem.jacobian",
     "Operator": "jaxmem.operators",
-    "from_matvec": "jaxmem.operators",
-    "from_scipy": "jaxmem.operators",
+    "from_matvec": "jaxmem.function_operators",
+    "from_scipy": "jaxmem.function_operators",
     "spectrum": "jaxmem.spectra",
     "Dense": "jaxmem.spectra",
     "Lanczos": "jaxmem.spectra",
@@ -82,9 +82,10 @@ if TYPE_CHECKING:
     from jaxmem.audit import audit, audit_cost, read_audit
     from jaxmem.config import AuditConfig
     from jaxmem.diffusion import NoiseSchedule
+    from jaxmem.function_operators import from_matvec, from_scipy
     from jaxmem.jacobian import score_jacobian
     from jaxmem.model import ClassConditional, Model, Unconditional
-    from jaxmem.operators import Operator, from_matvec, from_scipy
+    from jaxmem.operators import Operator
     from jaxmem.prompts import read_prompts
     from jaxmem.sampling import DDIM, sample
     from jaxmem.score import ScorePair, bind

@@ -54,10 +54,10 @@ def test_points_on_many_devices_are_points_on_one(method, shape):
     x, t = jnp.asarray(0.1 * rng.normal(size=(n, d)), jnp.float32), jnp.asarray(rng.integers(100, 400, n))
     # Ritz values of all d steps, which have converged, move by what rounding moves eigenvalues.
     mesh = jax.make_mesh(shape, ("a", "b")[: len(shape)], devices=jax.devices()[: int(np.prod(shape))])
-    one = batch_spectra(score, state, x, t, method, key=KEY)
+    one = batch_spectra(score, state, x, t, method=method, key=KEY)
     seen = []
     many = batch_spectra(
-        score, state, x, t, method, key=KEY, mesh=mesh, progress=lambda *a: seen.append(a[1:]), batch=2
+        score, state, x, t, method=method, key=KEY, mesh=mesh, progress=lambda *a: seen.append(a[1:]), batch=2
     )
     largest = np.abs(one.eigenvalues).max(1, keepdims=True)
     np.testing.assert_array_less(np.abs(many.eigenvalues - one.eigenvalues) / largest, 1e-5)
@@ -122,7 +122,7 @@ def _minus(state, x, t, cond):
     ("call", "match"),
     [
         (
-            lambda: batch_spectra(_minus, None, jnp.zeros((3, 4)), 0, Lanczos(2), key=jax.random.split(KEY, 2)),
+            lambda: batch_spectra(_minus, None, jnp.zeros((3, 4)), 0, method=Lanczos(2), key=jax.random.split(KEY, 2)),
             r"key: expected one random key .* or 3 of them, got shape \(2,\)",
         ),
     ],

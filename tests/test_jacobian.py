@@ -171,5 +171,5 @@ def test_matrix_operator_round_trips():
     operator = MatrixOperator(matrix)
     np.testing.assert_allclose(jax.jit(lambda o: o.to_dense(3))(operator), matrix, rtol=1e-6)
     np.testing.assert_allclose(operator.rmv(jnp.ones(7)), matrix.sum(0), rtol=1e-5, atol=1e-5)
-    declared = MatrixOperator(matrix + matrix.T, is_symmetric=True)
+    declared = MatrixOperator(matrix + matrix.T, symmetric=True)
     assert declared.symmetric is declared

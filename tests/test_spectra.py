@@ -331,6 +331,7 @@ def _ok_score(state, x, t, cond):
             for method in (Dense(symmetric=False), Dense(folder="a"), Extreme(1, max_products=5))
         ],
         (lambda _: batch_spectra(_ok_score, None, jnp.zeros((2, 4)), 0, batch=0), "expected at least 1"),
+        (lambda _: batch_spectra(_ok_score, None, jnp.zeros((2, 4)), 0, Dense()), r"got the method .*; write method="),
         (
             lambda _: batch_spectra(_ok_score, None, jnp.zeros((2, 4)), 0, method=Lanczos(2)),
             "key: Krylov methods need",

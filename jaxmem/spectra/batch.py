@@ -128,6 +128,8 @@ def batch_spectra(
     """
     if batch < 1 or chunk < 1:
         raise ValueError(f"batch and chunk: expected at least 1, got {batch} and {chunk}")
+    if isinstance(cond, Method):
+        raise ValueError(f"cond: expected None or arrays, got the method {cond}; write method={cond}")
     if folder is not None:
         from jaxmem.spectra.shared import spectra_in_folder  # which calls this for its units
 

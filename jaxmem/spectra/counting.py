@@ -47,9 +47,7 @@ class Count(NamedTuple):
 
     lower: int  #: certified: eigenvalues above ``threshold`` (the rounding of products cannot have made them)
     estimate: float  #: where the whole spectrum was computed, exact but for the undecided signs
-    interval: tuple[
-        float, float
-    ]  #: 95 % for an estimate, of any spectrum; from undecided signs (within ±threshold) if exact
+    interval: tuple[float, float]  #: 95 % for an estimate; from undecided signs (within ±threshold) if exact
     threshold: float  #: what the rounding of products can move an eigenvalue by, measured (`rounding_noise`)
     num_products: int  #: applications of A or Aᵀ; none for a spectrum that was there
     paper: int  #: the paper's count: eigenvalues, or Ritz values of the first run, above 1e-15, rounding included
@@ -117,10 +115,11 @@ def count_positive(
     for name, value in numbers.items():
         if value is not None and value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
-    if max_products is None or max_products >= dense_products(operator):
+    exact = dense_products(operator)
+    if max_products is None or max_products >= exact:
         return _exact(operator, tangent_level, 56 if chunk is None else chunk, folder, progress)
-    if max_products < _fewest(operator):
-        fewest, exact = _fewest(operator), dense_products(operator)
+    fewest = FEWEST_STEPS * operator.symmetric.products_per_mv + probe_products(operator)
+    if max_products < fewest:
         estimate = f"{fewest} products ({FEWEST_STEPS} Lanczos steps), or " if fewest < exact else ""
         raise ValueError(
             f"max_products: expected at least {estimate}{exact} for an exact count, got {max_products}; allow more"
@@ -143,11 +142,6 @@ class _Asked(NamedTuple):
     @property
     def tangent_level(self) -> float | None:
         return None if self.sigma is None else _tangent_level(self.sigma)
-
-
-def _fewest(operator: Operator) -> int:
-    """The fewest products of an estimate."""
-    return FEWEST_STEPS * operator.symmetric.products_per_mv + probe_products(operator)
 
 
 def _estimated(operator: Operator, asked: _Asked, path: Path | None, progress: Progress) -> Count:
@@ -185,8 +179,7 @@ def _estimated(operator: Operator, asked: _Asked, path: Path | None, progress: P
             probes.append(Tridiagonal.of(reopened(one, runs.level)))
         keep(first)
     progress("products", measuring + steps * per_step, measuring + steps * per_step)
-    level = asked.tangent_level
-    tangent = None if level is None else combine(runs, level + runs.level)
+    tangent = None if asked.tangent_level is None else combine(runs, asked.tangent_level + runs.level)
     paper = int((runs.ritz_values > 1e-15).sum())
     return Count(*combine(runs, runs.level), runs.level, measuring + spent(first) * per_step, paper, tangent)
 

@@ -45,6 +45,7 @@ def segments(operator: Operator, *, symmetric: bool, tolerance: float | None = N
     """Steps of one operator: as many as take a few seconds, in one call of one compiled program.
 
     How steps are cut into segments changes no bit of the result. A short segment is followed by one of twice as many.
+    The factorisation that a step is given is gone afterwards: the basis grows in its place.
     """
     length = 1
 
@@ -58,7 +59,7 @@ def segments(operator: Operator, *, symmetric: bool, tolerance: float | None = N
     return step
 
 
-@partial(jax.jit, static_argnames=("symmetric", "tolerance"))
+@partial(jax.jit, static_argnames=("symmetric", "tolerance"), donate_argnames="factorization")
 def _extend(
     operator: Operator, factorization: Factorization, num_steps: Any, symmetric: bool, tolerance: float | None
 ) -> Factorization:
