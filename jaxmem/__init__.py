@@ -9,6 +9,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "Model": "jaxmem.model",
+    "ClassConditional": "jaxmem.model",
+    "Unconditional": "jaxmem.model",
+    "StableDiffusion": "jaxmem.stable_diffusion.pipeline",
     "NoiseSchedule": "jaxmem.diffusion",
     "DDIM": "jaxmem.diffusion",
     "bind": "jaxmem.score",
@@ -35,11 +39,15 @@ _MODULES = ("audit", "detectors")  # `jaxmem.audit` is a function, too
 __all__ = [
     "DDIM",
     "AuditConfig",
+    "ClassConditional",
     "Count",
     "Density",
+    "Model",
     "NoiseSchedule",
     "ScorePair",
     "Spectrum",
+    "StableDiffusion",
+    "Unconditional",
     "__version__",
     "audit",
     "audit_cost",
@@ -63,6 +71,7 @@ if TYPE_CHECKING:
     from jaxmem.config import AuditConfig
     from jaxmem.diffusion import DDIM, NoiseSchedule
     from jaxmem.jacobian import score_jacobian
+    from jaxmem.model import ClassConditional, Model, Unconditional
     from jaxmem.prompts import read_prompts
     from jaxmem.score import ScorePair, bind
     from jaxmem.spectra import (
@@ -77,6 +86,7 @@ if TYPE_CHECKING:
         spectral_density,
         spectrum,
     )
+    from jaxmem.stable_diffusion.pipeline import StableDiffusion
 
 
 def __getattr__(name: str) -> Any:

@@ -45,26 +45,33 @@ class Model(ABC):
       step is checked against it (`jaxmem.first_step`);
     - ``warnings``: what may be wrong with the model as it was read, for the report.
 
-    The methods other than `conditions` have defaults. An example, from the data to the table, with a mixture of two
-    Gaussians in four dimensions whose score is known::
+    The methods other than `conditions` have defaults. A whole example, of two kinds of pictures whose score has a
+    closed form: one picture again and again, and pictures that vary; without a prompt, either::
 
         import jax.numpy as jnp
-        import jaxmem as jm
-        from jaxmem.audit import run_audit
-        from jaxmem.model import Model, to_pictures
+        from jaxmem import Model, NoiseSchedule
+        from jaxmem.audit import audit
+        from jaxmem.config import AuditConfig
         from jaxmem.oracles import GaussianMixture, GaussianMixtureScore
 
-        class TwoGaussians(Model):
-            schedule = jm.NoiseSchedule()
-            score = GaussianMixtureScore(schedule)
-            shape = (4,)
-            condition = "class"
-            # One mean of ones, one of minus ones; the first component is a point: memorized.
-            means = {"point": jnp.ones(4), "cloud": -jnp.ones(4)}
-            state = None  # everything that differs is in the condition
+        exact = GaussianMixtureScore(NoiseSchedule())
+
+        def score(state, x, t, cond):  # of one picture; cond has the log weights of the two kinds
+            return exact(state._replace(log_weights=cond), x.ravel(), t).reshape(x.shape)
+
+        class TwoKinds(Model):
+            schedule, score = exact.schedule, staticmethod(score)
+            shape, condition, has_pairs = (4, 4, 1), "class", True
+            means, variances = jnp.outer(jnp.array([0.5, -0.5]), jnp.ones(16)), jnp.array([0.0, 0.1])
+            state = GaussianMixture(jnp.zeros(2), means, jnp.zeros((2, 16, 1)), variances)
+            log_weights = {"copied": (0.0, -99.0), "varied": (-99.0, 0.0), "": (0.0, 0.0)}
 
             def conditions(self, prompts):
-                return [self.means[prompt] for prompt in prompts]
+                return jnp.array([self.log_weights[prompt] for prompt in prompts])
+
+        config = AuditConfig(noises=2, ddim_steps=20, timesteps=(50,))
+        found = audit(TwoKinds(), ["copied", "varied"], config, folder="runs/two-kinds")
+        print(found["tangent-count@t50"].scores)  # directions that are free: none of the copy, all 16 of the others
     """
 
     score: Score

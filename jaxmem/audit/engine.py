@@ -150,7 +150,8 @@ def _settle(
     config = _without_needless_spectra(config or AuditConfig(), entries)
     devices = jax.local_devices()
     plan = Plan.of(facts(model, config.ddim_steps), config, len(prompts), len(neutral), len(devices))
-    if detectors is not None:
+    chosen = columns(entries, plan.setting())
+    if detectors is not None or not chosen:
         require_evidence(entries, plan.setting())
     model.check()
     texts = [prompt.text for prompt in every]
@@ -174,7 +175,7 @@ def _settle(
         seed=config.seed,
         mesh=jax.make_mesh((len(devices),), ("points",), devices=devices) if len(devices) > 1 else None,
         progress=progress,
-        detectors=columns(entries, plan.setting()),
+        detectors=chosen,
     )
     rows = [
         {"prompt": p.text, "label": p.label, "category": p.category, "truncated": bool(cut)}

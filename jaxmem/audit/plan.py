@@ -8,7 +8,6 @@ import numpy as np
 
 from jaxmem.config import AuditConfig
 from jaxmem.detectors.evidence import AuditMethod, Setting
-from jaxmem.spectra.counting import FEWEST_STEPS
 
 LARGEST_EXACT = 2048  #: dimensions up to which the whole spectrum is computed by default
 _CHUNK = 64  # columns of an exact Jacobian taken together, of small latents
@@ -71,8 +70,8 @@ class Plan:
 
         Raises:
             ValueError: a timestep is not visited, or there are more Lanczos steps than dimensions, or a budget is too
-                small for an estimate, or there is no prompt, or directions are asked for of one sample, or guidance or
-                detectors of pairs of scores alone of a model that has no pairs.
+                small for an estimate, or there is no prompt, or directions are asked for of one sample, or guidance
+                of a model that has no pairs of scores.
         """
         if num_prompts < 1:
             raise ValueError("prompts: expected at least one, got none")
@@ -85,6 +84,8 @@ class Plan:
             )
         if method == "lanczos" and config.num_steps > size:
             raise ValueError(f"num_steps: expected 1 to {size} (the size of a latent), got {config.num_steps}")
+        from jaxmem.spectra.counting import FEWEST_STEPS  # here: it loads JAX, which a page of a plan does not need
+
         fewest = 2 * FEWEST_STEPS + 3  # of count_positive: Lanczos steps of two products, and three that measure
         if config.count_budget is not None and config.count_budget < min(fewest, size + 1):
             estimate = f"{fewest} products per point, or " if fewest <= size else ""
@@ -118,11 +119,6 @@ class Plan:
             raise ValueError(
                 f"guidance: expected 1, which is none, for a model without an unconditional score, got {guidance:g};"
                 f" leave it out"
-            )
-        if not (model.has_pairs or wants_spectra):
-            raise ValueError(
-                "method: expected 'auto', 'eigh' or 'lanczos' for a model without an unconditional score, got 'none':"
-                " what is left are detectors that compare scores with and without the prompt"
             )
         return cls(
             num_prompts=num_prompts,

@@ -6,15 +6,16 @@
 key                             arrays
 ==============================  ======================================================================================
 ``start-<t>``                   ``uncond`` (noises, *latent): the unconditional score of the starting noises
-``path-<batch>-<segment>``      ``norms`` (B, S): ‖ε_c − ε_u‖; ``end`` (B, *latent): x after the last step;
-                                ``x-<t>`` (B, *latent) at timesteps of spectra; in the first segment also
-                                ``difference`` (B, *latent): s_c − s_u at the first step, and scores
+``path-<batch>-<segment>``      ``end`` (B, *latent): x after the last step; ``x-<t>`` (B, *latent) at timesteps of
+                                spectra; of models with pairs of scores ``norms`` (B, S): ‖ε_c − ε_u‖, and in the first
+                                segment ``difference`` (B, *latent): s_c − s_u at the first step, and scores
 ``products-<batch>``            scores
 ``pairs-<batch>-<t>``           scores
 ``image-<batch>``               ``images`` (B, h, w, 3) uint8
 ``spectrum-<batch>-<t>``        ``eigenvalues`` (B, L) descending, NaN padded; ``noise`` (B,)
 ``count-<point>-<t>``           ``lower``, ``estimate``, ``interval`` (2,), ``threshold``, and the same of the tangent
                                 count but the threshold: ``tangent_lower`` …
+``first-step``                  no arrays; its row has what there is to be warned of (`FIRST_STEP`)
 ``directions``                  ``eigenvalues`` (2, k); ``base`` (2, h, w, 3); ``moved`` (2, k, 2, h, w, 3)
 ==============================  ======================================================================================
 

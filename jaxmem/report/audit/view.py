@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,24 @@ def mean(values: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
     """Mean of the numbers that are not NaN; NaN where all are."""
     number = np.sum(~np.isnan(values), axis)
     return np.where(number > 0, np.nansum(values, axis) / np.maximum(number, 1), np.nan)
+
+
+class Noun(NamedTuple):
+    """Words for a model and for what it was asked for, see `jaxmem.model.Model.condition`."""
+
+    one: str
+    many: str  #: empty where there is nothing to ask for
+    model: str
+    article: str  #: of ``model``
+    references: str
+    units: str  #: of a move of x
+
+
+_NOUNS = {
+    "prompt": Noun("prompt", "prompts", "text-to-image model", "A", "captions", "latent units"),
+    "class": Noun("class", "classes", "class-conditional model", "A", "classes", "units of x"),
+    "none": Noun("condition", "", "unconditional model", "An", "samples", "units of x"),
+}
 
 
 @dataclass(frozen=True)
@@ -191,6 +209,16 @@ class AuditView:
             "tangent": tangent_count(values, np.broadcast_to(self.spectral_sigma, values.shape[:3])),
         }
         return {name: np.where(there, count, np.nan) for name, count in found.items()}
+
+    @property
+    def noun(self) -> Noun:
+        """The words of the page."""
+        return _NOUNS[(self.result.manifest.get("model") or {}).get("condition", "prompt")]
+
+    @property
+    def without_pairs(self) -> bool:
+        """Whether the model has no unconditional score, so that detectors were left out."""
+        return not (self.result.manifest.get("plan") or {}).get("has_pairs", True)
 
     @property
     def has_spectra(self) -> bool:
