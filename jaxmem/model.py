@@ -16,9 +16,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxmem import first_step
-from jaxmem.diffusion import DDIM, NoiseSchedule, Prediction, ddim_path
+from jaxmem.diffusion import NoiseSchedule, Prediction
 from jaxmem.jacobian import ScoreJacobian, score_jacobian
 from jaxmem.prompts import NO_PROMPT, Prompt
+from jaxmem.sampling import DDIM, sample_path
 from jaxmem.score import GuidedScore, Score
 
 Condition = Literal["prompt", "class", "none"]
@@ -154,12 +155,12 @@ class Model(ABC):
         scale = self.guidance if guidance is None else guidance
         check_guidance(self, scale)
         if scale == 1:
-            return ddim_path(self.sampler(num_steps), self.score, self.state, noise, self.conditions(prompts))
+            return sample_path(self.score, self.state, noise, self.conditions(prompts), sampler=self.sampler(num_steps))
         both = jax.tree.map(
             lambda leaf: jnp.stack([leaf[:-1], jnp.broadcast_to(leaf[-1:], leaf[:-1].shape)], 1),
             self.conditions([*prompts, ""]),
         )
-        return ddim_path(self.sampler(num_steps), GuidedScore(self.score, scale), self.state, noise, both)
+        return sample_path(GuidedScore(self.score, scale), self.state, noise, both, sampler=self.sampler(num_steps))
 
     def sample(
         self,

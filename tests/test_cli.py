@@ -93,15 +93,6 @@ def test_the_last_preset_holds():
     assert command.config == TOY2D_PRESETS["small"]
 
 
-def test_the_papers_sizes():
-    paper = MNIST_PRESETS["paper"]
-    assert (paper.num_general_images, paper.num_copies) == (3000, 30)
-    assert (paper.num_general_samples, paper.num_analysed, paper.num_ddim_steps) == (10_000, 2000, 1000)
-    assert set(range(50, 1000, 50)) < set(paper.timesteps)
-    toy = TOY2D_PRESETS["paper"]
-    assert (toy.num_gaussian, toy.num_copies, toy.num_samples) == (3000, 100, 5000)
-
-
 @pytest.mark.parametrize("preset", ["small", "paper"])
 def test_the_networks_of_the_presets_exist(preset):
     import jax

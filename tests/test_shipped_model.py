@@ -110,7 +110,7 @@ def test_memorized_captions_give_one_image_and_no_positive_eigenvalue(model):
     apart = np.linalg.norm(images[0] - images[1], axis=1)
     assert apart[:2].max() < apart[2:].min()
     cond = jnp.asarray(model.embed(prompts * 2))
-    found = batch_spectra(model.score, model.state, kept, jnp.full(8, 281, jnp.int32), cond, points=4)
+    found = batch_spectra(model.score, model.state, kept, jnp.full(8, 281, jnp.int32), cond, batch=4)
     counts = positive_count(found.eigenvalues, found.noise)
     assert counts.reshape(2, 4)[:, :2].max() < counts.reshape(2, 4)[:, 2:].min()
 

@@ -26,8 +26,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxmem.krylov import orthogonalise, scaled_norm
 from jaxmem.operators import Operator
+from jaxmem.spectra.measure import Probe, rounding
 from jaxmem.spectra.result import order_descending
-from jaxmem.spectra.single import Probe, rounding
 
 
 class KrylovState(NamedTuple):
