@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from counting import RESULTS, rotated
 from exact_jacobian import environment
-from page import update_page
+from page import FIGURES, update_page
 
 from jaxmem.report import style
 from jaxmem.spectra import count_positive
@@ -203,8 +203,8 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return cell
 
 
-def readme_section(result: dict[str, Any]) -> str:
-    """The benchmark as benchmarks/README.md shows it."""
+def page_section(result: dict[str, Any]) -> str:
+    """The benchmark as the page of benchmarks shows it."""
     cells = result["coverage"]
     shares, above, counts = [], 0, 0
     for row in cells.values():
@@ -302,9 +302,9 @@ def main() -> None:
         "coverage": cells,
     }
     (arguments.out / "count_coverage.json").write_text(json.dumps(result, indent=1) + "\n")
-    draw_figure(arguments.out / "count_coverage.png", cells)
-    update_page("count coverage", readme_section(result))
-    print(readme_section(result))
+    draw_figure(FIGURES / "count_coverage.png", cells)
+    update_page("benchmarks", "count coverage", page_section(result))
+    print(page_section(result))
 
 
 if __name__ == "__main__":

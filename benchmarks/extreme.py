@@ -28,6 +28,7 @@ import numpy as np
 import scipy.fft
 import scipy.sparse.linalg
 from exact_jacobian import environment
+from page import FIGURES
 
 from jaxmem import Extreme, NoiseSchedule, from_matvec, score_jacobian, spectrum
 from jaxmem.krylov import lanczos
@@ -541,7 +542,7 @@ def main() -> None:
             result["curves"][problem.name] = curves(problem)
             result["overhead"][problem.name] = overhead(problem)
             args.out.write_text(json.dumps(result, indent=1) + "\n")  # what is there so far
-    draw(result, args.out.with_suffix(".png"))
+    draw(result, FIGURES / "extreme.png")
     show(result)
 
 

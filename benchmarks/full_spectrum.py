@@ -26,7 +26,7 @@ import scipy.ndimage
 import scipy.optimize
 from exact_jacobian import environment
 from flax import nnx
-from page import update_page
+from page import FIGURES, update_page
 
 from jaxmem import Dense, Lanczos, bind, count_positive, score_jacobian, spectrum
 from jaxmem.config import TrainingConfig
@@ -456,7 +456,7 @@ def report(folder: Path) -> None:
     result["side_by_side"] = side_by_side(result)
     write_atomically(RESULTS / "full_spectrum.json", json_writer(as_json(result, "result")))
     print_table(result)
-    update_page("full spectrum", readme_section(result))
+    update_page("benchmarks", "full spectrum", page_section(result))
     draw(np.load(folder / "eigenvalues-64.npy"), large)
 
 
@@ -467,8 +467,8 @@ def print_table(result: dict[str, Any]) -> None:
         print(f"{row['way']:<62}{row['products']:>9,}{row['seconds']:>9,.0f}{peak:>9}{disk:>9}")
 
 
-def readme_section(result: dict[str, Any]) -> str:
-    """The benchmark as benchmarks/README.md shows it."""
+def page_section(result: dict[str, Any]) -> str:
+    """The benchmark as the page of benchmarks shows it."""
     lines = ["| way | products | seconds | peak, GB | disk, GB |", "|---|--:|--:|--:|--:|"]
     for row in result["side_by_side"]:
         peak, disk = (f"{row[name] / 1e9:.2f}" if row[name] else "" for name in ("peak_bytes", "disk_bytes"))
@@ -539,7 +539,7 @@ def side_by_side(result: dict[str, Any]) -> list[dict[str, Any]]:
 def draw(values: np.ndarray, facts: dict[str, Any]) -> None:
     bound = facts["lower_bound"]
     label = rf"$-1/\sigma^2$ = {bound:.3g}".replace("= -", "= −")
-    with figure(RESULTS / "full_spectrum.png", 9.6, 3.8) as canvas:
+    with figure(FIGURES / "full_spectrum.png", 9.6, 3.8) as canvas:
         left, right = canvas.subplots(1, 2)
         left.plot(np.arange(1, len(values) + 1), values, color=BLUE)
         left.axhline(0, color=NEUTRAL, linewidth=0.8)

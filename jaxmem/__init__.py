@@ -6,8 +6,6 @@ The public names are imported on first use, so that ``import jaxmem`` and ``jaxm
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-
 _HOME = {
     "Model": "jaxmem.model",
     "ClassConditional": "jaxmem.model",
@@ -40,7 +38,7 @@ _HOME = {
     "AuditConfig": "jaxmem.config",
 }
 
-_MODULES = ("audit", "detectors", "oracles", "plot")  # `jaxmem.audit` can be called, too
+_MODULES = ("audit", "detectors", "oracles", "plot")  # `jaxmem.audit` is a function, too
 
 __all__ = [
     "DDIM",
@@ -110,6 +108,8 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return import_module(f"jaxmem.{name}")
+    if name == "__version__":  # pyproject.toml has it
+        return import_module("importlib.metadata").version("jaxmem")
     if name not in _HOME:
         known = ", ".join(sorted((*_HOME, *_MODULES)))
         raise AttributeError(f"module 'jaxmem' has no attribute {name!r}; it has {known}")

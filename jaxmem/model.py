@@ -20,7 +20,7 @@ from jaxmem.diffusion import NoiseSchedule, Prediction
 from jaxmem.jacobian import ScoreJacobian, score_jacobian
 from jaxmem.prompts import NO_PROMPT, Prompt
 from jaxmem.sampling import DDIM, sample_path
-from jaxmem.score import GuidedScore, Score
+from jaxmem.score import Score, with_guidance
 
 Condition = Literal["prompt", "class", "none"]
 
@@ -50,17 +50,15 @@ class Model(ABC):
     closed form: one picture again and again, and pictures that vary; without a prompt, either::
 
         import jax.numpy as jnp
-        from jaxmem import Model, NoiseSchedule
-        from jaxmem.audit import audit
-        from jaxmem.config import AuditConfig
+        import jaxmem as jm
         from jaxmem.oracles import GaussianMixture, GaussianMixtureScore
 
-        exact = GaussianMixtureScore(NoiseSchedule())
+        exact = GaussianMixtureScore(jm.NoiseSchedule())
 
         def score(state, x, t, cond):  # of one picture; cond has the log weights of the two kinds
             return exact(state._replace(log_weights=cond), x.ravel(), t).reshape(x.shape)
 
-        class TwoKinds(Model):
+        class TwoKinds(jm.Model):
             schedule, score = exact.schedule, staticmethod(score)
             shape, condition, has_pairs = (4, 4, 1), "class", True
             means, variances = jnp.outer(jnp.array([0.5, -0.5]), jnp.ones(16)), jnp.array([0.0, 0.1])
@@ -70,8 +68,8 @@ class Model(ABC):
             def conditions(self, prompts):
                 return jnp.array([self.log_weights[prompt] for prompt in prompts])
 
-        config = AuditConfig(noises=2, ddim_steps=20, timesteps=(50,))
-        found = audit(TwoKinds(), ["copied", "varied"], config, folder="runs/two-kinds")
+        config = jm.AuditConfig(noises=2, ddim_steps=20, timesteps=(50,))
+        found = jm.audit(TwoKinds(), ["copied", "varied"], config, folder="runs/two-kinds")
         print(found["tangent-count@t50"].scores)  # directions that are free: none of the copy, all 16 of the others
     """
 
@@ -155,12 +153,12 @@ class Model(ABC):
         scale = self.guidance if guidance is None else guidance
         check_guidance(self, scale)
         if scale == 1:
-            return sample_path(self.score, self.state, noise, self.conditions(prompts), sampler=self.sampler(num_steps))
-        both = jax.tree.map(
-            lambda leaf: jnp.stack([leaf[:-1], jnp.broadcast_to(leaf[-1:], leaf[:-1].shape)], 1),
-            self.conditions([*prompts, ""]),
-        )
-        return sample_path(GuidedScore(self.score, scale), self.state, noise, both, sampler=self.sampler(num_steps))
+            score, cond = self.score, self.conditions(prompts)
+        else:
+            every = self.conditions([*prompts, ""])
+            given, absent = (jax.tree.map(lambda leaf, part=part: leaf[part], every) for part in (slice(-1), -1))
+            score, cond = with_guidance(self.score, given, scale, absent)
+        return sample_path(score, self.state, noise, cond, sampler=self.sampler(num_steps))
 
     def sample(
         self,

@@ -399,8 +399,8 @@ def _transpose(forward: Callable[[Array], Array], vector: Array) -> Array:
 def from_scipy(linear_operator: Any, *, symmetric: bool = False) -> Operator:
     """An operator of a `scipy.sparse.linalg.LinearOperator`, or of what SciPy makes one of (matrices, sparse ones).
 
-    Products run on the host, one vector after another. Where JAX has no double precision (`jax_enable_x64`), vectors
-    and products are float32.
+    Products run on the host, one vector after another. Without double precision vectors and products are float32; it
+    must be a setting of the process (``jax.config.update("jax_enable_x64", True)``): the host's threads see no context.
 
     Args:
         linear_operator: real and square.

@@ -8,6 +8,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import operators
 import pytest
 import scipy.linalg
 
@@ -39,9 +40,7 @@ KEY = jax.random.key(1)
 
 def rotated(eigenvalues, seed=0):
     """A dense symmetric float32 matrix with these eigenvalues, declared symmetric."""
-    size = len(eigenvalues)
-    rotation = np.linalg.qr(np.random.default_rng(seed).normal(size=(size, size)))[0]
-    return MatrixOperator(((rotation * eigenvalues) @ rotation.T).astype(np.float32), symmetric=True)
+    return MatrixOperator(operators.rotated(eigenvalues, seed), symmetric=True)
 
 
 def spectrum_of(kind, size, rng):

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import command_environment
-from killing import Stopped as Interrupted
-from killing import signal_when
+from killing import Stopped, signal_when
+from operators import Unregistered, nan_score, skewed
 from parity import MULTIPLE, rounded
 
 from jaxmem import Dense, score_jacobian, spectrum
@@ -23,11 +23,6 @@ from jaxmem.oracles import EmpiricalScore, GaussianMixtureScore, Separable, Sepa
 from jaxmem.spectra import Status, columns, dense, dense_cost
 
 SCHEDULE = NoiseSchedule()
-
-
-def skewed(d, seed=0):
-    a, b = np.random.default_rng(seed).normal(size=(2, d, d))
-    return ((a + a.T) / 2 + 0.05 * (b - b.T)).astype(np.float32)
 
 
 def separable(d, seed=0):
@@ -130,20 +125,20 @@ def test_interrupted_and_resumed_is_bit_identical(where, tmp_path, monkeypatch):
         monkeypatch.setattr(module, name, outer)
 
     def fail(*_, **__):
-        raise Interrupted
+        raise Stopped
 
     def half(inner, store, columns):
         with open(store.path, "r+b") as stream:
             stream.seek(0, os.SEEK_END)
             stream.write(columns.tobytes()[: columns.nbytes // 2])
-        raise Interrupted
+        raise Stopped
 
     progress = None
     if where == "between chunks":
 
         def progress(task, done, total):
             if done >= 16 * stop:
-                raise Interrupted
+                raise Stopped
 
     elif where == "in a write":
         once(columns.ColumnStore, "append", half)
@@ -154,7 +149,7 @@ def test_interrupted_and_resumed_is_bit_identical(where, tmp_path, monkeypatch):
     else:
         stop = 1
         once(dense.scipy.linalg, "eigh", fail)
-    with pytest.raises(Interrupted):
+    with pytest.raises(Stopped):
         spectrum(operator, folder=folder, chunk=16, **({"progress": progress} if progress else {}))
     monkeypatch.undo()
     found = spectrum(operator, folder=folder, chunk=16, progress=lambda *step: resumed_at.append(step))
@@ -214,14 +209,6 @@ class Cliff(Operator):
     rmv = mv
 
 
-class Unregistered(Cliff):
-    pass
-
-
-def _nan_score(state, x, t, cond):
-    return jnp.where(x > 5, jnp.nan, -x)
-
-
 def _free(bytes_):
     return lambda *_: SimpleNamespace(free=bytes_, available=bytes_)
 
@@ -232,7 +219,7 @@ def test_a_column_that_is_not_finite_is_named(tmp_path):
         spectrum(Cliff(jnp.float32(jnp.inf)), folder=tmp_path, chunk=8)
     assert len(json.loads((tmp_path / "jacobian.json").read_text())["sums"]) == 2
     with pytest.raises(ValueError, match="score: 4 of 4 entries are NaN"):
-        spectrum(score_jacobian(_nan_score, None, jnp.full(4, 6.0)), folder=tmp_path / "b")
+        spectrum(score_jacobian(nan_score, None, jnp.full(4, 6.0)), folder=tmp_path / "b")
     # Nothing of an operator was kept: the folder is free for another.
     matrix = jnp.eye(4)
     with pytest.raises(ValueError, match="of column 0 are NaN or infinite"):
@@ -261,7 +248,7 @@ def test_a_column_that_is_not_finite_is_named(tmp_path):
         (lambda f: (f / "jacobian.json").unlink(), {}, r"expected a new or empty folder.*got jacobian.npy; choose"),
         (lambda f: (shutil.rmtree(f), f.write_text("")), {}, "expected a folder for the columns, got a file"),
         (None, {"chunk": 0}, "chunk: expected at least 1, got 0"),
-        (None, {"operator": Unregistered(jnp.zeros(()))}, "operator: expected a pytree, got Unregistered"),
+        (None, {"operator": Unregistered()}, "operator: expected a pytree, got Unregistered"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_left_alone(disturb, options, match, tmp_path):
@@ -335,7 +322,7 @@ def test_a_full_disk_keeps_whole_chunks(tmp_path, monkeypatch):
 
 def test_the_small_method_points_here():
     with pytest.raises(ValueError, match=r"up to 4096\. Give a `folder`, which keeps its columns in a file"):
-        spectrum(score_jacobian(_nan_score, None, jnp.zeros(5000)))
+        spectrum(score_jacobian(nan_score, None, jnp.zeros(5000)))
 
 
 @pytest.mark.slow
@@ -346,9 +333,9 @@ def test_rehearsal_at_four_thousand(tmp_path):
 
     def stop(task, done, total):
         if done >= d // 2:
-            raise Interrupted
+            raise Stopped
 
-    with pytest.raises(Interrupted):
+    with pytest.raises(Stopped):
         spectrum(operator, folder=tmp_path, progress=stop)
     found = spectrum(operator, folder=tmp_path)
     exact = score.spectrum(state, x, t)

@@ -143,6 +143,7 @@ def test_krylov_spectra_do_not_depend_on_units(tmp_path, method):
 @pytest.mark.parametrize("method", [Dense(), Lanczos(shared_run.SIZE)])
 def test_batches_go_on_in_their_folder(tmp_path, method):
     state, x, _ = shared_run.problem()
+    x = jnp.asarray(x)
     options = dict(t=500, method=method, key=jax.random.key(3), batch=2)
     whole = batch_spectra(shared_run.SCORE, state, jnp.asarray(x), **options)
 

@@ -3,7 +3,6 @@
 import signal
 import subprocess
 import sys
-import time
 from functools import partial
 
 import jax
@@ -11,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import command_environment
+from killing import Stopped, signal_when
+from operators import skewed
 
 from jaxmem import Arnoldi, Lanczos, NoiseSchedule, Status, score_jacobian, spectrum
 from jaxmem.krylov import absorb, arnoldi, begin, lanczos, next_vector
@@ -112,34 +113,24 @@ def test_too_little_memory_is_said():
     assert (gigabytes(3_440_000_000), gigabytes(1_500_000)) == ("3.4 GB", "1.5 MB")
 
 
-def skewed(d):
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(2, d, d))
-    return MatrixOperator(((a + a.T) / 2 + 0.05 * (b - b.T)).astype(np.float32))
-
-
-class Killed(Exception):
-    pass
-
-
 @pytest.mark.parametrize("method", [Lanczos(40), Arnoldi(40)])
 def test_a_spectrum_goes_on_to_the_same_bits(method, tmp_path, monkeypatch, getkey):
     monkeypatch.setattr(driver, "_SAVING_SHARE", np.inf)  # whatever is done is saved
-    operator, key = skewed(150), getkey()
+    operator, key = MatrixOperator(skewed(150)), getkey()
     whole = spectrum(operator, method, key=key, vectors=True)
     reports = []
 
     def progress(task, done, total):
         reports.append(done)
         if len(reports) > 1 and reports[-2] < done < total:
-            raise Killed
+            raise Stopped
 
     starts, found = 0, None
     while found is None:
         starts += 1
         try:
             found = spectrum(operator, method, key=key, vectors=True, folder=tmp_path, progress=progress)
-        except Killed:
+        except Stopped:
             continue
     assert starts == 40  # a segment begins with one step
     assert reports == sorted(reports)
@@ -177,12 +168,7 @@ def test_a_killed_process_is_gone_on_with(tmp_path):
         return subprocess.Popen(arguments, env=command_environment())
 
     child, path = start("killed", 0.5), tmp_path / "killed" / "krylov.npz"
-    deadline = time.monotonic() + 600
-    while not path.exists():
-        assert child.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    child.kill()
+    signal_when(child, path.exists)
     assert child.wait() == -signal.SIGKILL
     with np.load(path) as kept:
         assert 1 <= kept["num_steps"] < 300

@@ -7,21 +7,20 @@ import pytest
 import scipy.linalg
 import scipy.sparse.linalg
 from killing import Stopped
+from operators import PRODUCTS, Counted, Unregistered, nan_score, rotated
 
 from jaxmem import Extreme, NoiseSchedule, Status, score_jacobian, spectrum
-from jaxmem.operators import MatrixOperator, Operator
+from jaxmem.operators import MatrixOperator
 from jaxmem.oracles import Separable, SeparableScore
 from jaxmem.runs.progress import silent
+from jaxmem.spectra.block_ritz import crossings, growth, product_noise
 from jaxmem.spectra.restarted import (
     advance_block,
     begin_block,
     begin_chain,
-    crossings,
-    growth,
     lean,
     left_out,
     nothing_outside,
-    product_noise,
     settle,
 )
 
@@ -32,12 +31,6 @@ D = 200
 def extreme_pairs(operator, k, which="largest", *, key, folder=None, progress=silent, **options):
     method = Extreme(k, which, **options)
     return spectrum(operator, method, key=key, vectors=True, folder=folder, progress=progress)
-
-
-def rotated(values, seed=0):
-    rotation = scipy.linalg.qr(np.random.default_rng(seed).normal(size=(len(values),) * 2))[0]
-    matrix = (rotation * values) @ rotation.T
-    return ((matrix + matrix.T) / 2).astype(np.float32)
 
 
 def skewed(values, seed=0):
@@ -479,32 +472,16 @@ def test_never_more_products_than_arpack(num_pairs, which, theirs):
         assert ours.num_products <= min(counts), (name, counts)  # rounding is measured for none
 
 
-CALLS: list = []
-
-
-@jax.tree_util.register_pytree_node_class
-class Counted(MatrixOperator):
-    """A matrix that counts its products where they run."""
-
-    def mv(self, vector):
-        jax.debug.callback(lambda _: CALLS.append(None), vector[0])
-        return super().mv(vector)
-
-    def rmv(self, vector):
-        jax.debug.callback(lambda _: CALLS.append(None), vector[0])
-        return super().rmv(vector)
-
-
 @pytest.mark.parametrize("declared", [False, True])
 @pytest.mark.parametrize(("symmetric", "block"), [(True, 1), (False, 1), (True, 3)])
 def test_products_are_counted(symmetric, block, declared):
     operator = Counted(jnp.asarray(skewed(SPECTRA["clustered"])), symmetric=declared)
-    CALLS.clear()
+    PRODUCTS.clear()
     result = extreme_pairs(
         operator, 3, key=KEY, max_products=90, symmetric=symmetric, block=block, rtol=1e-5, subspace=25
     )
     jax.effects_barrier()
-    assert result.num_products == len(CALLS) <= 90
+    assert result.num_products == len(PRODUCTS) <= 90
 
 
 @jax.tree_util.register_pytree_node_class
@@ -558,10 +535,10 @@ def test_what_is_not_as_symmetric_as_declared_is_noise():
 @pytest.mark.parametrize("products", [7, 8, 30])
 def test_all_products_that_may_be_spent_are(products):
     operator = Counted(rotated(SPECTRA["even"]), symmetric=True)
-    CALLS.clear()
+    PRODUCTS.clear()
     result = extreme_pairs(operator, 2, key=KEY, max_products=products, rtol=1e-6)
     jax.effects_barrier()
-    assert result.num_products == len(CALLS) == products
+    assert result.num_products == len(PRODUCTS) == products
     assert result.noise > 0
 
 
@@ -702,20 +679,6 @@ def test_nonfinite_products_are_named(bad):
         extreme_pairs(MatrixOperator(matrix, symmetric=True), 3, key=KEY, max_products=100)
 
 
-class Unregistered(Operator):
-    size = 3
-    dtype = jnp.dtype(jnp.float32)
-
-    def mv(self, vector):
-        return vector
-
-    rmv = mv
-
-
-def _nan_score(state, x, t, cond):
-    return jnp.nan * x
-
-
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
@@ -735,7 +698,7 @@ def _nan_score(state, x, t, cond):
         ),
         (dict(operator=Unregistered()), r"operator: expected a pytree, got Unregistered"),
         (
-            dict(operator=lambda: score_jacobian(_nan_score, None, jnp.ones(4))),
+            dict(operator=lambda: score_jacobian(nan_score, None, jnp.full(4, 6.0))),
             r"score: 4 of 4 entries are NaN or infinite at this point",
         ),
     ],

@@ -1,6 +1,8 @@
 """Models of one's own: the example of the protocol, classes and no condition audited; samples and Hessians of any."""
 
 import inspect
+import subprocess
+import sys
 import textwrap
 from functools import partial
 from html import unescape
@@ -9,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import command_environment
 from flax import nnx
 
 import jaxmem
@@ -101,6 +104,21 @@ def runs(classes, unconditional, tmp_path_factory):
     for name, model in (("classes", classes), ("none", unconditional)):
         audit(model, None, CONFIG, folder=folder / name, say=said.append)
     return {name: read_audit(folder / name) for name in ("classes", "none")}, said, folder
+
+
+def test_reading_an_audit_and_writing_its_page_loads_no_jax(example, tmp_path):
+    """And no networks: what is drawn lies in files."""
+    script = (
+        "import sys, jaxmem; found = jaxmem.read_audit(sys.argv[1]); found.write_page(sys.argv[2]);"
+        " print(*[name for name in ('jax', 'jaxlib', 'flax', 'transformers') if name in sys.modules])"
+    )
+    page = tmp_path / "page.html"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(example[1]), str(page)],
+        env=command_environment(), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == ""
+    assert "Which of 2 classes has this class-conditional model memorized?" in page.read_text()
 
 
 class TestWithoutPairs:

@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ import pytest
 import tiny_diffusion as tiny
 from conftest import command_environment, interruptible, optional_import
 from flax import nnx
+from killing import recorded, signal_when
 from rich.console import Console
 
 from jaxmem import cli, score_jacobian
@@ -226,19 +226,14 @@ def test_killed_runs_continue_to_the_same_bits(folder, tmp_path, environment, wh
     out = tmp_path / "killed"
     rows = out / "results-0.jsonl"
     for there, kill in (
-        (lambda: rows.exists() and "sample-000-0002" in rows.read_text(), signal.SIGKILL),
+        (recorded(rows, 1, b"sample-000-0002"), signal.SIGKILL),
         ((out / "krylov" / "000.npz").exists, signal.SIGINT),
         ((out / "krylov" / "001.npz").exists, signal.SIGKILL),
     ):
         process = subprocess.Popen(
             interruptible(command(folder, out)[3:]), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
-        deadline = time.monotonic() + 600
-        while process.poll() is None and time.monotonic() < deadline:
-            if there():
-                process.send_signal(kill)
-                break
-            time.sleep(0.002)
+        signal_when(process, there, kill)
         _, stderr = process.communicate(timeout=60)
         assert process.returncode == (130 if kill == signal.SIGINT else -9), stderr
     done = subprocess.run(command(folder, out), env=environment, capture_output=True, text=True, check=True)

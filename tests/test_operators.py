@@ -119,7 +119,15 @@ def test_a_given_transpose_is_taken():
         jm.from_matvec(forward, D)
 
 
-def test_double_precision(x64):
+@pytest.fixture
+def x64_everywhere():
+    """As a setting of the process: products on the host run in a thread of their own, which sees no context."""
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
+def test_double_precision(x64_everywhere):
     wide = A.astype(np.float64)
     for operator in (jm.from_matvec(lambda v: wide @ v, D, dtype=jnp.float64), jm.from_scipy(wide)):
         assert operator.dtype == jnp.float64

@@ -57,7 +57,7 @@ def test_what_was_measured_of_it_bears_out_the_method(monkeypatch):
             less = copy.deepcopy(metrics)
             less["auc"]["course"][name]["matching"]["auc"] = 0.989
             assert script.fallen_short(less) == {f"{name}, one noise": 0.989}
-            assert f"Below an AUC of 0.99 against single images: {name}, one noise (0.9890)." in script.readme_section(
+            assert f"Below an AUC of 0.99 against single images: {name}, one noise (0.9890)." in script.page_section(
                 less
             )
     assert metrics["captions_returned"] == 1

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.sparse.linalg
+from operators import PRODUCTS, Counted, Unregistered, nan_score, skewed
 from parity import MULTIPLE, rounded
 
 from jaxmem import (
@@ -35,13 +36,6 @@ def mixture(d, seed=0, rank=4):
         jnp.asarray(rng.normal(size=(3, d, rank)), jnp.float32),
         jnp.array([0.1, 0.3, 0.0]),
     )
-
-
-def skewed(d, seed=0):
-    """A matrix that is nearly symmetric, as a learned Jacobian is."""
-    rng = np.random.default_rng(seed)
-    a, b = rng.normal(size=(2, d, d))
-    return ((a + a.T) / 2 + 0.05 * (b - b.T)).astype(np.float32)
 
 
 @pytest.mark.parametrize("t", [0, 30, 300, 900])
@@ -212,10 +206,6 @@ def test_one_trace_for_many_points():
     assert len(traces) <= 4
 
 
-def _nan_score(state, x, t, cond):
-    return jnp.where(x > 5, jnp.nan, -x)
-
-
 def _nan_slope(state, x, t, cond):
     return jnp.sqrt(x)  # finite at 0, its derivative is not
 
@@ -242,59 +232,22 @@ def test_no_scale_of_operator_or_start_changes_what_is_found(scale):
     np.testing.assert_allclose(batch.asymmetry[0], spectrum(unit).asymmetry, rtol=1e-4)
 
 
-@jax.tree_util.register_pytree_node_class
-class Counted(Operator):
-    """A diagonal operator that counts its products where they run."""
-
-    def __init__(self, diagonal):
-        self.diagonal = diagonal
-
-    size = property(lambda self: self.diagonal.shape[0])
-    dtype = property(lambda self: self.diagonal.dtype)
-
-    def mv(self, vector):
-        jax.debug.callback(lambda _: COUNTED.append(None), vector[0])
-        return self.diagonal * vector
-
-    rmv = mv
-
-    def tree_flatten(self):
-        return (self.diagonal,), None
-
-    @classmethod
-    def tree_unflatten(cls, _, children):
-        return cls(*children)
-
-
-COUNTED: list = []
-
-
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("method", [Dense(), Lanczos(7), Arnoldi(7)])
 def test_products_are_counted(method, symmetric):
-    operator = Counted(jnp.linspace(1.0, 2.0, 20))
-    COUNTED.clear()
+    operator = Counted(jnp.diag(jnp.linspace(1.0, 2.0, 20)))
+    PRODUCTS.clear()
     result = spectrum(operator.symmetric if symmetric else operator, method, key=KEY)
     jax.effects_barrier()
-    assert result.num_products == len(COUNTED)
+    assert result.num_products == len(PRODUCTS)
 
 
 def test_budgets_hold_for_symmetric_parts():
-    operator = Counted(jnp.linspace(1.0, 2.0, 60)).symmetric
-    COUNTED.clear()
+    operator = Counted(jnp.diag(jnp.linspace(1.0, 2.0, 60))).symmetric
+    PRODUCTS.clear()
     count = count_positive(operator, max_products=50, key=KEY, steps_per_probe=5)
     jax.effects_barrier()
-    assert count.num_products == len(COUNTED) <= 50
-
-
-class Unregistered(Operator):
-    size = 3
-    dtype = jnp.dtype(jnp.float32)
-
-    def mv(self, vector):
-        return vector
-
-    rmv = mv
+    assert count.num_products == len(PRODUCTS) <= 50
 
 
 @jax.tree_util.register_dataclass
@@ -352,7 +305,7 @@ def _ok_score(state, x, t, cond):
             r"start: expected shape \(4,\), got \(3,\)",
         ),
         (lambda op: spectrum(op, Lanczos(2), start=jnp.full(4, jnp.nan)), "start vector holds NaN"),
-        (lambda _: spectrum(score_jacobian(_nan_score, None, jnp.full(4, 6.0))), "score: 4 of 4 entries are NaN"),
+        (lambda _: spectrum(score_jacobian(nan_score, None, jnp.full(4, 6.0))), "score: 4 of 4 entries are NaN"),
         (lambda _: spectrum(score_jacobian(_nan_slope, None, jnp.zeros(4))), "operator: its matrix holds NaN"),
         (
             lambda _: spectrum(score_jacobian(_nan_slope, None, jnp.zeros(4)), Lanczos(2), key=KEY),
@@ -389,18 +342,18 @@ def _ok_score(state, x, t, cond):
         *[
             (
                 lambda _, options=options: batch_spectra(
-                    _nan_score, None, jnp.ones((3, 4)).at[1].set(6.0), 0, key=KEY, **options
+                    nan_score, None, jnp.ones((3, 4)).at[1].set(6.0), 0, key=KEY, **options
                 ),
                 "the score or its Jacobian at point 1 holds NaN",
             )
             for options in ({}, {"method": Lanczos(2)})
         ],
         (
-            lambda _: count_positive(score_jacobian(_nan_score, None, jnp.full(300, 6.0)), max_products=100, key=KEY),
+            lambda _: count_positive(score_jacobian(nan_score, None, jnp.full(300, 6.0)), max_products=100, key=KEY),
             "score: 300 of 300 entries are NaN",
         ),
         (
-            lambda op: spectrum(op - score_jacobian(_nan_score, None, jnp.full(4, 6.0))),
+            lambda op: spectrum(op - score_jacobian(nan_score, None, jnp.full(4, 6.0))),
             "score: 4 of 4 entries are NaN",
         ),
         (

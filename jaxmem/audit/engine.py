@@ -155,6 +155,7 @@ def _settle(
         require_evidence(entries, plan.setting())
     model.check()
     texts = [prompt.text for prompt in every]
+    conditions = model.conditions([*texts, ""] if plan.has_pairs else texts)
     truncated = model.truncated(texts)
     if any(truncated):
         say(f"{sum(truncated)} prompt(s) have more tokens than the text encoder takes and are cut, as in diffusers")
@@ -169,7 +170,7 @@ def _settle(
         plan=plan,
         model=model,
         sampler=model.sampler(config.ddim_steps),
-        conditions=model.conditions([*texts, ""] if plan.has_pairs else texts),
+        conditions=conditions,
         noise=starting_noise(config.seed, plan.noises, model.shape),
         texts=texts,
         seed=config.seed,

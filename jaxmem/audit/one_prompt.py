@@ -260,6 +260,7 @@ def _analyse(
             if number == 0:
                 _say_first(model, row.get("noise_share"), say)
         measured = run.load(key)
+        noise, asymmetry = measured["noise"], measured["asymmetry"]
 
         def told(steps: int, first: int = first, keep: int = keep) -> None:
             progress("products", first * config.num_steps + steps * keep, len(points) * config.num_steps)
@@ -267,8 +268,8 @@ def _analyse(
         images = [image for image, _ in chosen]
         path = run.directory / KRYLOV / f"{number:03d}.npz"
         factorizations = _factorise(config, programs, operators, starts, images, path, told)
-        table = ritz_table(factorizations, measured["noise"], symmetric=symmetric)
-        part = table._asdict() | {"asymmetry": measured["asymmetry"], "status": factorizations.status.astype(int)}
+        table = ritz_table(factorizations, noise, symmetric=symmetric)
+        part = table._asdict() | {"asymmetry": asymmetry, "status": factorizations.status.astype(int)}
         if not symmetric:
             part["asymmetry"] = np.array([_asymmetry_seen(f) for f in unstacked(factorizations)])
         parts.append({name: array[:keep] for name, array in part.items()})

@@ -5,12 +5,9 @@ the evidence of one point (a prompt from one starting noise), or of one prompt f
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Array
-
-from jaxmem.score import ScorePair
 
 AuditMethod = Literal["eigh", "lanczos", "none"]
 UNPAIRED = "a score without the prompt, which this model does not have"
@@ -112,15 +109,15 @@ class ScorePairs(Evidence):
 
 
 class Pairs(NamedTuple):
-    """Scores of one point along its trajectory, the steps first."""
+    """Scores of one point along its trajectory, the steps first; JAX arrays."""
 
-    x: Array  #: (steps, *latent), from x_T on
-    cond: Array  #: (steps, *latent), the score with the prompt
-    uncond: Array  #: (steps, *latent), the score without
-    sigma: Array  #: (steps,) noise levels
+    x: Any  #: (steps, *latent), from x_T on
+    cond: Any  #: (steps, *latent), the score with the prompt
+    uncond: Any  #: (steps, *latent), the score without
+    sigma: Any  #: (steps,) noise levels
 
     @property
-    def difference(self) -> Array:
+    def difference(self) -> Any:
         """``s_Δ = s_c − s_u``."""
         return self.cond - self.uncond
 
@@ -153,11 +150,11 @@ class StartPairs(Evidence):
 
 
 class TwoPairs(NamedTuple):
-    """Scores of the starting noise of one point."""
+    """Scores of the starting noise of one point: two `jaxmem.ScorePair`."""
 
-    first: ScorePair  #: at (x_T, t₀)
-    late: ScorePair  #: at (x_T, t_late)
-    sigma: Array  #: noise level of t₀
+    first: Any  #: at (x_T, t₀)
+    late: Any  #: at (x_T, t_late)
+    sigma: Any  #: noise level of t₀
 
 
 @dataclass(frozen=True)

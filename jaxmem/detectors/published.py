@@ -15,15 +15,13 @@ does where it is not what the paper says. The papers:
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxmem.detectors.entry import Detector
 from jaxmem.detectors.evidence import EpsDifferences, HessianProducts, Images, ScorePairs, Setting, StartPairs
-from jaxmem.jacobian import ScoreJacobian, score_jacobian
-from jaxmem.score import Score, ScorePair
+
+# JAX is imported where a score is computed: to read scores that are kept, and to write their page, takes no JAX.
 
 ANISOTROPY_WEIGHTS = (1.0, 2.0)  #: (γ₁, γ₂) of the released code for Stable Diffusion 1
 ANISOTROPY_WEIGHTS_V = (1.0, 0.1)  #: of the released code for Stable Diffusion 2, which predicts v
@@ -31,19 +29,23 @@ SCORE_EVOLUTION_STEPS = 3  #: the released code follows the difference over the 
 TILES_PER_SIDE = 4  #: Carlini et al.: 128 of 512 pixels
 
 
-def _wide(x: Array) -> Array:
+def _wide(x: Any) -> Any:
     """In at least float32: sums of squares of bfloat16 numbers lose their digits, of float16 ones overflow."""
+    import jax.numpy as jnp
+
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _norm(x: Array) -> Array:
+def _norm(x: Any) -> Any:
     """The ℓ2 norm of all entries, scaled so that no square overflows or underflows."""
+    import jax.numpy as jnp
+
     largest = jnp.abs(x).max()
     scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
     return scale * jnp.sqrt(jnp.square(x / scale).sum())
 
 
-def eps_difference(pair: ScorePair, sigma: Any) -> Float[Array, ""]:
+def eps_difference(pair: Any, sigma: Any) -> Float[Any, ""]:
     """Wen et al. at one step: ``‖ε_c - ε_u‖₂ = σ ‖s_Δ‖₂``. High means memorized.
 
     In units of the noise, whose norm is about √d. As published the score is its mean over the steps, `wen`:
@@ -61,8 +63,8 @@ def wen(eps_differences: Any) -> Any:
 
 
 def hessian_difference(
-    score: Score, state: Any, x: Array, t: Any, cond: Any, uncond: Any, *, precision: str = "highest"
-) -> Float[Array, ""]:
+    score: Any, state: Any, x: Any, t: Any, cond: Any, uncond: Any, *, precision: str = "highest"
+) -> Float[Any, ""]:
     """Jeon et al.: ``‖H_c s_Δ - H_u s_Δ‖₂``, H_c and H_u the Jacobians of the two scores. High means memorized.
 
     As published it is squared; as released, and here, it is not (the ranking is the same; means over noises are not).
@@ -76,26 +78,28 @@ def hessian_difference(
     Raises:
         ValueError: as `jaxmem.jacobian.score_jacobian`.
     """
+    from jaxmem.jacobian import score_jacobian
+
     return linearised_difference(
         score_jacobian(score, state, x, t, cond, precision=precision),
         score_jacobian(score, state, x, t, uncond, precision=precision),
     )
 
 
-def linearised_difference(cond: ScoreJacobian, uncond: ScoreJacobian) -> Float[Array, ""]:
+def linearised_difference(cond: Any, uncond: Any) -> Float[Any, ""]:
     """`hessian_difference` of two Jacobians that are there already: 2 products and no evaluation."""
     tangent = (cond.value - uncond.value).reshape(-1)
     return _norm(_wide(cond.mv(tangent)) - _wide(uncond.mv(tangent)))
 
 
 def anisotropy(
-    first: ScorePair,
-    late: ScorePair,
+    first: Any,
+    late: Any,
     sigma: Any,
     *,
     weights: tuple[float, float] = ANISOTROPY_WEIGHTS,
     channel_axis: int = -1,
-) -> Float[Array, ""]:
+) -> Float[Any, ""]:
     """Asthana and Belagiannis: ``γ₁ ‖ε_c - ε_u‖₂(x_T, t₀) + γ₂ mean_pixels cos(ε_u, ε_c - ε_u)(x_T, t_late)``.
 
     High means memorized. The cosine is over the channels of a pixel. Both terms are of the same pure noise x_T, the
@@ -105,7 +109,7 @@ def anisotropy(
     ``(α/σ²)‖v_c - v_u‖₂ = ‖s_Δ‖₂/σ``; here it is ``σ ‖s_Δ‖₂`` for every model. At t₀, σ is nearly 1.
 
     Args:
-        first: the scores at (x_T, t₀).
+        first: the scores at (x_T, t₀), a `jaxmem.ScorePair`.
         late: the scores at (x_T, t_late).
         sigma: noise level of t₀. That of t_late cancels in the cosine.
         weights: γ₁, γ₂.
@@ -116,15 +120,17 @@ def anisotropy(
     return weights[0] * eps_difference(first, sigma) + weights[1] * cosine.mean()
 
 
-def _direction(x: Array, axis: int) -> Array:
+def _direction(x: Any, axis: int) -> Any:
     """Vectors along an axis divided by their norms; zero where they are."""
+    import jax.numpy as jnp
+
     largest = jnp.abs(x).max(axis, keepdims=True)
     scaled = x / jnp.where(largest > 0, largest, 1)
     norm = jnp.sqrt(jnp.square(scaled).sum(axis, keepdims=True))
     return scaled / jnp.where(norm > 0, norm, 1)
 
 
-def score_evolution(s_delta: Float[Array, " steps *shape"]) -> Float[Array, ""]:
+def score_evolution(s_delta: Float[Any, " steps *shape"]) -> Float[Any, ""]:
     """``Σ_k ‖s_Δ(x_{k+1}) - s_Δ(x_k)‖₂²`` for k = 0, 1: from the first three steps of the sampler. High is memorized.
 
     As released (no paper): over three DDIM steps; the two terms are also reported alone. Squared, in units of x⁻².
@@ -135,6 +141,9 @@ def score_evolution(s_delta: Float[Array, " steps *shape"]) -> Float[Array, ""]:
     Raises:
         ValueError: fewer than three steps.
     """
+    import jax
+    import jax.numpy as jnp
+
     if s_delta.shape[0] < SCORE_EVOLUTION_STEPS:
         raise ValueError(f"s_delta: expected the first 3 steps of the sampler or more, got {s_delta.shape[0]}")
     steps = _wide(s_delta[:SCORE_EVOLUTION_STEPS])

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmem.runs.durable import write_atomically
+from jaxmem.runs.durable import arrays_writer, read_arrays, write_atomically
 
 
 def save_parameters(path: Path, state: Any) -> None:
@@ -15,8 +15,7 @@ def save_parameters(path: Path, state: Any) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    arrays = {name: np.asarray(leaf) for name, leaf in _named(state)}
-    write_atomically(path, lambda stream: np.savez(stream, **arrays))  # type: ignore[arg-type]
+    write_atomically(path, arrays_writer({name: np.asarray(leaf) for name, leaf in _named(state)}))
 
 
 def load_parameters(path: Path, like: Any) -> Any:
@@ -27,13 +26,7 @@ def load_parameters(path: Path, like: Any) -> Any:
     """
     if not path.is_file():
         raise ValueError(f"{path}: expected the parameters of a network, got no such file")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-    except Exception as error:  # zipfile, zlib and numpy each have their own for a damaged file
-        raise ValueError(
-            f"{path}: expected a whole .npz file, got {type(error).__name__}: {error}; restore it or train again"
-        ) from None
+    arrays = read_arrays(path, "the parameters of a network", "restore it, or train again in a new folder")
     wanted = {name: (leaf.shape, leaf.dtype) for name, leaf in _named(like)}
     found = {name: (array.shape, array.dtype) for name, array in arrays.items()}
     if wanted != found:

@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from jaxmem.jacobian import check_score, score_jacobian
 from jaxmem.krylov import Factorization, Status, scaled_norm
 from jaxmem.runs.progress import Progress, silent
 from jaxmem.score import Score
-from jaxmem.spectra.devices import each_point, on_devices
+from jaxmem.spectra.devices import each_point, on_devices, require_local
 from jaxmem.spectra.measure import Probe, dense_and_noise, run_krylov
 from jaxmem.spectra.methods import Dense, Extreme, Krylov, Method, check_method
 from jaxmem.spectra.result import Spectrum, rounding_noise
@@ -82,7 +82,7 @@ def _krylov_group(
 def batch_spectra(
     score: Score,
     state: Any,
-    x: Float[Array, " n *shape"],
+    x: Shaped[Any, " n *shape"],
     t: Any,
     cond: Any = None,
     method: Method = Dense(),
@@ -139,25 +139,12 @@ def batch_spectra(
     # On the host, so that taking a group's points waits for nothing that a device still computes.
     x, t, cond = jax.device_get(jax.tree.map(jnp.asarray, check_points(x, t, cond)))
     count = len(x)
-    size = int(np.prod(x.shape[1:]))
-    check_method(method, size)
-    if isinstance(method, Extreme) or (isinstance(method, Dense) and (not method.symmetric or method.folder)):
-        raise ValueError(
-            f"method: expected Dense(), Lanczos or Arnoldi, got {method}, which is not batched; take spectrum of each"
-            f" point"
-        )
-    method.check_size(size)
-    krylov = None if isinstance(method, Dense) else method
+    krylov = _krylov_method(method, int(np.prod(x.shape[1:])))
     keys = None if krylov is None else jax.device_get(start_keys(key, count))
     check_score(score, state, x[0], t[0], jax.tree.map(lambda leaf: leaf[0], cond))
     if mesh is not None:
-        if mesh.is_multi_process:
-            raise ValueError(
-                f"mesh: expected devices of this process, got {mesh.size} of several; take jax.local_devices(), and let"
-                f" processes share a `folder`"
-            )
+        require_local(mesh)
         state = jax.device_put(state, jax.NamedSharding(mesh, jax.P()))
-
     num_devices = 1 if mesh is None else mesh.size
     together = num_devices * min(batch, -(-count // num_devices))
 
@@ -186,6 +173,18 @@ def batch_spectra(
     eigenvalues, residuals, num_products, status, asymmetry, noise = map(np.concatenate, zip(*groups, strict=True))
     seed = None if krylov is None else np.asarray(jax.random.key_data(key))
     return Spectrum(eigenvalues, residuals, None, num_products, status, asymmetry, noise, x.dtype, method, seed)
+
+
+def _krylov_method(method: Any, size: int) -> Krylov | None:
+    """The method if it is a Krylov one, None for `Dense`; refuses what is not batched."""
+    check_method(method, size)
+    if isinstance(method, Extreme) or (isinstance(method, Dense) and (not method.symmetric or method.folder)):
+        raise ValueError(
+            f"method: expected Dense(), Lanczos or Arnoldi, got {method}, which is not batched; take spectrum of each"
+            f" point"
+        )
+    method.check_size(size)
+    return None if isinstance(method, Dense) else method
 
 
 def _one_ahead(items: Iterable[Any]) -> Iterator[Any]:

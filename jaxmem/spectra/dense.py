@@ -86,12 +86,12 @@ def dense_cost(operator: Operator, chunk: int = 56) -> DenseCost:
 
 
 def file_bytes(size: int, dtype: Any) -> int:
-    """Of the matrix on the disk."""
+    """Size of the file of columns, in bytes."""
     return len(header(size, np.dtype(dtype))) + size**2 * np.dtype(dtype).itemsize
 
 
 def solve_bytes(size: int) -> int:
-    """Of the host's memory for the solve."""
+    """Memory of the solve on the host, in bytes."""
     # a block of rows is read in the file's precision; blocks of blocks, and LAPACK's panels, are smaller
     return 8 * size**2 + 2 * 8 * min(_BLOCK, size) * size
 
@@ -140,27 +140,11 @@ def dense_from_file(
         progress("columns", store.done, size)
     _require_finite_column(product, "a product with a random unit vector")  # after the columns, which have a number
 
-    matrix, square, gap = np.empty((size, size)), 0.0, 0.0  # sums of squares of A and A - Aᵀ
-    again, weights = np.zeros(size), np.asarray(vector, np.float64)
-    for rows in _blocks(size):
-        block = matrix[rows]
-        block[...] = store.read(rows)
-        square += float(np.vdot(block, block))
-        again += weights[rows] @ block
-        progress("read", rows.stop, size)
-    pairs = [(a, b) for a in _blocks(size) for b in _blocks(size) if a.start <= b.start]
-    for done, (a, b) in enumerate(pairs):
-        upper, lower = matrix[a, b], matrix[b, a]
-        difference = upper - lower.T
-        gap += (1 if a == b else 2) * float(np.vdot(difference, difference))
-        upper[...] = (upper + lower.T) / 2
-        lower[...] = upper.T
-        progress("symmetrise", done + 1, len(pairs))
+    matrix, norm, gap, again = _symmetrised(store, np.asarray(vector, np.float64), progress)
     progress("solve", 0, 1)
     # The transpose of a symmetric matrix is itself, and in Fortran's order, which LAPACK overwrites without a copy.
     values = scipy.linalg.eigh(matrix.T, eigvals_only=True, overwrite_a=True, check_finite=False, driver="evd")
     progress("solve", 1, 1)
-    norm = np.sqrt(square)
     # as in `jaxmem.spectra.measure`: two roundings of one product, and a bound on LAPACK's backward error
     exact = product.astype(np.float64)
     rounding = max(np.linalg.norm(again - exact), float(jnp.finfo(operator.dtype).eps) * np.linalg.norm(exact))
@@ -171,12 +155,36 @@ def dense_from_file(
         vectors=None,
         num_products=(size + store.starts) * operator.products_per_mv,
         status=Status.CONVERGED,
-        asymmetry=float(np.sqrt(gap) / norm) if norm > 0 else 0.0,
+        asymmetry=gap / norm if norm > 0 else 0.0,
         noise=noise,
         dtype=operator.dtype,
         method=method,
         seed=None,
     )
+
+
+def _symmetrised(
+    store: ColumnStore, vector: np.ndarray, progress: Progress
+) -> tuple[np.ndarray, float, float, np.ndarray]:
+    """½(A + Aᵀ) of the columns A on the disk, made in place; ‖A‖ and ‖A - Aᵀ‖, Frobenius; and the product A v."""
+    size = store.size
+    matrix, square, gap = np.empty((size, size)), 0.0, 0.0  # sums of squares
+    product = np.zeros(size)
+    for rows in _blocks(size):
+        block = matrix[rows]
+        block[...] = store.read(rows)
+        square += float(np.vdot(block, block))
+        product += vector[rows] @ block
+        progress("read", rows.stop, size)
+    pairs = [(a, b) for a in _blocks(size) for b in _blocks(size) if a.start <= b.start]
+    for done, (a, b) in enumerate(pairs):
+        upper, lower = matrix[a, b], matrix[b, a]
+        difference = upper - lower.T
+        gap += (1 if a == b else 2) * float(np.vdot(difference, difference))
+        upper[...] = (upper + lower.T) / 2
+        lower[...] = upper.T
+        progress("symmetrise", done + 1, len(pairs))
+    return matrix, float(np.sqrt(square)), float(np.sqrt(gap)), product
 
 
 @jax.jit

@@ -21,3 +21,12 @@ def on_devices(share: Callable[..., Any], mesh: Any, state: Any, *points: Any) -
 def each_point(one: Callable[..., Any], mesh: Any, state: Any, *points: Any) -> Any:
     """``one(state, *point)`` of every point, each device of the mesh working on its own share of them."""
     return on_devices(lambda state, *points: jax.vmap(partial(one, state))(*points), mesh, state, *points)
+
+
+def require_local(mesh: jax.sharding.Mesh) -> None:
+    """Raise a ValueError if a mesh has devices of other processes."""
+    if mesh.is_multi_process:
+        raise ValueError(
+            f"mesh: expected devices of this process, got {mesh.size} of several; take jax.local_devices(), and let"
+            f" processes share a `folder`"
+        )

@@ -9,29 +9,31 @@ import numpy as np
 from jaxmem.krylov import Status
 from jaxmem.operators import Operator
 from jaxmem.runs import memory
+from jaxmem.spectra.block_ritz import (
+    BlockRitz,
+    Growth,
+    block_ritz,
+    crossings,
+    growth,
+    orthogonality_loss,
+    probe_first,
+    product_noise,
+    ritz_vectors,
+)
 from jaxmem.spectra.measure import Probe
 from jaxmem.spectra.methods import Extreme
 from jaxmem.spectra.restarted import (
-    BlockRitz,
-    Growth,
     KrylovState,
     Outside,
     absorb_block,
     advance_block,
     begin_block,
     begin_chain,
-    block_ritz,
-    crossings,
-    growth,
     lean,
     left_out,
     multiply,
     nothing_outside,
-    orthogonality_loss,
-    probe_first,
-    product_noise,
     restart,
-    ritz_vectors,
     settle,
     wake,
     widen,

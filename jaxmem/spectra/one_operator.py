@@ -50,7 +50,9 @@ def spectrum(
         progress: called as ``progress(task, done, total)``.
 
     The dense solver and the small Krylov eigenproblems run on the host in float64. Without a folder `Dense` holds the
-    d × d matrix three times over and refuses d > 4,096.
+    d × d matrix three times over and refuses d > 4,096. `Lanczos` and `Arnoldi` hold a basis of (num_steps + 1) d
+    numbers, twice while it grows; they run a few seconds at a time, after which `progress` is told and the folder
+    written.
 
     Raises:
         ValueError: on something else than a method, a number that is out of range for the size, no key, a start vector

@@ -102,8 +102,7 @@ def record_spectra(
             found = batch_spectra(score, state, points, times, conds, method, key=keys, **options)
         except ValueError as error:
             raise ValueError(f"points {part.start} to {part.stop - 1}, counted from 0 here: {error}") from error
-        # residuals of dense methods are the noise
-        residuals = {} if isinstance(found.method, Dense) else {"residuals": found.residuals}
+        residuals = {} if isinstance(found.method, Dense) else {"residuals": found.residuals}  # else they are the noise
         kept = {name: getattr(found, name) for name in _KEPT} | residuals
         run.save(unit_key, **{name: np.asarray(array) for name, array in kept.items()})
         run.append({"key": unit_key, "number": len(points), "products": int(found.num_products.sum())})
@@ -117,13 +116,13 @@ def record_spectra(
                 f" put it into the run's config"
             )
     arrays = {name: np.concatenate([kept[name] for kept in units]) for name in units[0]}
-    width, dense = arrays["eigenvalues"].shape[1], isinstance(method, Dense)
+    width = arrays["eigenvalues"].shape[1]
     return Spectrum(
         **{"residuals": np.repeat(arrays["noise"][:, None], width, 1)} | arrays,
         vectors=None,
         dtype=jnp.asarray(x[:0]).dtype,
         method=method,
-        seed=None if starts is None or dense else np.asarray(jax.random.key_data(starts)),
+        seed=None if starts is None or isinstance(method, Dense) else np.asarray(jax.random.key_data(starts)),
     )
 
 
