@@ -1,11 +1,11 @@
-"""Bootstrap over prompts: what repeats is the prompt, so its noises are drawn or left out together."""
+"""Bootstrap over prompts: a resample takes a prompt with all its noises, or leaves all of them out."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-_CHUNK = 1_000_000  # numbers of a block of resamples, 8 MB each
+_CHUNK = 1_000_000  # numbers in a block of resamples, 8 MB
 
 
 def interval(drawn: np.ndarray) -> tuple[float, float]:
@@ -15,7 +15,7 @@ def interval(drawn: np.ndarray) -> tuple[float, float]:
 
 
 def mean_interval(scores: Any, *, seed: int = 0, num_resamples: int = 1000) -> tuple[float, tuple[float, float]]:
-    """The mean of all scores that are there, and its bootstrap 95 % interval over prompts.
+    """Mean of all scores that are not NaN, and its bootstrap 95 % interval over prompts.
 
     Args:
         scores: shape (N, M) or (N,), NaN where not done.

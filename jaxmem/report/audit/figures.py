@@ -69,7 +69,7 @@ def distributions(view: AuditView) -> list[Drawing]:
 
 
 def _title(view: AuditView, those: list[int]) -> str:
-    """Of some detectors of one statistic: of several without the timestep or the steps in which they differ."""
+    """Title of a panel: that of its detector, or of several without the timestep or steps in which they differ."""
     first = view.detectors[those[0]]
     end = ", " if first.timestep is None else ", t = "
     return first.title if len(those) == 1 else first.title.partition(end)[0]

@@ -78,7 +78,7 @@ def render(result: Any, title: str = "Memorization audit", written: str = "") ->
 
 
 def _hash(text: str) -> str:
-    """What the page's own policy lets run: this text and no other."""
+    """Hash of a script or a style sheet, for the content policy of the page, which allows no other."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 

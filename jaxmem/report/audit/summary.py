@@ -1,4 +1,4 @@
-"""What an audit found in few numbers, and what was run in few lines."""
+"""Numbers of the summary of an audit's page, and the facts of its run."""
 
 from typing import Any
 
@@ -80,7 +80,7 @@ def _listed(shares: dict[str, float] | None) -> str | None:
 
 
 def highlights(result: Any) -> list[tuple[str, str]]:
-    """What a reader asks of a run first, where it says it."""
+    """Facts that a reader looks for first, where the run has them: name and value."""
     manifest, metrics = result.manifest, result.metrics or {}
     minutes = (metrics.get("wall_seconds") or {}).get("total")
     config, plan, versions, device = (manifest.get(name) or {} for name in ("config", "plan", "versions", "device"))

@@ -17,7 +17,7 @@ MOST_LEADS, MOST_GROUPS = 6, len(CATEGORIES)
 
 
 def mean(values: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
-    """The mean of what is there; NaN where nothing is."""
+    """Mean of the numbers that are not NaN; NaN where all are."""
     number = np.sum(~np.isnan(values), axis)
     return np.where(number > 0, np.nansum(values, axis) / np.maximum(number, 1), np.nan)
 
@@ -76,7 +76,7 @@ class AuditView:
         return self._each(lambda scores, _, direction: rank(scores, memorized_is=direction))
 
     def _each(self, judge: Callable[[np.ndarray, int, End], np.ndarray]) -> np.ndarray:
-        """(N, D) of what ``judge`` says of a detector's scores, its number and the direction that means memorized."""
+        """Apply ``judge`` to the scores of each detector, its number and its memorized end; shape (N, D)."""
         columns = [judge(self.scores[:, d], d, one.memorized_is) for d, one in enumerate(self.detectors)]
         return np.stack(columns, 1) if columns else self.scores
 
@@ -98,9 +98,10 @@ class AuditView:
 
     @cached_property
     def leads(self) -> list[int]:
-        """One detector of each statistic, most telling first; of several timesteps counts take the nearest to `JUDGED`.
+        """One detector of each statistic, in the order of `Detector.place`.
 
-        Sums of eigenvalues take the largest: there every sigma is about 1 and the network has resolved its curvature.
+        Of several timesteps, counts take the nearest to `JUDGED`, and sums of eigenvalues the largest: there every
+        sigma is about 1 and the network has resolved its curvature.
         """
         chosen: dict[str, int] = {}
 
