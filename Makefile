@@ -6,9 +6,9 @@ OUT ?= runs
 # An index to take torch from before everything else, for the CPU build.
 TORCH_INDEX ?=
 # Of pyproject.toml, for tests; without parity, tests that compare with torch and diffusers skip.
-EXTRAS ?= test,parity,notebook
+EXTRAS ?= test,parity,notebook,docs
 
-.PHONY: venv venv-test demo demo-mnist test fast-tests test-slow lint dist bench bench-long notebooks clean
+.PHONY: venv venv-test demo demo-mnist test fast-tests test-slow lint docs dist bench bench-long notebooks clean
 
 venv: $(VENV)/ready
 venv-test: $(VENV)/ready-test
@@ -39,13 +39,18 @@ lint: venv-test
 # Compiling is most of the time, so programs are compiled without LLVM's optimisations; before a release they are
 # tested as users have them, too: make test TEST_XLA_FLAGS=
 TEST_XLA_FLAGS ?= --xla_backend_optimization_level=0
-# Lint takes a core for a minute, beside the tests.
+# Lint and the documentation take a core for a minute, beside the tests.
 test: venv-test
-	$(MAKE) --jobs 2 lint fast-tests
+	$(MAKE) --jobs 2 lint docs fast-tests
 
 fast-tests: venv-test
 	OMP_NUM_THREADS=1 XLA_FLAGS="$(XLA_FLAGS) $(TEST_XLA_FLAGS)" \
 		$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+# The pages in build/docs. A broken link or a public name that no page documents fails; so does a code block, in the tests.
+docs: venv-test
+	$(BIN)/python scripts/documented.py
+	$(BIN)/zensical build --strict --clean
 
 test-slow: venv-test
 	$(BIN)/python -m pytest -m slow
@@ -71,4 +76,4 @@ notebooks: venv-test
 	$(BIN)/python notebooks/execute.py
 
 clean:
-	rm -rf $(VENV) dist .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) dist build .cache .pytest_cache .ruff_cache .mypy_cache

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from counting import RESULTS, rotated
 from exact_jacobian import environment
-from page import update_page
+from page import FIGURES, update_page
 
 from jaxmem.report import style
 from jaxmem.spectra import count_positive
@@ -177,7 +177,8 @@ def covered(name: str, label: str, seed: int) -> dict[str, Any]:
     level = min(float(np.quantile(values, 0.9)), -0.02 * float(np.abs(values).max()))
     sigma = (-0.5 / level) ** 0.5
     budget = int(share * size) if share else (14 if symmetric else 27)
-    count = count_positive(rotated(values, rng, symmetric), budget, jax.random.key(seed), sigma=sigma)
+    operator = rotated(values, rng, symmetric)
+    count = count_positive(operator, max_products=budget, key=jax.random.key(seed), sigma=sigma)
     found = {"size": size, "products": count.num_products, "threshold": count.threshold}
     for kind, one, truth in (
         ("positive", count, values > 0),
@@ -202,8 +203,8 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return cell
 
 
-def readme_section(result: dict[str, Any]) -> str:
-    """The benchmark as benchmarks/README.md shows it."""
+def page_section(result: dict[str, Any]) -> str:
+    """The benchmark as the page of benchmarks shows it."""
     cells = result["coverage"]
     shares, above, counts = [], 0, 0
     for row in cells.values():
@@ -301,9 +302,9 @@ def main() -> None:
         "coverage": cells,
     }
     (arguments.out / "count_coverage.json").write_text(json.dumps(result, indent=1) + "\n")
-    draw_figure(arguments.out / "count_coverage.png", cells)
-    update_page("count coverage", readme_section(result))
-    print(readme_section(result))
+    draw_figure(FIGURES / "count_coverage.png", cells)
+    update_page("benchmarks", "count coverage", page_section(result))
+    print(page_section(result))
 
 
 if __name__ == "__main__":

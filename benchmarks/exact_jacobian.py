@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from page import update_page
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDE, SIZE, TIMESTEP, LABEL = 28, 784, 20, 3
@@ -312,8 +313,8 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def readme_section(result: dict[str, Any]) -> str:
-    """The benchmark as the README shows it: the fastest chunk of each family, and the ratios."""
+def page_section(result: dict[str, Any]) -> str:
+    """The benchmark as the page of performance shows it: the fastest chunk of each family, and the ratios."""
     best: dict[str, dict[str, Any]] = {}
     for c in result["contenders"]:
         if c["family"] not in best or c["median_s"] < best[c["family"]]["median_s"]:
@@ -339,13 +340,6 @@ def readme_section(result: dict[str, Any]) -> str:
             " multiplications). The first call includes compilation.",
         ]
     )
-
-
-def update_readme(result: dict[str, Any]) -> None:
-    path = ROOT / "README.md"
-    before, rest = path.read_text().split("<!-- benchmark -->")
-    after = rest.split("<!-- /benchmark -->")[1]
-    path.write_text(f"{before}<!-- benchmark -->\n{readme_section(result)}\n<!-- /benchmark -->{after}")
 
 
 def main() -> None:
@@ -383,7 +377,7 @@ def main() -> None:
     result = summarise(workers, args.pairs)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=1) + "\n")
-    update_readme(result)
+    update_page("performance", "benchmark", page_section(result))
     print(table(result))
     print(json.dumps({k: v for k, v in result.items() if k != "contenders"}, indent=1))
 

@@ -35,8 +35,8 @@ def compare(isa: str | None) -> list[Row]:
         return [Row(*row) for row in json.loads(rows.read_text())]
 
 
-def readme_section(result: dict[str, Any]) -> str:
-    """The benchmark as benchmarks/README.md shows it."""
+def page_section(result: dict[str, Any]) -> str:
+    """The benchmark as the page of benchmarks shows it."""
     facts = result["environment"]
     return "\n".join(
         [
@@ -56,8 +56,8 @@ def save(runs: dict[str, list[Row]]) -> None:
     }  # fmt: skip
     path = ROOT / "benchmarks" / "results" / "rounding.json"
     path.write_text(json.dumps(result) + "\n", encoding="utf-8")
-    update_page("rounding", readme_section(result))
-    print(readme_section(result))
+    update_page("benchmarks", "rounding", page_section(result))
+    print(page_section(result))
 
 
 if __name__ == "__main__":

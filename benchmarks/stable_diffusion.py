@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from exact_jacobian import count_flop, environment, gemm_rate
+from page import update_page
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMESTEP = 501
@@ -295,8 +296,8 @@ def summarise(
     }
 
 
-def readme_section(result: dict[str, Any]) -> str:
-    """The benchmark as the README shows it."""
+def page_section(result: dict[str, Any]) -> str:
+    """The benchmark as the page of performance shows it."""
     median = {name: float(np.median(times)) for name, times in result["seconds"].items()}
     ratios, peaks, facts, shares = (result[k] for k in ("ratios", "peak_gb", "environment", "share_of_gemm_rate"))
     product, flop = median["jaxmem product with J"], result["flop"]
@@ -349,13 +350,6 @@ def readme_section(result: dict[str, Any]) -> str:
     )
 
 
-def update_readme(result: dict[str, Any]) -> None:
-    path, mark = ROOT / "README.md", "stable diffusion benchmark"
-    before, rest = path.read_text().split(f"<!-- {mark} -->")
-    after = rest.split(f"<!-- /{mark} -->")[1]
-    path.write_text(f"{before}<!-- {mark} -->\n{readme_section(result)}\n<!-- /{mark} -->{after}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
@@ -372,7 +366,7 @@ def main() -> None:
             subprocess.run([sys.executable, __file__, "--worker", "weights", "--folder", str(folder)], check=True)
         result = run(args.rounds, folder)
     args.out.write_text(json.dumps(result, indent=1) + "\n")
-    update_readme(result)
+    update_page("performance", "stable diffusion benchmark", page_section(result))
     print(json.dumps(result, indent=1))
 
 

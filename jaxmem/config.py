@@ -397,7 +397,7 @@ TOY2D_PRESETS = {
     ),
 }
 # The paper takes Arnoldi to the end, 16,384 products a spectrum. Lanczos with fewer shows both ends of it, and the
-# count comes from `count_positive` with 6 % of d, whose error is known (benchmarks/README.md).
+# count comes from `count_positive` with 6 % of d, whose error is known (docs/benchmarks.md).
 SD_PRESETS = {
     "small": AuditConfig(noises=1, method="lanczos", num_steps=20, batch=1, timesteps=()),
     "paper": AuditConfig(

@@ -16,10 +16,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxmem import first_step
-from jaxmem.diffusion import DDIM, NoiseSchedule, Prediction, ddim_path
+from jaxmem.diffusion import NoiseSchedule, Prediction
 from jaxmem.jacobian import ScoreJacobian, score_jacobian
 from jaxmem.prompts import NO_PROMPT, Prompt
-from jaxmem.score import GuidedScore, Score
+from jaxmem.sampling import DDIM, sample_path
+from jaxmem.score import Score, with_guidance
 
 Condition = Literal["prompt", "class", "none"]
 
@@ -152,12 +153,12 @@ class Model(ABC):
         scale = self.guidance if guidance is None else guidance
         check_guidance(self, scale)
         if scale == 1:
-            return ddim_path(self.sampler(num_steps), self.score, self.state, noise, self.conditions(prompts))
-        both = jax.tree.map(
-            lambda leaf: jnp.stack([leaf[:-1], jnp.broadcast_to(leaf[-1:], leaf[:-1].shape)], 1),
-            self.conditions([*prompts, ""]),
-        )
-        return ddim_path(self.sampler(num_steps), GuidedScore(self.score, scale), self.state, noise, both)
+            score, cond = self.score, self.conditions(prompts)
+        else:
+            every = self.conditions([*prompts, ""])
+            given, absent = (jax.tree.map(lambda leaf, part=part: leaf[part], every) for part in (slice(-1), -1))
+            score, cond = with_guidance(self.score, given, scale, absent)
+        return sample_path(score, self.state, noise, cond, sampler=self.sampler(num_steps))
 
     def sample(
         self,

@@ -50,7 +50,7 @@ def main(directory: str) -> None:
         sys.exit(f"{source}: expected at most {LIMIT:,} bytes, got {size:,}")
     StableDiffusion.load(source)
     metrics = run.metrics()
-    section = readme_section(metrics)  # before anything is replaced: an older run lacks some of it
+    section = page_section(metrics)  # before anything is replaced: an older run lacks some of it
     shutil.rmtree(TARGET, ignore_errors=True)
     shutil.copytree(source, TARGET / "model")
     kinds = [name for name in CATEGORIES for _ in range(NUM_UNIQUE)]
@@ -62,14 +62,15 @@ def main(directory: str) -> None:
     print(f"{TARGET}: {size:,} bytes")
     RESULTS.write_text(json.dumps(metrics, indent=1) + "\n")
     for name in FIGURES:
-        shutil.copy(run.directory / "figures" / f"{name}.png", ROOT / "docs" / f"verbatim_{name}.png")
-    readme = (ROOT / "README.md").read_text()
+        shutil.copy(run.directory / "figures" / f"{name}.png", ROOT / "docs" / "figures" / f"verbatim_{name}.png")
+    page = ROOT / "docs" / "shipped-model.md"
     begin, end = "<!-- verbatim -->\n", "<!-- /verbatim -->"
-    (ROOT / "README.md").write_text(re.sub(f"{begin}.*{end}", lambda _: begin + section + end, readme, flags=re.DOTALL))
+    text = page.read_text(encoding="utf-8")
+    page.write_text(re.sub(f"{begin}.*{end}", lambda _: begin + section + end, text, flags=re.DOTALL), encoding="utf-8")
 
 
-def readme_section(metrics: dict[str, Any]) -> str:
-    """What the README says of these metrics."""
+def page_section(metrics: dict[str, Any]) -> str:
+    """These metrics as the page of the shipped model shows them."""
     counts, audit = metrics["counts"], metrics["auc"]["audit"]
 
     def mean(found: Any) -> str:
@@ -87,8 +88,8 @@ def readme_section(metrics: dict[str, Any]) -> str:
         return f"{found['median']:.1f} and {found['largest']:.1f}"
 
     lines = [
-        "Positive eigenvalues of 256, mean over 30 captions and four noises with its 95 % interval, beside the exact",
-        "number for the caption's own training set at the same points (in italics):",
+        "Number of positive eigenvalues among 256: mean over 30 captions and four noises, with its 95 % interval. In",
+        "italics, the exact number for the caption's own training set at the same points:",
         "",
         "| t | general captions | templates | single images | AUC, single images | AUC, templates |",
         "|--:|--:|--:|--:|--:|--:|",
@@ -122,9 +123,9 @@ def readme_section(metrics: dict[str, Any]) -> str:
     if template[0] > template[1] and matching[0] > matching[1]:
         lines += [
             "",
-            f"At t = {t} the network is blunter than its training data: positive eigenvalues of templates are"
-            f" {template[0]:.1f} on average where their training sets have {template[1]:.1f}, and single images have"
-            f" {matching[0]:.1f} tangent directions where there are {matching[1]:.1f}.",
+            f"At t = {t} the learned density is less sharp than the training data: templates have {template[0]:.1f}"
+            f" positive eigenvalues on average and their training sets {template[1]:.1f}; single images have"
+            f" {matching[0]:.1f} tangent directions and their training sets {matching[1]:.1f}.",
         ]
     if short := fallen_short(metrics):
         found = ", ".join(f"{name} ({area:.4f})" for name, area in short.items())
@@ -133,7 +134,7 @@ def readme_section(metrics: dict[str, Any]) -> str:
     found = {"matching": "single images", "template": "templates"}
     lines += [
         "",
-        "From which timestep on a statistic reaches an AUC of 0.95 (one noise, spectra at all 50 steps):",
+        "Earliest timestep at which a statistic reaches an AUC of 0.95 (one noise, spectra at all 50 steps):",
         "",
         "| statistic | single images | templates |",
         "|---|--:|--:|",
@@ -153,16 +154,17 @@ def readme_section(metrics: dict[str, Any]) -> str:
             if name in audit
         ),
         "",
-        f"{metrics['captions_returned']:.0%} of the single-image captions return their image from at least one noise,"
-        f" and {metrics['matching_returned']:.0%} of all images drawn for them are it: no other of the"
-        f" {metrics['num_images']:,} training images is nearer. Distance to the nearest training image, median and"
-        f" largest, ‖·‖₂ of grey values in [-1, 1]: single images {distance('matching')}, templates"
+        f"{metrics['captions_returned']:.0%} of the single-image captions return their image from at least one noise."
+        f" {metrics['matching_returned']:.0%} of all images drawn for them are that image: no other of the"
+        f" {metrics['num_images']:,} training images is nearer. Distance to the nearest training image (median and"
+        f" largest, ‖·‖₂ of grey values in [-1, 1]): single images {distance('matching')}, templates"
         f" {distance('template')}, general captions {distance('none')}.",
         "",
-        f"From one noise the images of two general captions are {metrics['apart']['one_noise']:.1f} apart (median),"
-        f" from two noises {metrics['apart']['two_noises']:.1f}.",
+        "Distance between the images of two general captions (median): from the same noise"
+        f" {metrics['apart']['one_noise']:.1f}, from two noises {metrics['apart']['two_noises']:.1f}.",
         "",
-        f"Below −1/σ², where no true eigenvalue is, lie {below} of the learned ones; the lowest of all by {lowest}.",
+        f"No true eigenvalue lies below −1/σ². Of the learned ones, {below} do; the lowest exceeds the bound by"
+        f" {lowest}.",
         "",
     ]
     return "\n".join(lines)

@@ -112,7 +112,7 @@ def optional_import(name: str):
         try:
             return importlib.import_module(name)
         except ImportError:
-            pytest.skip(f"{name} is not installed: it comes with jaxmem[test,parity] (README, Development)")
+            pytest.skip(f"{name} is not installed: it comes with jaxmem[test,parity] (CONTRIBUTING)")
 
 
 @pytest.fixture(scope="session")

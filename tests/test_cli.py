@@ -63,16 +63,11 @@ def test_help_and_version_do_not_load_jax():
 
 
 def test_version_is_the_packages():
-    from importlib.metadata import PackageNotFoundError, version
-
     import jaxmem
 
     assert run("--version").stdout.strip() == f"jaxmem {jaxmem.__version__}"
+    # What is installed is what this tree says: make venv-test installs it again where pyproject.toml has changed.
     assert f'version = "{jaxmem.__version__}"' in (ROOT / "pyproject.toml").read_text()
-    try:
-        assert version("jaxmem") == jaxmem.__version__
-    except PackageNotFoundError:
-        pytest.skip("jaxmem is not installed, only importable")
 
 
 @pytest.mark.parametrize(("experiment", "presets"), [("toy2d", TOY2D_PRESETS), ("mnist", MNIST_PRESETS)])
@@ -91,15 +86,6 @@ def test_presets_set_defaults_and_flags_change_them(experiment, presets, preset,
 def test_the_last_preset_holds():
     command = cli._parse(["reproduce", "toy2d", "--preset", "paper", "--out", "there", "--preset", "small"])
     assert command.config == TOY2D_PRESETS["small"]
-
-
-def test_the_papers_sizes():
-    paper = MNIST_PRESETS["paper"]
-    assert (paper.num_general_images, paper.num_copies) == (3000, 30)
-    assert (paper.num_general_samples, paper.num_analysed, paper.num_ddim_steps) == (10_000, 2000, 1000)
-    assert set(range(50, 1000, 50)) < set(paper.timesteps)
-    toy = TOY2D_PRESETS["paper"]
-    assert (toy.num_gaussian, toy.num_copies, toy.num_samples) == (3000, 100, 5000)
 
 
 @pytest.mark.parametrize("preset", ["small", "paper"])

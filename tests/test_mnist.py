@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from jaxmem import cli, read_audit, score_jacobian, spectrum
+from jaxmem import Arnoldi, Dense, Lanczos, cli, read_audit, score_jacobian, spectrum
 from jaxmem.config import MnistConfig, TrainingConfig
 from jaxmem.data.mnist import load_subset, to_pixels
 from jaxmem.experiments.mnist import SCHEDULE, load_model, mnist_metrics, run_mnist, score_network
@@ -142,16 +142,16 @@ def test_krylov_methods_on_a_trained_model():
     operator = score_jacobian(score, state, x, t, labels[0])
 
     # Arnoldi to the end finds all eigenvalues of J: largest distance under the best one-to-one matching.
-    dense = spectrum(operator, "eig")
-    arnoldi = spectrum(operator, "arnoldi", num_steps=784, key=jax.random.key(1), tolerance=0.0)
+    dense = spectrum(operator, Dense(symmetric=False))
+    arnoldi = spectrum(operator, Arnoldi(784, tolerance=0.0), key=jax.random.key(1))
     assert len(arnoldi.eigenvalues) == 784
     distance = np.abs(arnoldi.eigenvalues[:, None] - dense.eigenvalues[None])
     matched = distance[scipy.optimize.linear_sum_assignment(distance)]
     assert matched.max() <= 1e-3 * np.linalg.norm(operator.to_dense(), 2)  # the bound; seen: 1e-6
 
     # After 100 Lanczos steps a pair that says it has converged has an exact eigenvalue within its residual.
-    exact = spectrum(operator, "eigh")
-    lanczos = spectrum(operator, "lanczos", num_steps=100, key=jax.random.key(2))
+    exact = spectrum(operator)
+    lanczos = spectrum(operator, Lanczos(100), key=jax.random.key(2))
     converged = lanczos.converged(1e-3)
     assert converged.sum() >= 5
     nearest = np.abs(lanczos.eigenvalues[converged, None] - exact.eigenvalues[None]).min(1)

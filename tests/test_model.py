@@ -18,12 +18,13 @@ import jaxmem
 from jaxmem.audit import audit, read_audit
 from jaxmem.config import AuditConfig
 from jaxmem.data import verbatim_model
-from jaxmem.diffusion import NoiseSchedule, ddim_path
+from jaxmem.diffusion import NoiseSchedule
 from jaxmem.model import ClassConditional, Model, Unconditional, fingerprint, to_pictures
 from jaxmem.networks.unet import UNet
 from jaxmem.prompts import NO_PROMPT
 from jaxmem.report.audit.page import write_report
 from jaxmem.runs.directory import Run
+from jaxmem.sampling import sample_path
 from jaxmem.score import ScorePair, bind
 
 SCHEDULE = NoiseSchedule()
@@ -139,8 +140,12 @@ class TestWithoutPairs:
             result, cond = runs[0][name], (2 if name == "classes" else None)
             noise = jax.random.normal(jax.random.fold_in(jax.random.key(0), 1), (8, 8, 1))
             kept = dict(
-                ddim_path(
-                    model.sampler(5), model.score, model.state, noise[None], None if cond is None else jnp.array([cond])
+                sample_path(
+                    model.score,
+                    model.state,
+                    noise[None],
+                    None if cond is None else jnp.array([cond]),
+                    sampler=model.sampler(5),
                 )
             )
             for k, t in enumerate((800, 200)):
@@ -234,7 +239,7 @@ class TestSampling:
     def test_samples_are_the_ends_of_the_path(self, classes, getkey):
         key = getkey()
         noise = jnp.stack([jax.random.normal(jax.random.fold_in(key, i), (8, 8, 1)) for i in range(2)])
-        path = dict(ddim_path(classes.sampler(5), classes.score, classes.state, noise, jnp.array([2, 0])))
+        path = dict(sample_path(classes.score, classes.state, noise, jnp.array([2, 0]), sampler=classes.sampler(5)))
         np.testing.assert_array_equal(classes.sample(["c", "a"], key=key, num_steps=5), path[-1])
         np.testing.assert_array_equal(classes.sample(["c", "a"], key=key, num_steps=5, until=400), path[400])
 

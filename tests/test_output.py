@@ -329,13 +329,13 @@ MESSAGES = [  # module, its words, the command, its words there
     ("runs/directory.py", "got a file; choose another folder", Audit, "got a file; choose another --out"),
     ("runs/directory.py", "move the directory away, or choose another folder", Mnist, "or choose another --out"),
     (
-        "runs/directory.py",
+        "runs/manifest.py",
         "with the version of jaxmem that made it), or choose another folder",
         Audit,
         "choose another --out",
     ),
     (
-        "runs/directory.py",
+        "runs/manifest.py",
         "', …' if len(foreign) > 3 else ''}); choose another folder",
         Spectrum,
         "choose another --out",

@@ -57,7 +57,7 @@ def test_what_was_measured_of_it_bears_out_the_method(monkeypatch):
             less = copy.deepcopy(metrics)
             less["auc"]["course"][name]["matching"]["auc"] = 0.989
             assert script.fallen_short(less) == {f"{name}, one noise": 0.989}
-            assert f"Below an AUC of 0.99 against single images: {name}, one noise (0.9890)." in script.readme_section(
+            assert f"Below an AUC of 0.99 against single images: {name}, one noise (0.9890)." in script.page_section(
                 less
             )
     assert metrics["captions_returned"] == 1
@@ -110,7 +110,7 @@ def test_memorized_captions_give_one_image_and_no_positive_eigenvalue(model):
     apart = np.linalg.norm(images[0] - images[1], axis=1)
     assert apart[:2].max() < apart[2:].min()
     cond = jnp.asarray(model.embed(prompts * 2))
-    found = batch_spectra(model.score, model.state, kept, jnp.full(8, 281, jnp.int32), cond, points=4)
+    found = batch_spectra(model.score, model.state, kept, jnp.full(8, 281, jnp.int32), cond, batch=4)
     counts = positive_count(found.eigenvalues, found.noise)
     assert counts.reshape(2, 4)[:, :2].max() < counts.reshape(2, 4)[:, 2:].min()
 

@@ -179,7 +179,7 @@ def test_misuse_is_named():
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # inside torch.func.jvp
 def test_torch_twin_agrees_in_value_and_jacobian_product(getkey, parity):
-    torch = pytest.importorskip("torch", reason="torch comes with jaxmem[test,parity] (README, Development)")
+    torch = pytest.importorskip("torch", reason="torch comes with jaxmem[test,parity] (CONTRIBUTING)")
     from torch_unet import from_state, torch_score
 
     @partial(jax.jit, static_argnums=0)

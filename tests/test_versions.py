@@ -127,7 +127,7 @@ for module in pkgutil.walk_packages(jaxmem.__path__, "jaxmem.", onerror=lambda n
     for name in core.split():
         assert found[f"jaxmem.{name}"] == "with"
     assert found["jaxmem.spectra.shared"] == "with"  # many machines
-    for name in ("report", "stable_diffusion", "commands"):
+    for name in ("plot", "report", "stable_diffusion", "commands"):
         assert found[f"jaxmem.{name}"] == "without"
 
 

@@ -13,7 +13,7 @@ from jaxmem.audit.work import Work, evaluate
 from jaxmem.detectors import Detector, HessianProducts, StartPairs
 from jaxmem.runs import memory
 from jaxmem.spectra.dense import file_bytes, require_host_memory, solve_bytes
-from jaxmem.spectra.stepwise import Programs, compile_programs
+from jaxmem.spectra.programs import Programs, compile_programs
 
 
 class Load(NamedTuple):

@@ -10,8 +10,8 @@ from jaxmem.audit.plan import judged
 from jaxmem.audit.work import Work
 from jaxmem.jacobian import ScoreJacobian
 from jaxmem.memorization.sharpness import sum_of_largest
-from jaxmem.spectra.ritz import ritz_pairs, ritz_vectors
-from jaxmem.spectra.stepwise import Programs
+from jaxmem.spectra.programs import Programs
+from jaxmem.spectra.ritz import ritz_pairs, ritz_vectors, unstacked
 
 _LARGEST = 5  # the sum of so many eigenvalues chooses the two points
 _DEVIATIONS = 4  # of the noise in one direction, sigma each
@@ -92,6 +92,6 @@ def _exact(work: Work, programs: Programs, operators: ScoreJacobian, point: int,
 
 def _ritz(work: Work, programs: Programs, operators: ScoreJacobian, point: int, t: int) -> tuple[np.ndarray, ...]:
     """Ritz values and vectors of a point; a batch holds it repeated."""
-    one = factorise(work, programs, operators, np.full(work.plan.batch, point), t)[0][0]
+    one = unstacked(factorise(work, programs, operators, np.full(work.plan.batch, point), t)[0])[0]
     pairs = ritz_pairs(one, symmetric=True)
     return pairs.values, ritz_vectors(one, pairs)

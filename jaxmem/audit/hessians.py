@@ -17,9 +17,9 @@ from jaxmem.jacobian import ScoreJacobian, score_jacobian
 from jaxmem.krylov import Factorization, Status, begin
 from jaxmem.score import ScorePair
 from jaxmem.spectra import batch_spectra, count_positive
-from jaxmem.spectra.result import rounding_noise
-from jaxmem.spectra.ritz import ritz_pairs
-from jaxmem.spectra.stepwise import Measured, Programs, advance, measure
+from jaxmem.spectra.driver import drive
+from jaxmem.spectra.programs import Measured, Programs, measure
+from jaxmem.spectra.ritz import ritz_table
 
 COUNTING = "counting"  #: the folder, in that of the run, of counts that are under way
 _KRYLOV_KEY = 1_000_000  # folded into the seed's key: no starting noise has this number
@@ -114,23 +114,18 @@ def _exact(work: Work, number: int, x: np.ndarray, t: int) -> tuple[np.ndarray, 
     """All eigenvalues of a batch, and their noise."""
     cond = work.cond(work.plan.points(number))
     options: dict[str, Any] = dict(chunk=work.plan.columns, mesh=work.mesh)
-    found = batch_spectra(work.score, work.spread_state, jnp.asarray(x), t, cond, method="eigh", **options)
+    found = batch_spectra(work.score, work.spread_state, jnp.asarray(x), t, cond, **options)
     return np.asarray(found.eigenvalues, np.float64), np.asarray(found.noise, np.float64)
 
 
 def _lanczos(work: Work, number: int, x: np.ndarray, t: int, programs: Programs) -> tuple[np.ndarray, np.ndarray]:
     """Ritz values of a batch, NaN padded, and their noise."""
-    plan, points, filled = work.plan, work.plan.points(number), work.plan.filled(number)
+    points, filled = work.plan.points(number), work.plan.filled(number)
     x = np.concatenate([x, np.repeat(x[-1:], len(filled) - len(points), 0)])
     operators = linearise(work, programs, x, t, work.cond(filled))
     factorizations, measured = factorise(work, programs, operators, filled, t)
-    values, noise = np.full((len(points), plan.num_steps), np.nan), np.full(len(points), np.nan)
-    for i in range(len(points)):
-        pairs = ritz_pairs(factorizations[i], symmetric=True)
-        count, loss = len(pairs.values), pairs.orthogonality_loss
-        values[i, :count] = pairs.values
-        noise[i] = rounding_noise(measured.noise[i], count, factorizations[i].scale, loss)
-    return values, noise
+    table = ritz_table(factorizations, measured.noise, symmetric=True)
+    return table.values[: len(points)], table.noise[: len(points)]
 
 
 def linearise(work: Work, programs: Programs, x: Any, t: int, cond: Any) -> ScoreJacobian:
@@ -142,8 +137,8 @@ def linearise(work: Work, programs: Programs, x: Any, t: int, cond: Any) -> Scor
 
 def factorise(
     work: Work, programs: Programs, operators: ScoreJacobian, points: np.ndarray, t: int
-) -> tuple[list[Factorization], Measured]:
-    """Lanczos of one batch, each point from the start vector of its noise and timestep."""
+) -> tuple[Factorization, Measured]:
+    """Lanczos of one batch, each point from the start vector of its noise and timestep; points as leading axis."""
     plan = work.plan
     starts = jnp.stack([jax.random.normal(start_key(work, point, t), (plan.size,)) for point in points.tolist()])
     measured = measure(programs, operators, starts)
@@ -153,8 +148,7 @@ def factorise(
         work.check(np.where(bad, np.nan, 0.0), points, t, "product")
 
     begun = jax.vmap(partial(begin, max_steps=plan.num_steps))(starts)
-    f = jax.device_get(advance(programs, operators, begun, on_step))
-    return [jax.tree.map(lambda leaf, i=i: leaf[i], f) for i in range(len(points))], measured
+    return jax.device_get(drive(programs.step(operators), begun, on_step)), measured
 
 
 def start_key(work: Work, point: int, t: int) -> Any:
@@ -180,8 +174,10 @@ def run_counts(work: Work) -> None:
                     x = store.latents(run, plan, number, t)[row]
                     operator = score_jacobian(work.score, work.model.state, x, t, work.cond_of(point))
                     sigma = float(work.model.schedule.sigma[t])
-                    options: dict[str, Any] = dict(sigma=sigma, folder=folder, chunk=plan.columns)
-                    found = count_positive(operator, plan.count_budget, start_key(work, point, t), **options)
+                    options: dict[str, Any] = dict(max_products=plan.count_budget, key=start_key(work, point, t))
+                    # the vectors of an estimate one after another, because each holds a basis
+                    options |= dict(sigma=sigma, folder=folder, chunk=1 if plan.estimates_counts else plan.columns)
+                    found = count_positive(operator, **options)
                     tangent = found.tangent
                     assert tangent is not None  # sigma was given; for the type checker
                     counts = found._asdict() | {f"tangent_{name}": x for name, x in tangent._asdict().items()}

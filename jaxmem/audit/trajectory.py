@@ -13,7 +13,7 @@ from jaxmem.audit import store
 from jaxmem.audit.work import Work
 from jaxmem.detectors import Detector, Pairs, ScorePairs
 from jaxmem.detectors.published import eps_difference
-from jaxmem.diffusion import ddim_step
+from jaxmem.sampling import ddim_step
 from jaxmem.score import ScorePair
 
 

@@ -15,11 +15,11 @@ from jaxtyping import Array
 from jaxmem import first_step
 from jaxmem.audit.plan import Plan
 from jaxmem.detectors import Detector
-from jaxmem.diffusion import DDIM
 from jaxmem.model import Model
 from jaxmem.runs.progress import Progress
+from jaxmem.sampling import DDIM
 from jaxmem.score import Score
-from jaxmem.spectra.batch import each_point
+from jaxmem.spectra.devices import each_point
 
 
 @partial(jax.jit, static_argnames=("score", "mesh"))

@@ -17,7 +17,7 @@ from flax import nnx
 
 from jaxmem.config import MnistConfig, TrainingConfig
 from jaxmem.data.mnist import Digits, select_digits, to_pixels
-from jaxmem.diffusion import DDIM, NoiseSchedule, sample_ddim
+from jaxmem.diffusion import NoiseSchedule
 from jaxmem.extras import require
 from jaxmem.memorization.distances import calibrated_l2, nearest_training
 from jaxmem.memorization.sharpness import below_bound, positive_count, tangent_count
@@ -28,6 +28,7 @@ from jaxmem.prompts import Prompt
 from jaxmem.runs.directory import Run
 from jaxmem.runs.progress import Progress, silent
 from jaxmem.runs.stages import save_losses, timed, wall_seconds
+from jaxmem.sampling import DDIM, sample
 from jaxmem.score import NetworkScore, bind
 from jaxmem.spectra.shared import record_spectra
 from jaxmem.training import train
@@ -173,7 +174,7 @@ def sample_digits(config: MnistConfig, run: Run, score: Any, state: Any, progres
             noise_key = jax.random.fold_in(jax.random.key(config.sampling_seed), first)
             noise = jax.random.normal(noise_key, (config.sample_batch, 28, 28, 1))
             cond = jnp.full(config.sample_batch, digit, jnp.int32)
-            samples, kept = sample_ddim(sampler, score, state, noise, cond, keep=config.timesteps)
+            samples, kept = sample(score, state, noise, cond, sampler=sampler, keep=config.timesteps)
             path = np.stack([np.asarray(kept[t])[:number] for t in config.timesteps], 1)
             run.save(f"sample-{key}", samples=np.asarray(samples)[:number, ..., 0], path=path)
             run.append({"key": f"sample-{key}", "digit": digit, "first": first, "number": number})
@@ -237,7 +238,7 @@ def analyse(
         np.repeat(np.asarray(config.timesteps), count),
         np.tile(arrays["label"].astype(np.int32), steps),
         unit=config.analysis_batch,
-        points=config.points,
+        batch=config.points,
         chunk=config.chunk,
         progress=progress,
     )

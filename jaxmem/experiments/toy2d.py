@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 
 from jaxmem.config import Toy2dConfig, TrainingConfig
-from jaxmem.diffusion import DDIM, NoiseSchedule, ddim_path
+from jaxmem.diffusion import NoiseSchedule
 from jaxmem.jacobian import score_jacobian
 from jaxmem.networks.mlp import MLP
 from jaxmem.oracles import EmpiricalScore, GaussianMixture, GaussianMixtureScore
@@ -28,6 +28,7 @@ from jaxmem.runs.directory import Run
 from jaxmem.runs.identity import fingerprint
 from jaxmem.runs.progress import Progress, silent
 from jaxmem.runs.stages import save_losses, timed, wall_seconds
+from jaxmem.sampling import DDIM, sample_path
 from jaxmem.score import NetworkScore, bind
 from jaxmem.training import train
 
@@ -162,7 +163,7 @@ def sample_paths(
     sampler = DDIM(SCHEDULE, SCHEDULE.num_timesteps)
     noise = jax.random.normal(jax.random.key(config.sampling_seed), (config.num_samples, 2))
     kept = {}
-    for done, (t, x) in enumerate(ddim_path(sampler, score, state, noise)):
+    for done, (t, x) in enumerate(sample_path(score, state, noise, sampler=sampler)):
         kept[t] = np.asarray(x)
         on_step(done, sampler.num_steps)
     samples = kept[-1]

@@ -1,9 +1,9 @@
 """Attention whose value and derivatives never hold more than one block of the queries × keys matrix.
 
 ``softmax(q kᵀ) v`` over 4,096 tokens has 16.8 million weights a head (67 MB in float32). Its derivatives keep them:
-`jax.linearize` of the plain formula holds the weights of all heads, 1.1 GB for one layer of Stable Diffusion at 64×64.
-Here heads and blocks of queries go one after another, and a block's weights are made again from q, k and the normaliser
-of each row wherever a derivative needs them.
+`jax.linearize` of the plain formula holds the weights of all heads, a gigabyte for one layer of Stable Diffusion at
+64×64. Here heads and blocks of queries go one after another, and a block's weights are computed again from q, k and the
+normaliser of each row wherever a derivative needs them.
 
 With ``P = exp(q kᵀ − n)``, where n is the logarithm of each row's sum of exponentials, and ``y = P v``:
 
@@ -45,9 +45,7 @@ def attention(
         k: keys, (heads, keys, depth).
         v: values, (heads, keys, width).
         block: queries taken together, at most; the last block is filled up with zeros. The default was the fastest of
-            64 to 1,024 on two CPU cores at 4,096 tokens and 8 heads of 40 (`benchmarks/results/attention.json`): a
-            quarter, 0.4 and 0.3 of the plain formula's time for value, tangent and cotangent, and a fiftieth of what
-            its linearisation keeps.
+            64 to 1,024 at Stable Diffusion's 4,096 tokens and 8 heads of 40 (``docs/performance.md``).
 
     Raises:
         ValueError: if the shapes do not fit, or there are no queries, keys or rows of a block.
@@ -89,8 +87,8 @@ def _unblock(columns: Array, rows: int) -> Array:
     return whole.reshape(*whole.shape[:-3], -1, whole.shape[-1])[..., :rows, :]
 
 
-# All maps below work on transposed weights, keys × queries: with the few features of a head as rows and a block of
-# queries as columns, the second product of each is a third faster than the other way round (two CPU cores).
+# All maps below work on transposed weights, keys × queries: the second product of each is faster with the few features
+# of a head as rows and a block of queries as columns.
 
 
 def _with_ones(v: Array) -> Array:

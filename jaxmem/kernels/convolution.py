@@ -1,13 +1,13 @@
 """A 3×3 convolution that runs at the same speed inside a loop as outside, forwards and transposed.
 
-XLA's CPU compiler brings convolutions into the layout its fast code wants, but not those inside a loop body: there a
-transposed `jax.lax.conv_general_dilated`, whose kernel JAX hands over as (row, column, out, in), runs on a naive path,
-40 times slower (two cores, 14×14 pixels, 32 features). Jacobians and Krylov methods are loops. So this primitive is
-the same convolution with a transposition rule of its own, that swaps and flips the kernel itself.
+XLA's CPU compiler brings convolutions into the layout that its fast code wants, but not those inside a loop body.
+There the transpose of `jax.lax.conv_general_dilated`, whose kernel JAX hands over as (row, column, out, in), takes a
+naive path. Jacobians and Krylov methods are loops, so this primitive is the same convolution with a transposition rule
+of its own, which swaps and flips the kernel itself.
 
-Small images with many features (the lower half of Stable Diffusion's UNet) are one matrix product over gathered
-neighbourhoods on the CPU, where that was measured to be faster than XLA's convolution, and batches of small images (the
-tangents of a Jacobian) go through Winograd's products where the highest precision is asked for; see `_convolve_on_cpu`.
+On the CPU, `_convolve_on_cpu` chooses by size between XLA's convolution, a matrix product over gathered neighbourhoods
+(small images with many features, as in the lower half of Stable Diffusion's UNet) and Winograd's products (batches of
+small images, as the tangents of a Jacobian, at the highest precision). ``docs/performance.md`` has the measurements.
 """
 
 import math
@@ -54,11 +54,10 @@ def _flipped(kernel: Array) -> Array:
 
 
 def _convolve_on_cpu(x: Array, kernel: Array, *, precision: str | None, transposed: bool) -> Array:
-    """XLA's convolution, Winograd's, or a matrix product over the nine neighbours of each pixel: a matter of sizes.
+    """XLA's convolution, Winograd's, or a matrix product over the nine neighbours of each pixel, whichever is fastest.
 
-    Two cores, milliseconds by convolution and by product: 16×16 pixels and 1280 features 42 and 18, 8×8 and 1280 29 and
-    20, 16×16 and 640 5.1 and 4.5; but 32×32 and 640 18 and 31, 64×64 and 320 15 and 41, 16×16 and 64 0.11 and 0.15.
-    Transposed, the product takes the kernel as it lies, where flipping and swapping 59 MB takes longer than convolving.
+    The matrix product wins for at most 256 pixels and at least 512 features. Its transpose takes the kernel as it lies:
+    flipping and swapping 59 MB would take longer than the convolution.
     """
     batch, rows, columns, features = x.shape
     if precision == "highest" and _winograd_is_faster(x, kernel):
@@ -79,18 +78,13 @@ def _convolve_on_cpu(x: Array, kernel: Array, *, precision: str | None, transpos
 
 
 def _winograd_is_faster(x: Array, kernel: Array) -> bool:
-    """Whether `_winograd` takes less time than XLA's convolution: by sizes, from measurements on one core, in a loop.
+    """Whether `_winograd` takes less time than XLA's convolution, by sizes.
 
-    Milliseconds by convolution and by Winograd in float32: 56 tangents of 14×14 pixels and 32 features 2.1 and 1.4, of
-    7×7 and 64 2.1 and 1.4, of 8×8 and 128 9.8 and 5.6, of 24×24 and 32 6.5 and 4.9. With 16 features hardly anything is
-    gained (1.10 and 1.06), from 32 to 12 a third is lost. Nothing is gained with few pixels (two of 14×14: 0.08 and
-    0.08), and the smallest images are mostly padding (1,300 of 5×5 and 32: 13 and 19). The maps of its parts, at least
-    four times as large as x and y, should fit the cache: of 24×24 from 64 to 32 13 and 16, of 64×64 and 64 355 and 484.
-    So x and y may have 4 MB each; for 167 of 14×14 and 32, which have that, the scratch is 21 MB.
+    Few features gain nothing, few pixels neither, and the smallest images are mostly padding. The maps of its parts, at
+    least four times as large as x and y, should fit the cache, so x and y may have 4 MB each.
 
-    Compiling takes longer (a first `batch_spectra` of the default U-Net 5.8 instead of 3.3 s), and a training step,
-    whose kernel gradients are no faster beside it, gains nothing. So it is for those who ask for the highest precision,
-    as spectra do and training does not.
+    Compilation takes longer, and a training step gains nothing: the gradients of kernels are no faster.
+    So Winograd's products are for the highest precision, which spectra ask for and training does not.
     """
     if any(map(jax.export.is_symbolic_dim, (*x.shape, *kernel.shape))) or x.dtype not in (jnp.float32, jnp.float64):
         return False
@@ -108,10 +102,9 @@ def _winograd(x: Array, kernel: Array, precision: str | None) -> Array:
     ``m2 = (d2 - d1) (g0 - g1 + g2) / 2`` and ``m3 = (d1 - d3) g2``. The same along rows, where each of the four
     products is such a filtering along columns.
 
-    Rounding is that of a convolution in norm: root mean squares of 1.7e-7 (convolution: 2.1e-7) of the result with 32
-    features, 2.7e-7 (3.7e-7) with 64, 3.6e-7 (3.7e-7) with 128, 5.0e-7 (3.8e-7) with 256, Gaussian numbers in float32.
-    It is not that of each sum: where one tap or pixel is far larger than the others of its square, they get its
-    rounding error, and the result of zero taps is not an exact zero. Pixels further apart stay exactly unrelated.
+    In norm, rounding is that of a convolution (up to 256 features within a third). In single sums it is not: where one
+    tap or pixel is far larger than the others of its square, they get its rounding error, and the result of zero taps
+    is not an exact zero. Pixels further apart do not influence each other.
     """
     batch, rows, columns, features = x.shape
     high, wide = -(-rows // 2), -(-columns // 2)  # squares of four outputs; what sticks out is cut off at the end

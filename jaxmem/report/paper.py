@@ -9,7 +9,7 @@ from jaxmem.audit import Audit
 from jaxmem.memorization.sharpness import positive_count, tangent_count
 from jaxmem.prompts import NO_PROMPT
 from jaxmem.report.style import CATEGORIES as COLOURS
-from jaxmem.report.style import NEUTRAL, figure, plain
+from jaxmem.report.style import NEUTRAL, figure, mean_and_range, plain
 
 _APPENDIX = 4  # prompts of a category
 
@@ -82,10 +82,7 @@ def _figure6(result: Audit, kinds: dict[str, np.ndarray], path: Path, training: 
             row[2].legend(fontsize=7, frameon=True, framealpha=1, edgecolor="none")  # readable above the line at 0
             for axis, name in ((row[3], "positive"), (row[4], "tangent")):
                 counts, label = _over_time(result, members, name)
-                axis.plot(result.spectral_timesteps, counts.mean(0), "o-", color=colour, ms=4)
-                axis.fill_between(
-                    result.spectral_timesteps, counts.min(0), counts.max(0), color=colour, alpha=0.2, lw=0
-                )
+                mean_and_range(axis, result.spectral_timesteps, counts, color=colour)
                 axis.set(xlabel="timestep t", ylabel=label)
                 axis.set_title(f"{len(members)} prompts, mean and range", fontsize=9)
         for column in (3, 4):

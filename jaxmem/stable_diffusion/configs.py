@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from jaxmem.diffusion import NoiseSchedule, Prediction, ScheduleKind, Spacing
+from jaxmem.diffusion import NoiseSchedule, Prediction, ScheduleKind
+from jaxmem.sampling import Spacing
 from jaxmem.stable_diffusion.settings import (
     Reading,
     SettingsReader,

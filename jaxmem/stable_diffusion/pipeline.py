@@ -15,12 +15,12 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxmem import first_step
-from jaxmem.diffusion import DDIM, ddim_path
 from jaxmem.model import Model, require_finite
 from jaxmem.runs import memory
 from jaxmem.runs.durable import json_writer, read_json, write_atomically
 from jaxmem.runs.progress import Say, quiet
-from jaxmem.score import GuidedScore, NetworkScore
+from jaxmem.sampling import DDIM, sample_path
+from jaxmem.score import NetworkScore, with_guidance
 from jaxmem.stable_diffusion import adapters, live, weights
 from jaxmem.stable_diffusion.configs import (
     OTHER_SCHEDULER,
@@ -381,10 +381,9 @@ class StableDiffusion(Model):
         is that of ``2 n`` forward passes at once.
         """
         embedded = self.embed([*prompts, negative])
-        unconditional = jnp.broadcast_to(embedded[-1:], embedded[:-1].shape)
-        cond = jnp.stack([embedded[:-1], unconditional], 1)
         scale = self.guidance if guidance is None else guidance
-        return ddim_path(self.sampler(num_steps), GuidedScore(self.score, scale), self.state, noise, cond)
+        score, cond = with_guidance(self.score, embedded[:-1], scale, embedded[-1])
+        return sample_path(score, self.state, noise, cond, sampler=self.sampler(num_steps))
 
     def decode(self, latents: Float[Array, "n rows columns channels"]) -> np.ndarray:
         """Images of latents, uint8, shape (n, height, width, 3); one after another, to bound memory."""

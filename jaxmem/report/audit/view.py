@@ -10,16 +10,10 @@ import numpy as np
 from jaxmem.audit.plan import EARLIEST_JUDGED, JUDGED, judged
 from jaxmem.memorization.sharpness import positive_count, tangent_count
 from jaxmem.memorization.standing import End, percentile, rank
-from jaxmem.report.style import CATEGORIES, GENERAL, MEMORIZED
+from jaxmem.report.style import CATEGORIES, GENERAL, MEMORIZED, mean
 
 STRONG, ENOUGH = 99.0, 100  # percentile from which a prompt stands out; in a shorter list it is beyond all of it
 MOST_LEADS, MOST_GROUPS = 6, len(CATEGORIES)
-
-
-def mean(values: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
-    """Mean of the numbers that are not NaN; NaN where all are."""
-    number = np.sum(~np.isnan(values), axis)
-    return np.where(number > 0, np.nansum(values, axis) / np.maximum(number, 1), np.nan)
 
 
 class Noun(NamedTuple):
