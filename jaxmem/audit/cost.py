@@ -17,14 +17,14 @@ from jaxmem.spectra.programs import Programs, compile_programs
 
 
 class Load(NamedTuple):
-    """Work that is counted: forward passes of the network and products with its Jacobian."""
+    """Counted work: forward passes of the network and products with its Jacobian."""
 
     evaluations: int
     products: int
 
 
 def loads(plan: Plan, detectors: Sequence[Detector]) -> dict[str, Load]:
-    """The work of each stage, for what these columns need."""
+    """Count the work of each stage for these detectors."""
     points, k, setting = plan.num_points, len(plan.spectral_timesteps), plan.setting()
     found = {"sampling": Load(points * len(plan.timesteps), 0)}
     if plan.has_pairs:  # the first score without the prompt is shared by all prompts
@@ -44,7 +44,7 @@ def loads(plan: Plan, detectors: Sequence[Detector]) -> dict[str, Load]:
 
 
 class AuditCost(NamedTuple):
-    """What an audit takes, before it starts; as a text, the lines that say so."""
+    """Cost of an audit, known before it starts; as a text, its lines."""
 
     evaluations: int  #: forward passes of the network, counted
     products: int  #: products with the Jacobian of its score, counted
@@ -58,7 +58,7 @@ class AuditCost(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """Compiled programs, what they take, and what the whole will."""
+    """Compiled programs, their memory, and the cost of the audit."""
 
     programs: Programs  #: linearisation and products of one batch
     evaluation_bytes: int  #: of one batch, beside the parameters; also for the next two
@@ -117,7 +117,7 @@ def prepare(work: Work) -> Prepared:
 
 
 def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
-    """What it gives, and the seconds of a second call: the first one loads programs and takes memory."""
+    """Call twice: the result, and the seconds of the second call; the first loads programs and allocates memory."""
     jax.block_until_ready(call())
     start = time.perf_counter()
     found = jax.block_until_ready(call())
@@ -125,7 +125,7 @@ def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def _spectrum_bytes(plan: Plan, evaluation_bytes: int, programs: Programs) -> int:
-    """Lanczos by the compiler's account and its basis; exact spectra as `batch_spectra` says, counted."""
+    """Memory of spectra: for Lanczos the programs' and the basis, for exact ones counted as in `batch_spectra`."""
     if plan.method == "lanczos":
         # the old basis, the new one, and one in between
         return programs.peak_bytes + 3 * 4 * plan.batch * (plan.num_steps + 1) * plan.size
@@ -135,7 +135,7 @@ def _spectrum_bytes(plan: Plan, evaluation_bytes: int, programs: Programs) -> in
 
 
 def _count_bytes(plan: Plan, evaluation_bytes: int, programs: Programs) -> int:
-    """Of `count_positive`, one point after another: its bases, or the columns of a chunk."""
+    """Memory of `count_positive` for one point: its bases, or the columns of a chunk."""
     if plan.count_budget is None:
         return 0
     if plan.estimates_counts:
@@ -145,7 +145,7 @@ def _count_bytes(plan: Plan, evaluation_bytes: int, programs: Programs) -> int:
 
 
 def count_disk_bytes(plan: Plan) -> int:
-    """Of the matrix that an exact count keeps in the run's folder until it is done."""
+    """Size of the matrix that an exact count keeps in the run's folder until it is done."""
     exact = plan.count_budget is not None and not plan.estimates_counts
     return file_bytes(plan.size, np.float32) if exact else 0
 
@@ -153,7 +153,7 @@ def count_disk_bytes(plan: Plan) -> int:
 def _lines(
     plan: Plan, work: Load, seconds: dict[str, float], rates: tuple[float, float], peak: int, programs: Programs
 ) -> list[str]:
-    """What an audit takes, for people."""
+    """Lines that say the cost of an audit."""
     reference = f" and {plan.num_reference} reference prompts" if plan.num_reference else ""
     steps = f"{len(plan.timesteps)} of {plan.ddim_steps}" if not plan.with_images else f"{plan.ddim_steps}"
     where = f" at t = {', '.join(map(str, plan.spectral_timesteps))}" if plan.spectral_timesteps else ""
@@ -182,7 +182,7 @@ def _lines(
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people."""
+    """A duration in the unit that fits."""
     if seconds < 100:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -18,7 +18,7 @@ _DEVIATIONS = 4  # of the noise in one direction, sigma each
 
 
 def run_directions(work: Work, programs: Programs) -> None:
-    """Eigenvectors of the two points whose ``_LARGEST`` largest eigenvalues have the smallest and the largest sum.
+    """Decode the eigenvectors of two points: smallest and largest sum of their ``_LARGEST`` largest eigenvalues.
 
     x_t is moved by ``±a v``, ``a = 4 sigma``, and the posterior mean ``E[x_0 | x_t] = (x_t + sigma² s) / alpha`` is
     decoded, with the score of the prompt. Where the density is an isolated peak it does not follow the move: its
@@ -78,7 +78,7 @@ def _decode(
 
 
 def _exact(work: Work, programs: Programs, operators: ScoreJacobian, point: int, t: int) -> tuple[np.ndarray, ...]:
-    """All eigenvalues, descending, and eigenvectors as rows: a batch is of one point, each of its products a column."""
+    """Eigenvalues, descending, and eigenvectors as rows; a batch holds one point, and its products are columns."""
     size, batch = work.plan.size, work.plan.batch
     rows = []
     for first in range(0, size, batch):
@@ -91,7 +91,7 @@ def _exact(work: Work, programs: Programs, operators: ScoreJacobian, point: int,
 
 
 def _ritz(work: Work, programs: Programs, operators: ScoreJacobian, point: int, t: int) -> tuple[np.ndarray, ...]:
-    """Ritz values and vectors of one of a batch that is of one point."""
+    """Ritz values and vectors of a point; a batch holds it repeated."""
     one = unstacked(factorise(work, programs, operators, np.full(work.plan.batch, point), t)[0])[0]
     pairs = ritz_pairs(one, symmetric=True)
     return pairs.values, ritz_vectors(one, pairs)

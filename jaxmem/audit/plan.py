@@ -14,19 +14,19 @@ _CHUNK = 64  # columns of an exact Jacobian taken together, of small latents
 # Late enough to see what the picture is, early enough for a network to have resolved how sharp its density is: at
 # smaller sigma a learned peak is blunter than the exact one, and copies seem to have freedom.
 JUDGED = 281  #: see `judged`
-EARLIEST_JUDGED = 501  #: before it hardly a direction is free, whatever the prompt: no freedom means nothing there
+EARLIEST_JUDGED = 501  #: earlier hardly a direction is free, whatever the prompt
 SEGMENT = 10  # sampling steps that are recorded together, which is what a kill can lose
 _DEFAULT_TIMESTEPS = (481, 281, 41)  # after the first
 
 
 def judged(timesteps: Sequence[int]) -> int:
-    """Which of these tells freedom: of those that are late enough, if there is one, the nearest to `JUDGED`."""
+    """Choose the timestep at which freedom is judged: the nearest to `JUDGED`, among late ones if there are any."""
     late = [t for t in timesteps if t <= EARLIEST_JUDGED]
     return min(late or timesteps, key=lambda t: abs(t - JUDGED))
 
 
 class ModelFacts(NamedTuple):
-    """What a plan depends on of a model, see `jaxmem.model.Model`; plain values, so that a page loads no network."""
+    """Plain values of a `jaxmem.model.Model` that a plan depends on, so that a page loads no network."""
 
     shape: tuple[int, ...]
     timesteps: tuple[int, ...]  #: visited by the sampler, descending
@@ -58,7 +58,7 @@ class Plan:
     num_steps: int
     count_budget: int | None
     directions: int
-    latent_shape: tuple[int, ...]  #: of one x
+    latent_shape: tuple[int, ...]  #: shape of one x
     prediction: str = "eps"  #: what the network predicts
     has_pairs: bool = True  #: each point has a score with its prompt and one without
 
@@ -76,32 +76,7 @@ class Plan:
         if num_prompts < 1:
             raise ValueError("prompts: expected at least one, got none")
         size = int(np.prod(model.shape))
-        method = config.method if config.method != "auto" else "eigh" if size <= LARGEST_EXACT else "lanczos"
-        if method == "eigh" and size > LARGEST_EXACT:
-            raise ValueError(
-                f"method: expected 'lanczos' for latents of {size} dimensions, got 'eigh', which takes up to"
-                f" {LARGEST_EXACT}; for counts add a `count_budget`"
-            )
-        if method == "lanczos" and config.num_steps > size:
-            raise ValueError(f"num_steps: expected 1 to {size} (the size of a latent), got {config.num_steps}")
-        from jaxmem.spectra.counting import FEWEST_STEPS  # here: it loads JAX, which a page of a plan does not need
-
-        fewest = 2 * FEWEST_STEPS + 3  # of count_positive: Lanczos steps of two products, and three that measure
-        if config.count_budget is not None and config.count_budget < min(fewest, size + 1):
-            estimate = f"{fewest} products per point, or " if fewest <= size else ""
-            raise ValueError(
-                f"count_budget: expected at least {estimate}{size + 1} for exact counts, got {config.count_budget}"
-            )
-        if config.count_budget is not None and method == "eigh":
-            raise ValueError(
-                f"count_budget: expected none with method 'eigh', whose counts are exact, got {config.count_budget};"
-                f" for estimates add `method` lanczos or none"
-            )
-        if config.directions and method == "none":
-            raise ValueError(
-                f"directions: expected 0 with method 'none', got {config.directions}: they are eigenvectors of a"
-                f" spectrum"
-            )
+        method = _method(config, size)
         visited = model.timesteps
         run = visited[: config.steps_run]
         batch = config.batch or (16 if size <= LARGEST_EXACT else 1)
@@ -142,7 +117,7 @@ class Plan:
 
     @classmethod
     def from_manifest(cls, values: Any) -> "Plan":
-        """The plan of a run, from what `dataclasses.asdict` and JSON made of it."""
+        """Read the plan of a run from its manifest."""
         try:
             plain: dict[str, Any] = {
                 name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
@@ -164,42 +139,42 @@ class Plan:
 
     @property
     def estimates_counts(self) -> bool:
-        """Whether the budget of `jaxmem.count_positive` is too small for an exact count."""
+        """Whether counts are estimates: their budget is too small for exact ones."""
         return self.count_budget is not None and self.count_budget <= self.size
 
     @property
     def columns(self) -> int:
-        """Columns of an exact Jacobian that are taken together: of a large latent as many as points of a batch."""
+        """Number of columns of an exact Jacobian taken together; for large points the size of a batch."""
         return min(_CHUNK, self.size) if self.size <= LARGEST_EXACT else self.batch
 
     @property
     def scores_per_step(self) -> int:
-        """Evaluations of the score at one sampling step of one point: with the prompt, and without."""
+        """Number of score evaluations at one sampling step of one point: with the prompt, and without."""
         return 2 if self.has_pairs else 1
 
     @property
     def num_eigenvalues(self) -> int:
-        """Of one spectrum; 0 where none is taken."""
+        """Number of eigenvalues, or Ritz values, in one spectrum; 0 without spectra."""
         return {"eigh": self.size, "lanczos": self.num_steps, "none": 0}[self.method]
 
     @property
     def products_per_spectrum(self) -> int:
-        """Of one point at one timestep, the measurements of rounding included."""
+        """Number of Jacobian products for one spectrum, measurements of rounding included."""
         return {"eigh": self.size + 1, "lanczos": 2 * self.num_steps + 3, "none": 0}[self.method]
 
     @property
     def products_per_count(self) -> int:
-        """Most products of one count at one timestep; 0 where none is taken."""
+        """Largest number of Jacobian products for one count; 0 without counts."""
         return 0 if self.count_budget is None else min(self.count_budget, self.size + 1)
 
     @property
     def products_per_direction(self) -> int:
-        """Of the eigenvectors of one point."""
+        """Number of Jacobian products for the eigenvectors of one point."""
         return self.size if self.method == "eigh" else self.products_per_spectrum
 
     @property
     def with_images(self) -> bool:
-        """Whether sampling goes to the end."""
+        """Whether sampling goes to the end, where images are decoded."""
         return len(self.timesteps) == self.ddim_steps
 
     @property
@@ -208,12 +183,12 @@ class Plan:
 
     @property
     def segments(self) -> list[range]:
-        """Steps that are recorded together."""
+        """Ranges of sampling steps that are recorded together."""
         count = len(self.timesteps)
         return [range(first, min(first + SEGMENT, count)) for first in range(0, count, SEGMENT)]
 
     def setting(self, image_sides: tuple[int, int] | None = None) -> Setting:
-        """What an audit of this plan gives to detectors."""
+        """Evidence that an audit of this plan has for detectors."""
         counted = self.count_budget is not None
         return Setting(
             timesteps=self.timesteps,
@@ -236,17 +211,47 @@ class Plan:
         return np.arange(number * self.batch, min((number + 1) * self.batch, self.num_points))
 
     def filled(self, number: int) -> np.ndarray:
-        """The same, filled up by repeating the last point, so that one program serves all batches."""
+        """The points of a batch, filled up by repeating the last, so that one program serves all batches."""
         return np.minimum(np.arange(number * self.batch, (number + 1) * self.batch), self.num_points - 1)
 
     def batches(self) -> Iterator[int]:
         return iter(range(self.num_batches))
 
 
+def _method(config: AuditConfig, size: int) -> AuditMethod:
+    """The method of spectra; refuses what it cannot do with points of ``size`` numbers."""
+    from jaxmem.spectra.counting import FEWEST_STEPS  # here: it loads JAX, which a page of a plan does not need
+
+    method = config.method if config.method != "auto" else "eigh" if size <= LARGEST_EXACT else "lanczos"
+    if method == "eigh" and size > LARGEST_EXACT:
+        raise ValueError(
+            f"method: expected 'lanczos' for latents of {size} dimensions, got 'eigh', which takes up to"
+            f" {LARGEST_EXACT}; for counts add a `count_budget`"
+        )
+    if method == "lanczos" and config.num_steps > size:
+        raise ValueError(f"num_steps: expected 1 to {size} (the size of a latent), got {config.num_steps}")
+    fewest = 2 * FEWEST_STEPS + 3  # of count_positive: Lanczos steps of two products, and three that measure
+    if config.count_budget is not None and config.count_budget < min(fewest, size + 1):
+        estimate = f"{fewest} products per point, or " if fewest <= size else ""
+        raise ValueError(
+            f"count_budget: expected at least {estimate}{size + 1} for exact counts, got {config.count_budget}"
+        )
+    if config.count_budget is not None and method == "eigh":
+        raise ValueError(
+            f"count_budget: expected none with method 'eigh', whose counts are exact, got {config.count_budget};"
+            f" for estimates add `method` lanczos or none"
+        )
+    if config.directions and method == "none":
+        raise ValueError(
+            f"directions: expected 0 with method 'none', got {config.directions}: they are eigenvectors of a spectrum"
+        )
+    return method
+
+
 def _spectral(
     config: AuditConfig, visited: tuple[int, ...], steps_run: int, method: str, wanted: bool
 ) -> tuple[int, ...]:
-    """The timesteps of spectra, descending: those asked for, or the first and, of whole spectra, late ones."""
+    """Choose the timesteps of spectra, descending: the given ones, or the first and, of whole spectra, late ones."""
     run = visited[:steps_run]
     if not wanted:
         if config.timesteps:

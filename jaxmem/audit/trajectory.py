@@ -1,4 +1,4 @@
-"""Guided DDIM sampling with the score pair of every step: the pool of evaluations that serves most detectors."""
+"""DDIM sampling, with the pair of scores at every step: the evaluations that most detectors need."""
 
 from collections.abc import Callable, Sequence
 from functools import cache, partial
@@ -51,7 +51,7 @@ def _unguided_step(scores: Array, x: Array, scales: Array) -> Array:
 
 
 def run_start(work: Work, t: int) -> np.ndarray:
-    """The unconditional score at the starting noises, which is the same for all prompts, shape (noises, *shape)."""
+    """Unconditional score at the starting noises, the same for all prompts, shape (noises, *shape)."""
     key, plan = store.start(t), work.plan
     if not work.run.done(key):
         with work.unit(key, "trajectory", evaluations=plan.noises):

@@ -37,7 +37,7 @@ class Work:
     plan: Plan
     model: Model
     sampler: DDIM
-    conditions: Any  #: of the prompts, leading axis of every leaf; of a model with pairs the last is the empty prompt's
+    conditions: Any  #: of all prompts, the leading axis of each leaf; with pairs of scores the empty prompt's is last
     noise: np.ndarray  #: (noises, *shape), the same for every prompt
     texts: Sequence[str]
     seed: int
@@ -50,19 +50,19 @@ class Work:
         return self.model.score
 
     def first(self, points: np.ndarray) -> np.ndarray:
-        """x_T of points."""
+        """Starting noises of points."""
         return self.noise[points % self.plan.noises]
 
     def cond(self, points: np.ndarray) -> Any:
-        """The conditions of the points' prompts."""
+        """Conditions of points."""
         return jax.tree.map(lambda leaf: leaf[points // self.plan.noises], self.conditions)
 
     def cond_of(self, point: int) -> Any:
-        """The condition of one point, without a leading axis."""
+        """Condition of one point, without a leading axis."""
         return jax.tree.map(lambda leaf: leaf[point // self.plan.noises], self.conditions)
 
     def uncond(self, count: int) -> Any:
-        """The empty prompt's, for so many points."""
+        """Condition of the empty prompt, repeated."""
         return jax.tree.map(lambda leaf: np.broadcast_to(leaf[-1:], (count, *leaf.shape[1:])), self.conditions)
 
     def scores(self, x: Any, t: int, cond: Any) -> Array:
@@ -84,12 +84,12 @@ class Work:
         return jax.device_put(self.model.state, jax.NamedSharding(self.mesh, jax.P()))
 
     def noise_share(self, scores: Any, x: Any, t: int) -> float | None:
-        """See `jaxmem.first_step`."""
+        """Share of the noise in the network's output, see `jaxmem.first_step`."""
         schedule = self.model.schedule
         return first_step.noise_share(self.model.prediction, scores, x, schedule.alpha[t], schedule.sigma[t])
 
     def check(self, values: Any, points: np.ndarray, t: int, what: str = "score") -> None:
-        """Refuse numbers that are not finite, by the name of the prompt; a point is a leading index of ``values``."""
+        """Refuse values that are not finite, and name the prompt; the points are the leading axis of ``values``."""
         bad = ~np.isfinite(np.asarray(values)).reshape(len(values), -1).all(1)
         if bad.any():
             prompt, noise = divmod(int(points[min(int(bad.argmax()), len(points) - 1)]), self.plan.noises)
@@ -103,7 +103,7 @@ class Work:
     def unit(
         self, key: str, stage: str, evaluations: int = 0, products: int = 0, memory: int = 0
     ) -> Iterator[dict[str, Any]]:
-        """Record a unit that the body computes and saves: its row, which it may add to, then what it cost."""
+        """Record the unit that the body computes and saves: first its row, to which the body may add, then its cost."""
         start = time.perf_counter()
         counted = {"evaluations": evaluations, "products": products}
         row: dict[str, Any] = {"key": key, **counted}
@@ -114,6 +114,6 @@ class Work:
 
 
 def starting_noise(seed: int, noises: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Noise j is drawn with ``fold_in(key(seed), j)``: every prompt starts from the same ones."""
+    """Draw the starting noises: noise j with ``fold_in(key(seed), j)``, the same for every prompt."""
     keys = [jax.random.fold_in(jax.random.key(seed), j) for j in range(noises)]
     return np.stack([np.asarray(jax.random.normal(key, shape, jnp.float32)) for key in keys])
