@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 import shlex
+import sys
 import tomllib
 from pathlib import Path
 
@@ -45,8 +46,8 @@ def workplace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
     yield tmp_path
-    if "matplotlib.pyplot" in importlib.sys.modules:
-        importlib.import_module("matplotlib.pyplot").close("all")
+    if pyplot := sys.modules.get("matplotlib.pyplot"):
+        pyplot.close("all")
 
 
 def waiting(page: Path) -> list[pytest.MarkDecorator]:
