@@ -58,7 +58,7 @@ def ours(name: str, count: int) -> Any:
     def spectra(first: int, number: int) -> np.ndarray:
         points = jnp.asarray(x[first : first + number])
         labels = jnp.full(number, LABEL)
-        found = batch_spectra(score, state, points, TIMESTEP, labels, mesh=mesh, points=1, chunk=OUR_CHUNK)
+        found = batch_spectra(score, state, points, TIMESTEP, labels, mesh=mesh, batch=1, chunk=OUR_CHUNK)
         return found.eigenvalues
 
     return spectra

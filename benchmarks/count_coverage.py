@@ -177,7 +177,8 @@ def covered(name: str, label: str, seed: int) -> dict[str, Any]:
     level = min(float(np.quantile(values, 0.9)), -0.02 * float(np.abs(values).max()))
     sigma = (-0.5 / level) ** 0.5
     budget = int(share * size) if share else (14 if symmetric else 27)
-    count = count_positive(rotated(values, rng, symmetric), budget, jax.random.key(seed), sigma=sigma)
+    operator = rotated(values, rng, symmetric)
+    count = count_positive(operator, max_products=budget, key=jax.random.key(seed), sigma=sigma)
     found = {"size": size, "products": count.num_products, "threshold": count.threshold}
     for kind, one, truth in (
         ("positive", count, values > 0),

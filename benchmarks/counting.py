@@ -124,7 +124,7 @@ def draw(name: str, seed: int) -> tuple[Rotated, int]:
 def ours(name: str, budget: float, seed: int) -> dict[str, Any]:
     operator, truth = draw(name, seed)
     start = time.perf_counter()
-    count = count_positive(operator, int(budget * SIZE), jax.random.key(seed))
+    count = count_positive(operator, max_products=int(budget * SIZE), key=jax.random.key(seed))
     row = {"truth": truth, "lower": count.lower, "estimate": count.estimate, "interval": count.interval}
     return row | {"products": count.num_products, "threshold": count.threshold, "s": time.perf_counter() - start}
 

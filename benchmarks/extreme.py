@@ -1,4 +1,4 @@
-"""What extreme eigenpairs cost in products at d = 16,384: `extreme_pairs`, ARPACK, matfree, the paper's Algorithm 1.
+"""What extreme eigenpairs cost in products at d = 16,384: `Extreme`, ARPACK, matfree, the paper's Algorithm 1.
 
     pip install --target /tmp/matfree --no-deps matfree
     PYTHONPATH=/tmp/matfree python benchmarks/extreme.py
@@ -30,11 +30,10 @@ import scipy.sparse.linalg
 from exact_jacobian import environment
 from page import FIGURES
 
-from jaxmem import NoiseSchedule, extreme_pairs, score_jacobian
+from jaxmem import Extreme, NoiseSchedule, from_matvec, score_jacobian, spectrum
 from jaxmem.krylov import lanczos
 from jaxmem.operators import MatrixOperator, Operator
 from jaxmem.oracles import Separable, SeparableScore
-from jaxmem.spectra import Status
 
 ROOT = Path(__file__).resolve().parent.parent
 D, SEEDS, RTOL = 16_384, 5, 1e-4
@@ -45,22 +44,6 @@ try:
     from matfree import decomp
 except ImportError:
     decomp = None
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Declared(Operator):
-    """An operator that is known to be symmetric: one product a step for everyone."""
-
-    operator: Any
-    is_symmetric = True
-    size = property(lambda self: self.operator.size)
-    dtype = property(lambda self: self.operator.dtype)
-
-    def mv(self, vector: Any) -> Any:
-        return self.operator.mv(vector)
-
-    rmv = mv
 
 
 @jax.tree_util.register_dataclass
@@ -124,7 +107,9 @@ def problems() -> list[Problem]:
         ratios = rng.permutation(ratios)
         state = Separable(jnp.asarray(ratios * sigma / alpha, jnp.float32), jnp.asarray(signs, jnp.float32))
         score, x = SeparableScore(schedule), jnp.zeros(D)
-        return Declared(score_jacobian(score, state, x, t)), score._rotated_curvature(state, x, t), signs
+        # Known to be symmetric: one product a step for everyone.
+        operator = from_matvec(score_jacobian(score, state, x, t).mv, D, symmetric=True)
+        return operator, score._rotated_curvature(state, x, t), signs
 
     free = np.r_[np.linspace(1.2, 2, 24), rng.uniform(0.1, 0.9, D - 24)]
     dense = np.sqrt(np.maximum(1 + 0.25 * rng.normal(size=D), 0.01))
@@ -141,20 +126,13 @@ def start_of(seed: int) -> jax.Array:
 
 
 def run_ours(problem: Problem, seed: int, rtol: float = RTOL, **options: Any) -> dict[str, float]:
-    result = extreme_pairs(
-        problem.operator,
-        problem.num_pairs,
-        problem.which,
-        key=jax.random.key(seed),
-        max_products=2000,
-        rtol=rtol,
-        **options,
-    )
+    method = Extreme(problem.num_pairs, problem.which, max_products=2000, rtol=rtol, **options)
+    result = spectrum(problem.operator, method, key=jax.random.key(seed), vectors=True)
     return {
-        "products": int(result.num_products),
+        "products": result.num_products,
         "residual": problem.residual(result.vectors, result.eigenvalues),
         "missed": problem.missed(result.eigenvalues),
-        "status": Status(int(result.status)).name,
+        "status": result.status.name,
     }
 
 
@@ -280,9 +258,9 @@ def multiple() -> dict[str, Any]:
         exact = np.sort(values)[::-1][:count]
         found: dict[str, list[tuple[int, bool]]] = {"extreme_pairs": [], "ARPACK float32": [], "ARPACK float64": []}
         for seed in range(10):
-            operator = MatrixOperator(jnp.asarray(matrix), is_symmetric=True)
-            ours = extreme_pairs(operator, count, key=jax.random.key(seed), max_products=2000)
-            found["extreme_pairs"].append((int(ours.num_products), bool(np.abs(ours.eigenvalues - exact).max() > 1e-3)))
+            operator = MatrixOperator(jnp.asarray(matrix), symmetric=True)
+            ours = spectrum(operator, Extreme(count, max_products=2000), key=jax.random.key(seed))
+            found["extreme_pairs"].append((ours.num_products, bool(np.abs(ours.eigenvalues - exact).max() > 1e-3)))
             for dtype in ("float32", "float64"):
                 calls: list[None] = []
 
@@ -383,7 +361,8 @@ def overhead(problem: Problem, steps: int = 100, rounds: int = 9) -> dict[str, A
 
     def whole() -> None:
         # More than can be found: every check is made, and the budget ends it.
-        result = extreme_pairs(problem.operator, 40, key=jax.random.key(0), max_products=steps, rtol=1e-12)
+        method = Extreme(40, max_products=steps, rtol=1e-12)
+        result = spectrum(problem.operator, method, key=jax.random.key(0), vectors=True)
         assert result.num_products == steps
 
     start = start_of(0)
@@ -444,13 +423,13 @@ def closing_spaces() -> dict[str, Any]:
     }
     facts: dict[str, Any] = {}
     for name, operator in operators.items():
-        result = extreme_pairs(operator, len(exact[name]), key=jax.random.key(0), max_products=30)
+        result = spectrum(operator, Extreme(len(exact[name]), max_products=30), key=jax.random.key(0))
         facts[name] = {
             "exact": exact[name],
             "extreme_pairs": {
                 "eigenvalues": result.eigenvalues.tolist(),
-                "status": Status(int(result.status)).name,
-                "products": int(result.num_products),
+                "status": result.status.name,
+                "products": result.num_products,
             },
         }
         for method in ("tridiag_sym", "hessenberg") if decomp is not None else ():

@@ -28,7 +28,7 @@ from exact_jacobian import environment
 from flax import nnx
 from page import FIGURES, update_page
 
-from jaxmem import bind, count_positive, dense_cost, dense_spectrum, score_jacobian, spectrum
+from jaxmem import Dense, Lanczos, bind, count_positive, score_jacobian, spectrum
 from jaxmem.config import TrainingConfig
 from jaxmem.data.mnist import load_subset, to_pixels
 from jaxmem.diffusion import NoiseSchedule
@@ -39,8 +39,9 @@ from jaxmem.report.style import GENERAL as BLUE
 from jaxmem.report.style import NEUTRAL, REFERENCE, figure
 from jaxmem.runs.durable import append_line, as_json, json_writer, read_lines, write_atomically
 from jaxmem.runs.progress import show_progress
+from jaxmem.spectra.dense import dense_cost
+from jaxmem.spectra.measure import run_krylov
 from jaxmem.spectra.ritz import ritz_pairs
-from jaxmem.spectra.single import run_krylov
 from jaxmem.training import train
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -98,8 +99,8 @@ def trained(side: int, folder: Path) -> tuple[Any, Any]:
             SCHEDULE,
             config,
             probabilities=jnp.asarray(probabilities, jnp.float32),
-            checkpoint_dir=folder / f"checkpoints-{side}",
-            on_step=lambda step, total: progress(f"train {side}×{side}×{CHANNELS}", step, total),
+            folder=folder / f"checkpoints-{side}",
+            progress=lambda _, step, total: progress(f"train {side}×{side}×{CHANNELS}", step, total),
         )
     if len(result.losses):  # what this start trained
         seconds = time.perf_counter() - start
@@ -150,12 +151,12 @@ def dense(folder: Path, side: int) -> dict[str, Any]:
     print(f"d = {operator.size:,}: {cost}", file=sys.stderr)
     with show_progress() as progress:
         clock = Clock(progress)
-        found = dense_spectrum(operator, folder / f"columns-{side}", progress=clock)
+        found = spectrum(operator, Dense(folder=folder / f"columns-{side}"), progress=clock)
     write_atomically(folder / f"eigenvalues-{side}.npy", lambda stream: np.save(stream, found.eigenvalues))
     sigma = float(SCHEDULE.sigma[TIMESTEP])
     values = found.eigenvalues
     start = time.perf_counter()
-    lanczos = spectrum(operator, "lanczos", num_steps=100, key=jax.random.key(1))
+    lanczos = spectrum(operator, Lanczos(100), key=jax.random.key(1))
     return {
         "dimension": operator.size,
         "parameters": parameters,
@@ -198,7 +199,7 @@ def arnoldi(folder: Path) -> dict[str, Any]:
     seconds["lanczos"] = time.perf_counter() - start
     symmetric = np.load(folder / "eigenvalues-24.npy")
     start = time.perf_counter()
-    exact = spectrum(operator, "eig")
+    exact = spectrum(operator, Dense(symmetric=False))
     seconds["eig"] = time.perf_counter() - start
     b = exact.eigenvalues
     distance = np.abs(a[:, None] - b[None])
@@ -302,7 +303,9 @@ def counts(folder: Path) -> dict[str, Any]:
     for budget in BUDGETS:
         for seed in range(COUNTS):
             start = time.perf_counter()
-            found = count_positive(operator, int(budget * operator.size), jax.random.key(seed), sigma=sigma)
+            found = count_positive(
+                operator, max_products=int(budget * operator.size), key=jax.random.key(seed), sigma=sigma
+            )
             assert found.tangent is not None
             row = {"budget": budget, "seed": seed, "seconds": time.perf_counter() - start}
             rows.append(row | found._asdict() | {"tangent": found.tangent._asdict()})
@@ -509,11 +512,11 @@ def side_by_side(result: dict[str, Any]) -> list[dict[str, Any]]:
         return row(way, found["num_products"], found["seconds"], found["peak_bytes"], found["promised"]["disk_bytes"])
 
     return [
-        dense_row("2,304: dense_spectrum, symmetric part, whole process", result["dense_2304"]),
+        dense_row("2,304: Dense(folder), symmetric part, whole process", result["dense_2304"]),
         row("2,304: Lanczos, m = d, symmetric part", products["lanczos"], seconds["lanczos"]),
-        row("2,304: spectrum(method='eig') of J", products["eig"], seconds["eig"]),
+        row("2,304: Dense(symmetric=False), of J", products["eig"], seconds["eig"]),
         row("2,304: Arnoldi, m = d, of J", products["arnoldi"], seconds["arnoldi"] + seconds["hessenberg"]),
-        dense_row("16,384: dense_spectrum, killed once, all processes", large),
+        dense_row("16,384: Dense(folder), killed once, all processes", large),
         row(
             "16,384: Arnoldi, m = d, steps (extrapolated)",
             rest["products"],

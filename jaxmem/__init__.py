@@ -7,65 +7,112 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 _HOME = {
+    "Model": "jaxmem.model",
+    "ClassConditional": "jaxmem.model",
+    "Unconditional": "jaxmem.model",
+    "StableDiffusion": "jaxmem.stable_diffusion.pipeline",
     "NoiseSchedule": "jaxmem.diffusion",
-    "DDIM": "jaxmem.diffusion",
+    "DDIM": "jaxmem.sampling",
+    "sample": "jaxmem.sampling",
     "bind": "jaxmem.score",
     "ScorePair": "jaxmem.score",
     "score_jacobian": "jaxmem.jacobian",
+    "Operator": "jaxmem.operators",
+    "from_matvec": "jaxmem.operators",
+    "from_scipy": "jaxmem.operators",
     "spectrum": "jaxmem.spectra",
-    "Spectrum": "jaxmem.spectra",
+    "Dense": "jaxmem.spectra",
+    "Lanczos": "jaxmem.spectra",
+    "Arnoldi": "jaxmem.spectra",
+    "Extreme": "jaxmem.spectra",
     "batch_spectra": "jaxmem.spectra",
-    "dense_cost": "jaxmem.spectra",
-    "dense_spectrum": "jaxmem.spectra",
     "count_positive": "jaxmem.spectra",
-    "extreme_pairs": "jaxmem.spectra",
-    "Count": "jaxmem.spectra",
     "spectral_density": "jaxmem.spectra",
+    "Spectrum": "jaxmem.spectra",
+    "Status": "jaxmem.spectra",
+    "Count": "jaxmem.spectra",
     "Density": "jaxmem.spectra",
+    "audit_cost": "jaxmem.audit",
+    "read_audit": "jaxmem.audit",
+    "read_prompts": "jaxmem.prompts",
+    "AuditConfig": "jaxmem.config",
 }
+
+_MODULES = ("audit", "detectors", "oracles", "plot")  # `jaxmem.audit` is a function, too
 
 __all__ = [
     "DDIM",
+    "Arnoldi",
+    "AuditConfig",
+    "ClassConditional",
     "Count",
+    "Dense",
     "Density",
+    "Extreme",
+    "Lanczos",
+    "Model",
     "NoiseSchedule",
+    "Operator",
     "ScorePair",
     "Spectrum",
+    "StableDiffusion",
+    "Status",
+    "Unconditional",
     "__version__",
+    "audit",
+    "audit_cost",
     "batch_spectra",
     "bind",
     "count_positive",
-    "dense_cost",
-    "dense_spectrum",
-    "extreme_pairs",
+    "detectors",
+    "from_matvec",
+    "from_scipy",
+    "oracles",
+    "plot",
+    "read_audit",
+    "read_prompts",
+    "sample",
     "score_jacobian",
     "spectral_density",
     "spectrum",
 ]
 
 if TYPE_CHECKING:
-    from jaxmem.diffusion import DDIM, NoiseSchedule
+    from jaxmem import detectors, oracles, plot
+    from jaxmem.audit import audit, audit_cost, read_audit
+    from jaxmem.config import AuditConfig
+    from jaxmem.diffusion import NoiseSchedule
     from jaxmem.jacobian import score_jacobian
+    from jaxmem.model import ClassConditional, Model, Unconditional
+    from jaxmem.operators import Operator, from_matvec, from_scipy
+    from jaxmem.prompts import read_prompts
+    from jaxmem.sampling import DDIM, sample
     from jaxmem.score import ScorePair, bind
     from jaxmem.spectra import (
+        Arnoldi,
         Count,
+        Dense,
         Density,
+        Extreme,
+        Lanczos,
         Spectrum,
+        Status,
         batch_spectra,
         count_positive,
-        dense_cost,
-        dense_spectrum,
-        extreme_pairs,
         spectral_density,
         spectrum,
     )
+    from jaxmem.stable_diffusion.pipeline import StableDiffusion
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"jaxmem.{name}")
     if name == "__version__":  # pyproject.toml has it
         return import_module("importlib.metadata").version("jaxmem")
     if name not in _HOME:
-        raise AttributeError(f"module 'jaxmem' has no attribute {name!r}; it has {', '.join(sorted(_HOME))}")
+        known = ", ".join(sorted((*_HOME, *_MODULES)))
+        raise AttributeError(f"module 'jaxmem' has no attribute {name!r}; it has {known}")
     return getattr(import_module(_HOME[name]), name)
 
 

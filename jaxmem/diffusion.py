@@ -1,12 +1,11 @@
-"""Noise schedules, the parametrisations of a network's output, and deterministic DDIM sampling.
+"""Noise schedules and the parametrisations of a network's output. Samplers are in `jaxmem.sampling`.
 
 The forward process is ``x_t = alpha_t x_0 + sigma_t eps``. Timesteps are 0-based indices into the schedule's tables,
 as in diffusers.
 """
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import jax
@@ -16,7 +15,6 @@ from jaxtyping import Array, Float, Int, Shaped
 
 Prediction = Literal["eps", "v", "x0", "flow", "score"]
 ScheduleKind = Literal["linear", "scaled_linear", "cosine"]
-Spacing = Literal["leading", "trailing", "linspace"]
 
 _LAST_ALPHA = 2.0**-12  # of a schedule without signal at its end: the root of diffusers' 2⁻²⁴
 
@@ -134,12 +132,13 @@ class NoiseSchedule:
         Raises:
             ValueError: if x0 is not floating point (alpha and sigma would be rounded to 0), or as `at`.
         """
-        _refuse_whole_numbers("x0", x0)
+        refuse_whole_numbers("x0", x0)
         alpha, sigma = self.at(t, x0.dtype)
         return alpha * x0 + sigma * eps
 
 
-def _refuse_whole_numbers(name: str, array: Any) -> None:
+def refuse_whole_numbers(name: str, array: Any) -> None:
+    """Refuse integers, which would round what is multiplied with them."""
     if not jnp.issubdtype(jnp.result_type(array), jnp.floating):
         raise ValueError(f"{name}: expected floating point, got {jnp.result_type(array)}; convert and scale it first")
 
@@ -171,135 +170,3 @@ def to_score(prediction: Prediction, output: Any, x: Any, alpha: Any, sigma: Any
     if prediction == "score":
         return output
     return -to_eps(prediction, output, x, alpha, sigma) / sigma
-
-
-def ddim_step(
-    score: Float[Array, "*shape"],
-    x: Float[Array, "*shape"],
-    now: tuple[Array, Array],
-    then: tuple[Array, Array],
-    clip: float | None = None,
-) -> Float[Array, "*shape"]:
-    """One deterministic step (eta = 0) from ``(alpha, sigma) = now`` to ``then``.
-
-    ``x0 = (x - sigma eps) / alpha``, clipped to ``[-clip, clip]`` if asked; ``x' = alpha' x0 + sigma' eps`` with the
-    unclipped eps, as diffusers does.
-    """
-    alpha, sigma = now
-    eps = -sigma * score
-    x0 = (x - sigma * eps) / alpha
-    if clip is not None:
-        x0 = jnp.clip(x0, -clip, clip)
-    return then[0] * x0 + then[1] * eps
-
-
-@dataclass(frozen=True)
-class DDIM:
-    """The deterministic DDIM sampler (Song et al. 2021a) with diffusers' timesteps.
-
-    ``spacing`` (Lin et al. 2024, Table 2; n is ``num_steps``): "leading" visits ``steps_offset + k (T // n)`` for k
-    from n - 1 down to 0; "trailing" visits ``round(T - k T/n) - 1`` for k from 0 to n - 1, "linspace" n evenly spaced
-    timesteps from T - 1 to 0, both whatever ``steps_offset`` is. Each step goes from t to ``t - T // n``, as in
-    diffusers, which is not always the timestep that comes next: "linspace" is off by 0.4 on average with 50 steps of
-    1,000, by 11 with 10. The last step goes to (alpha, sigma) = (1, 0) if ``final_alpha_one`` (diffusers'
-    ``set_alpha_to_one``, its default), else to the table's first entry (Stable Diffusion, with ``steps_offset=1``).
-
-    ``clip`` is for few steps: the noise stays that of the unclipped image, so that every step adds what clipping took
-    away, and over 1,000 steps a sample can drift off into noise.
-    """
-
-    schedule: NoiseSchedule
-    num_steps: int = 50
-    steps_offset: int = 0
-    final_alpha_one: bool = True
-    clip: float | None = None
-    spacing: Spacing = "leading"
-
-    def __post_init__(self) -> None:
-        size = self.schedule.num_timesteps
-        if self.spacing not in get_args(Spacing):
-            raise ValueError(f"spacing: expected one of {get_args(Spacing)}, got {self.spacing!r}")
-        if self.clip is not None and not self.clip > 0:
-            raise ValueError(f"clip: expected a positive number or None, got {self.clip}")
-        if not 1 <= self.num_steps <= size:
-            raise ValueError(f"num_steps: expected 1 to {size} (the schedule's length), got {self.num_steps}")
-        last = (self.num_steps - 1) * (size // self.num_steps) + self.steps_offset
-        if self.spacing == "leading" and (self.steps_offset < 0 or last >= size):
-            raise ValueError(
-                f"steps_offset: the first timestep would be {last}, outside the schedule's 0 to {size - 1};"
-                f" got steps_offset={self.steps_offset} with num_steps={self.num_steps}"
-            )
-
-    @cached_property
-    def timesteps(self) -> np.ndarray:
-        """The visited timesteps, descending, shape (num_steps,)."""
-        size, steps = self.schedule.num_timesteps, self.num_steps
-        if self.spacing == "trailing":
-            # For some numbers of steps rounding gives diffusers one timestep more, -1, which is none.
-            return np.round(np.arange(size, 0, -size / steps)[:steps]).astype(int) - 1
-        if self.spacing == "linspace":
-            return np.linspace(0, size - 1, steps).round().astype(int)[::-1]
-        return np.arange(steps)[::-1] * (size // steps) + self.steps_offset
-
-    def nearest(self, timesteps: Sequence[int]) -> list[int]:
-        """For each timestep the nearest one this sampler visits."""
-        return [int(self.timesteps[np.abs(self.timesteps - t).argmin()]) for t in timesteps]
-
-    def scales(self) -> np.ndarray:
-        """Rows ``(alpha, sigma, alpha', sigma')`` of each step, shape (num_steps, 4)."""
-        alpha, sigma = self.schedule.alpha, self.schedule.sigma
-        previous = self.timesteps - self.schedule.num_timesteps // self.num_steps
-        end = (1.0, 0.0) if self.final_alpha_one else (alpha[0], sigma[0])
-        then = np.where(previous[:, None] >= 0, np.stack([alpha[previous], sigma[previous]], 1), end)
-        return np.column_stack([alpha[self.timesteps], sigma[self.timesteps], then])
-
-
-@partial(jax.jit, static_argnames=("score", "clip"))
-def _batched_step(score: Any, state: Any, x: Array, t: Array, cond: Any, scales: Array, clip: float | None) -> Array:
-    def one(x: Array, cond: Any) -> Array:
-        return ddim_step(score(state, x, t, cond), x, (scales[0], scales[1]), (scales[2], scales[3]), clip)
-
-    return jax.vmap(one)(x, cond)
-
-
-def ddim_path(
-    sampler: DDIM, score: Any, state: Any, noise: Shaped[Array, " n *shape"], cond: Any = None, *, first: int = 0
-) -> Iterator[tuple[int, Float[Array, " n *shape"]]]:
-    """Yield ``(t, x_t)`` before each step and ``(-1, x_0)`` at the end, for a batch of starting noises.
-
-    ``cond`` is any pytree whose leaves have the batch as leading axis, or None. The loop runs in Python, so the caller
-    keeps what it wants and can show progress; one compiled step serves every timestep. With ``first`` steps already
-    done, ``noise`` is the x_t they ended at.
-    """
-    _refuse_whole_numbers("noise", noise)
-    x = noise
-    for t, scales in zip(sampler.timesteps[first:], sampler.scales()[first:], strict=True):
-        yield int(t), x
-        x = _batched_step(score, state, x, jnp.asarray(t, jnp.int32), cond, jnp.asarray(scales, x.dtype), sampler.clip)
-    yield -1, x
-
-
-def sample_ddim(
-    sampler: DDIM,
-    score: Any,
-    state: Any,
-    noise: Shaped[Array, " n *shape"],
-    cond: Any = None,
-    keep: Sequence[int] = (),
-) -> tuple[Float[Array, " n *shape"], dict[int, Float[Array, " n *shape"]]]:
-    """Sample a batch and return ``(x_0, {t: x_t for t in keep})``.
-
-    Raises:
-        ValueError: if ``keep`` names a timestep that the sampler does not visit.
-    """
-    strangers = sorted(set(keep) - set(sampler.timesteps.tolist()))
-    if strangers:
-        raise ValueError(
-            f"keep: {strangers} are not among the {sampler.num_steps} timesteps of this sampler"
-            f" ({sampler.timesteps[0]} down to {sampler.timesteps[-1]}); use sampler.nearest(...) to snap to them"
-        )
-    kept, x = {}, noise
-    for t, x in ddim_path(sampler, score, state, noise, cond):
-        if t in keep:
-            kept[t] = x
-    return x, kept

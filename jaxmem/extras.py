@@ -36,3 +36,15 @@ def require(extra: str, what: str) -> None:
             f"{what}: expected the packages of jaxmem[{extra}], got an environment without {', '.join(missing)};"
             f" install them: pip install 'jaxmem[{extra}]'"
         )
+
+
+def require_package(package: str, what: str) -> None:
+    """Raise an error that names ``what`` needs it, if one package that no part but this needs is not installed.
+
+    Raises:
+        MissingExtra: the package is not installed.
+    """
+    if find_spec(package) is None:
+        raise MissingExtra(
+            f"{what}: expected {package}, got an environment without it; install it: pip install {package}"
+        )

@@ -43,6 +43,10 @@ class ScoreJacobian(Operator):
         (cotangent,) = jax.linear_transpose(self._linear, self.value)(vector.reshape(self.value.shape))
         return cotangent.reshape(-1)
 
+    def check(self) -> None:
+        # The Jacobian of a score that is NaN may be finite.
+        require_finite(self.value, "at this point")
+
     @property
     def axes(self) -> "ScoreJacobian":
         """What `jax.vmap` takes as ``in_axes`` for operators made by `batch_jacobian`."""

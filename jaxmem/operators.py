@@ -2,15 +2,20 @@
 
 An operator has ``size``, ``dtype``, ``mv`` (A v), ``rmv`` (Aᵀ v), ``symmetric`` (an operator for ½(A + Aᵀ)),
 ``to_dense`` and ``products_per_mv``, the number of products with A or Aᵀ that one ``mv`` costs. Operators are pytrees:
-they cross `jax.jit` boundaries as arguments.
+they cross `jax.jit` boundaries as arguments. ``A @ v``, ``A.T``, ``A + B``, ``A - B``, ``c * A`` and ``-A`` are what
+they say; `from_matvec` makes an operator of a function, `from_scipy` of SciPy's, and `Operator.to_scipy` goes back.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import scipy.sparse.linalg
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import Array, Float
 
 
@@ -18,7 +23,8 @@ class Operator(ABC):
     """What all operators share; a subclass gives ``size``, ``dtype``, ``mv`` and ``rmv``."""
 
     products_per_mv = 1
-    is_symmetric = False
+    is_symmetric = False  #: by construction or declaration: a product then counts once, and ``asymmetry`` is zero
+    __array_ufunc__ = None  # a NumPy number times an operator is ours to compute
 
     @property
     @abstractmethod
@@ -28,7 +34,7 @@ class Operator(ABC):
     @property
     @abstractmethod
     def dtype(self) -> Any:
-        """Of vectors and products."""
+        """Data type of vectors and products."""
 
     @abstractmethod
     def mv(self, vector: Float[Array, " d"]) -> Float[Array, " d"]:
@@ -48,6 +54,14 @@ class Operator(ABC):
         """The symmetric part ½(A + Aᵀ); A itself where A is declared symmetric."""
         return self if self.is_symmetric else SymmetricPart(self)
 
+    @property
+    def T(self) -> "Operator":
+        """The transpose Aᵀ; A itself where A is declared symmetric."""
+        return self if self.is_symmetric else Transpose(self)
+
+    def check(self) -> None:  # noqa: B027  (most have nothing that could be wrong)
+        """Raise a ValueError if no spectrum of this operator can be right; called before any product."""
+
     def to_dense(self, chunk: int = 56) -> Float[Array, "d d"]:
         """The matrix, from ``size`` products taken ``chunk`` at a time.
 
@@ -59,6 +73,52 @@ class Operator(ABC):
             return self.mv(jax.nn.one_hot(index, self.size, dtype=self.dtype))
 
         return jax.lax.map(column, jnp.arange(self.size), batch_size=min(chunk, self.size)).T
+
+    def to_scipy(self) -> scipy.sparse.linalg.LinearOperator:
+        """The operator for SciPy, which multiplies NumPy vectors; for instance for `scipy.sparse.linalg.eigsh`."""
+        dtype = np.dtype(jnp.promote_types(self.dtype, jnp.float32))  # NumPy does not know bfloat16
+
+        def multiply(product: Callable[..., Array]) -> Callable[[np.ndarray], np.ndarray]:
+            return lambda v: np.asarray(product(self, jnp.asarray(v.reshape(-1), self.dtype)), dtype)
+
+        return scipy.sparse.linalg.LinearOperator(
+            (self.size, self.size), matvec=multiply(_mv), rmatvec=multiply(_rmv), dtype=dtype
+        )
+
+    def __matmul__(self, vector: Any) -> Array:
+        vector = jnp.asarray(vector, self.dtype)
+        if vector.ndim not in (1, 2) or len(vector) != self.size:
+            raise ValueError(
+                f"operator: expected a vector of length {self.size}, or a matrix with as many rows, got shape"
+                f" {vector.shape}"
+            )
+        return self.mv(vector) if vector.ndim == 1 else jax.vmap(self.mv, 1, 1)(vector)
+
+    def __add__(self, other: "Operator") -> "Operator":
+        return Sum(self, other) if isinstance(other, Operator) else NotImplemented
+
+    def __sub__(self, other: "Operator") -> "Operator":
+        return Sum(self, -other) if isinstance(other, Operator) else NotImplemented
+
+    def __neg__(self) -> "Operator":
+        return -1 * self
+
+    def __mul__(self, factor: Any) -> "Operator":
+        if isinstance(factor, Operator):
+            return NotImplemented
+        return Scaled(self, jnp.asarray(factor, self.dtype))
+
+    __rmul__ = __mul__
+
+
+@jax.jit
+def _mv(operator: Operator, vector: Array) -> Array:
+    return operator.mv(vector)
+
+
+@jax.jit
+def _rmv(operator: Operator, vector: Array) -> Array:
+    return operator.rmv(vector)
 
 
 class Derived(Operator):
@@ -77,6 +137,9 @@ class Derived(Operator):
     @property
     def dtype(self) -> Any:
         return self.operator.dtype
+
+    def check(self) -> None:
+        self.operator.check()
 
 
 @jax.tree_util.register_dataclass
@@ -105,25 +168,116 @@ class SymmetricPart(Derived):
         return 0.5 * (dense + dense.T)
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Transpose(Derived):
+    """Aᵀ."""
+
+    operator: Operator
+
+    def mv(self, vector: Float[Array, " d"]) -> Float[Array, " d"]:
+        return self.operator.rmv(vector)
+
+    def rmv(self, vector: Float[Array, " d"]) -> Float[Array, " d"]:
+        return self.operator.mv(vector)
+
+    @property
+    def T(self) -> Operator:
+        return self.operator
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Scaled(Derived):
+    """``c A``.
+
+    Raises:
+        ValueError: if c is no number.
+    """
+
+    operator: Operator
+    factor: Any  #: c, of the operator's dtype; an argument of compiled programs, which serve all
+
+    def __post_init__(self) -> None:
+        if isinstance(self.operator, Operator) and jnp.ndim(self.factor):  # or placeholders of a transformation
+            raise ValueError(f"factor: expected a number, got shape {jnp.shape(self.factor)}")
+
+    @property
+    def is_symmetric(self) -> bool:  # type: ignore[override]
+        return self.operator.is_symmetric
+
+    def mv(self, vector: Float[Array, " d"]) -> Float[Array, " d"]:
+        return self.factor * self.operator.mv(vector)
+
+    def rmv(self, vector: Float[Array, " d"]) -> Float[Array, " d"]:
+        return self.factor * self.operator.rmv(vector)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Sum(Operator):
+    """A + B: one product with each. ``A - B`` is the sum with -B, such as the conditional minus the unconditional.
+
+    Raises:
+        ValueError: if their sizes or dtypes differ.
+    """
+
+    first: Operator
+    second: Operator
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.first, Operator) or not isinstance(self.second, Operator):
+            return  # placeholders of a transformation
+        ours, theirs = ((part.size, jnp.dtype(part.dtype).name) for part in (self.first, self.second))
+        if ours != theirs:
+            raise ValueError(f"operator: expected two of one size and dtype for a sum, got {ours} and {theirs}")
+
+    @property
+    def products_per_mv(self) -> int:  # type: ignore[override]
+        return self.first.products_per_mv + self.second.products_per_mv
+
+    @property
+    def is_symmetric(self) -> bool:  # type: ignore[override]
+        return self.first.is_symmetric and self.second.is_symmetric
+
+    @property
+    def size(self) -> int:
+        return self.first.size
+
+    @property
+    def dtype(self) -> Any:
+        return self.first.dtype
+
+    def check(self) -> None:
+        self.first.check()
+        self.second.check()
+
+    def mv(self, vector: Float[Array, " d"]) -> Float[Array, " d"]:
+        return self.first.mv(vector) + self.second.mv(vector)
+
+    def rmv(self, vector: Float[Array, " d"]) -> Float[Array, " d"]:
+        return self.first.rmv(vector) + self.second.rmv(vector)
+
+
 @jax.tree_util.register_pytree_node_class
 class MatrixOperator(Operator):
     """A matrix that is there already.
 
     Args:
         matrix: shape (d, d), floating point.
-        is_symmetric: declare it symmetric, so that a product is counted once; not checked.
+        symmetric: declare it symmetric, so that a product is counted once; not checked.
 
     Raises:
         ValueError: if the matrix is not square and floating point.
     """
 
-    def __init__(self, matrix: Any, *, is_symmetric: bool = False) -> None:
+    def __init__(self, matrix: Any, *, symmetric: bool = False) -> None:
         matrix = jnp.asarray(matrix)
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not jnp.issubdtype(matrix.dtype, jnp.floating):
             raise ValueError(
                 f"matrix: expected a square floating-point array, got shape {matrix.shape} of {matrix.dtype}"
             )
-        self.matrix, self.is_symmetric = matrix, is_symmetric
+        self.matrix, self.is_symmetric = matrix, symmetric
 
     @property
     def size(self) -> int:
@@ -149,60 +303,131 @@ class MatrixOperator(Operator):
         return operator
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class DeclaredSymmetric(Derived):
-    """An operator that is symmetric by construction, such as the Hessian of an energy: its products count once.
+@jax.tree_util.register_pytree_node_class
+class FunctionOperator(Operator):
+    """A function v ↦ A v as an operator; made by `from_matvec` and `from_scipy`."""
 
-    Not checked; ``asymmetry`` of its spectra is then zero by declaration. A learned score's Jacobian is not symmetric.
-    """
+    size, dtype = 0, jnp.dtype(jnp.float32)  # of each object: in place of the properties
 
-    operator: Operator
-    is_symmetric = True
-
-    def mv(self, vector: Float[Array, " d"]) -> Float[Array, " d"]:
-        return self.operator.mv(vector)
-
-    rmv = mv
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Difference(Operator):
-    """A - B, such as the conditional minus the unconditional Hessian: one product with each per application.
-
-    Raises:
-        ValueError: if their sizes or dtypes differ.
-    """
-
-    first: Operator
-    second: Operator
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.first, Operator) or not isinstance(self.second, Operator):
-            return  # placeholders of a transformation
-        ours, theirs = ((part.size, jnp.dtype(part.dtype).name) for part in (self.first, self.second))
-        if ours != theirs:
-            raise ValueError(f"difference: expected operators of one size and dtype, got {ours} and {theirs}")
-
-    @property
-    def products_per_mv(self) -> int:  # type: ignore[override]
-        return self.first.products_per_mv + self.second.products_per_mv
-
-    @property
-    def is_symmetric(self) -> bool:  # type: ignore[override]
-        return self.first.is_symmetric and self.second.is_symmetric
-
-    @property
-    def size(self) -> int:
-        return self.first.size
-
-    @property
-    def dtype(self) -> Any:
-        return self.first.dtype
+    def __init__(self, forward: Any, transposed: Any, size: int, dtype: Any, symmetric: bool) -> None:
+        self.forward = forward  #: `jax.tree_util.Partial` of the function: its arrays are leaves
+        self.transposed = transposed  #: the same of v ↦ Aᵀ v; None where A is symmetric
+        self.size, self.dtype, self.is_symmetric = size, dtype, symmetric
 
     def mv(self, vector: Float[Array, " d"]) -> Float[Array, " d"]:
-        return self.first.mv(vector) - self.second.mv(vector)
+        return self.forward(vector)
 
     def rmv(self, vector: Float[Array, " d"]) -> Float[Array, " d"]:
-        return self.first.rmv(vector) - self.second.rmv(vector)
+        return self.forward(vector) if self.is_symmetric else self.transposed(vector)
+
+    def tree_flatten(self) -> tuple[tuple[Any, Any], tuple[int, Any, bool]]:
+        return (self.forward, self.transposed), (self.size, self.dtype, self.is_symmetric)
+
+    @classmethod
+    def tree_unflatten(cls, static: tuple[int, Any, bool], children: tuple[Any, Any]) -> "FunctionOperator":
+        return cls(*children, *static)
+
+
+def from_matvec(
+    fn: Callable[[Array], Array],
+    size: int,
+    *,
+    symmetric: bool = False,
+    transposed: Callable[[Array], Array] | None = None,
+    dtype: Any = jnp.float32,
+) -> Operator:
+    """An operator of a linear function: ``from_matvec(lambda v: A @ v, size=500, symmetric=True)``.
+
+    Args:
+        fn: v ↦ A v for arrays of shape (size,), traceable by JAX and linear; neither is more than traced here. Arrays
+            that it closes over become arguments of the compiled programs.
+        size: the dimension d.
+        symmetric: declare A symmetric, such as the Hessian of an energy: its products count once. Not checked;
+            ``asymmetry`` of its spectra is then zero by declaration. A learned score's Jacobian is not symmetric.
+        transposed: v ↦ Aᵀ v; by default JAX transposes ``fn``. Not used where A is symmetric.
+        dtype: floating-point type of vectors and products.
+
+    Raises:
+        ValueError: if the size or the dtype is out of range, a result is not shaped like v, or JAX cannot transpose.
+    """
+    dtype = jnp.dtype(dtype)
+    if size < 1 or not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"size, dtype: expected at least 1 and a floating-point type, got {size} and {dtype}")
+    vector = jax.ShapeDtypeStruct((size,), jax.dtypes.canonicalize_dtype(dtype))
+    forward = _with_arrays(fn, vector, "fn")
+    if symmetric:
+        back = None
+    elif transposed is not None:
+        back = _with_arrays(transposed, vector, "transposed")
+    else:
+        back = jax.tree_util.Partial(_transpose, forward)
+        try:
+            jax.eval_shape(back, vector)
+        except Exception as error:
+            raise ValueError(
+                f"transposed: expected v ↦ Aᵀ v, because JAX cannot transpose `fn` ({type(error).__name__}: {error});"
+                f" or `symmetric=True`, if A is"
+            ) from error
+    return FunctionOperator(forward, back, size, vector.dtype, symmetric)
+
+
+def _with_arrays(fn: Callable[[Array], Array], vector: Any, name: str) -> jax.tree_util.Partial:
+    """The function with the arrays that it closes over as leaves of a pytree, after a check of its result."""
+    closed = jax.make_jaxpr(fn)(vector)
+    found = [(result.shape, result.dtype.name) for result in closed.out_avals]
+    if found != [(vector.shape, vector.dtype.name)]:
+        raise ValueError(f"{name}: expected a result of shape {vector.shape} and {vector.dtype}, got {found}")
+    return jax.tree_util.Partial(_Program(closed.jaxpr), closed.consts)
+
+
+@dataclass(frozen=True, eq=False)
+class _Program:
+    """A traced function of its arrays and a vector; compared by identity."""
+
+    jaxpr: Any
+
+    def __call__(self, consts: Any, vector: Array) -> Array:
+        (result,) = jaxpr_as_fun(ClosedJaxpr(self.jaxpr, consts))(vector)
+        return result
+
+
+def _transpose(forward: Callable[[Array], Array], vector: Array) -> Array:
+    (result,) = jax.linear_transpose(forward, vector)(vector)
+    return result
+
+
+def from_scipy(linear_operator: Any, *, symmetric: bool = False) -> Operator:
+    """An operator of a `scipy.sparse.linalg.LinearOperator`, or of what SciPy makes one of (matrices, sparse ones).
+
+    Products run on the host, one vector after another. Without double precision vectors and products are float32; it
+    must be a setting of the process (``jax.config.update("jax_enable_x64", True)``): the host's threads see no context.
+
+    Args:
+        linear_operator: real and square.
+        symmetric: declare it symmetric, as for `from_matvec`; otherwise it must have ``rmatvec``.
+
+    Raises:
+        ValueError: if it is not real and square, or has no ``rmatvec`` and is not declared symmetric.
+    """
+    operator = scipy.sparse.linalg.aslinearoperator(linear_operator)
+    rows, columns = operator.shape
+    if rows != columns or np.issubdtype(operator.dtype, np.complexfloating):
+        raise ValueError(f"linear_operator: expected a real square one, got shape {operator.shape} of {operator.dtype}")
+    dtype = jax.dtypes.canonicalize_dtype(jnp.promote_types(operator.dtype, jnp.float32))
+    if not symmetric:
+        try:
+            operator.rmatvec(np.zeros(rows, operator.dtype))
+        except NotImplementedError as error:
+            raise ValueError(
+                "linear_operator: expected one with `rmatvec`, got one without; or declare it symmetric, if it is"
+            ) from error
+
+    def on_host(product: Callable[[np.ndarray], Any]) -> jax.tree_util.Partial:
+        def call(vector: Array) -> np.ndarray:
+            return np.asarray(product(np.asarray(vector)), dtype).reshape(rows)
+
+        result = jax.ShapeDtypeStruct((rows,), dtype)
+        return jax.tree_util.Partial(lambda v: jax.pure_callback(call, result, v, vmap_method="sequential"))
+
+    back = None if symmetric else on_host(operator.rmatvec)
+    return FunctionOperator(on_host(operator.matvec), back, rows, dtype, symmetric)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, get_args
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -87,6 +88,28 @@ class GuidedScore:
     def __call__(self, state: Any, x: Float[Array, "*shape"], t: Any, cond: Any) -> Float[Array, "*shape"]:
         both = jax.vmap(lambda cond: self.score(state, x, t, cond))(cond)
         return ScorePair(both[0], both[1]).guided(self.scale)
+
+
+def with_guidance(score: Score, cond: Any, guidance: float, uncond: Any) -> tuple[GuidedScore, Any]:
+    """Score and conditions of classifier-free guidance, ``s(x, ∅) + guidance (s(x, c) - s(x, ∅))``.
+
+    Args:
+        score: the score function.
+        cond: a pytree whose leaves have the batch as leading axis.
+        guidance: 1 is the conditional score itself.
+        uncond: the condition ∅ of one example, a pytree like ``cond`` without the batch axis.
+
+    Raises:
+        ValueError: ``cond`` or ``uncond`` is missing, or they differ in structure or shapes.
+    """
+    one, absent = jax.tree.map(lambda leaf: jnp.shape(leaf)[1:], cond), jax.tree.map(jnp.shape, uncond)
+    if cond is None or one != absent:
+        raise ValueError(
+            f"uncond: expected the condition of one example, like cond without its batch axis (shapes {one}), got"
+            f" shapes {absent}; guidance needs both"
+        )
+    both = jax.tree.map(lambda c, u: jnp.stack([c, jnp.broadcast_to(u, jnp.shape(c))], 1), cond, uncond)
+    return GuidedScore(score, guidance), both
 
 
 class ScorePair(NamedTuple):

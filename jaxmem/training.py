@@ -10,8 +10,6 @@ With ``x_t = alpha x_0 + sigma eps`` and ``l = sigma s(x_t) + eps`` the losses o
 The paper trains with the sum over timesteps and states no weight for the second part.
 """
 
-import hashlib
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -26,6 +24,8 @@ from jaxtyping import Array, Float
 from jaxmem.config import TrainingConfig
 from jaxmem.diffusion import NoiseSchedule
 from jaxmem.runs.checkpoints import restore_checkpoint, save_checkpoint
+from jaxmem.runs.identity import fingerprint
+from jaxmem.runs.progress import Progress, silent
 from jaxmem.score import Score
 
 
@@ -105,20 +105,12 @@ def _optimizer(config: TrainingConfig) -> optax.GradientTransformation:
 def _recipe(config: TrainingConfig, schedule: NoiseSchedule, data: Any, probabilities: Any) -> dict[str, Any]:
     """What the parameters of a step depend on: a checkpoint of another recipe does not continue this one."""
 
-    def digest(tree: Any) -> str:
-        return hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree))).hexdigest()[:12]
+    def digests(tree: Any) -> list[str]:
+        return [fingerprint(np.asarray(leaf))[:12] for leaf in jax.tree.leaves(tree)]
 
     values = asdict(config)
-    del values["checkpoint_every"]
-    return values | {
-        "schedule": repr(schedule),
-        "data": digest(data),
-        "probabilities": None if probabilities is None else digest(probabilities),
-    }
-
-
-def _finite(now: _Progressing) -> bool:
-    return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves((now.parameters, now.average)))
+    del values["checkpoint_every"]  # how often to save changes no bit of the result
+    return values | {"schedule": repr(schedule), "data": digests(data), "probabilities": digests(probabilities)}
 
 
 @partial(jax.jit, static_argnames=("score", "schedule", "config", "order"), donate_argnames="now")
@@ -178,32 +170,59 @@ def train(
     config: TrainingConfig,
     *,
     probabilities: Float[Array, " n"] | None = None,
-    checkpoint_dir: Path | None = None,
-    on_step: Callable[[int, int], None] | None = None,
+    folder: Path | None = None,
+    progress: Progress = silent,
     name: str = "training",
 ) -> TrainingResult:
     """Train a score on ``data = (x0, cond)`` and return the averaged parameters.
 
-    Batches are drawn with replacement; batch, timesteps and noise of a step follow from the seed and the step alone,
-    so a training resumed from ``checkpoint_dir`` ends with the same bits as one that was never interrupted (on the same
-    machine and versions). The loop is in Python: inside ``lax.scan`` the gradients of convolutions ran 19 times slower
-    on a CPU.
+    Batches are drawn with replacement. Batch, timesteps and noise of a step follow from the seed and the step alone.
+    So a training resumed from ``folder`` ends with the same bits as one that was never interrupted, on the same machine
+    and versions. The loop is in Python: inside ``lax.scan`` the gradients of convolutions are slow on CPUs.
 
     Args:
-        score: the score function; ``state`` its initial parameters, which are not changed.
-        state: initial parameters.
+        score: score function.
+        state: initial parameters, which are not changed. They may lie on several devices.
         data: all examples, and their conditions (a pytree with the examples as leading axis) or None.
-        schedule: of the noise.
-        config: the recipe.
-        probabilities: with which each example is drawn, summing to 1; equal ones by default.
-        checkpoint_dir: where to keep checkpoints and resume from; None keeps none.
-        on_step: called with (steps done, steps in all) after every step.
-        name: of the recipe in the configuration, for error messages: its values are ``name.learning_rate``, ….
+        schedule: noise schedule.
+        config: optimiser, losses and number of steps.
+        probabilities: probability with which each example is drawn, summing to 1; equal ones by default.
+        folder: where checkpoints are kept, so that the same call continues; None keeps none.
+        progress: called with ``name`` and the finished and all steps after each step.
+        name: name of ``config`` for error messages, which speak of ``name.learning_rate`` and so on.
 
     Raises:
-        ValueError: if data and conditions disagree, the newest checkpoint is damaged, another model's or of another
-            configuration, or the loss or the parameters become NaN or infinite (the last good checkpoint stays).
+        ValueError: if data and conditions disagree; if the newest checkpoint is damaged, of another model or of another
+            recipe; if the loss or the parameters become NaN or infinite (the last good checkpoint stays).
+        OSError: if the folder cannot be written.
     """
+    _check_examples(data, probabilities)
+    # The step donates its arguments: it must own them.
+    now = _Progressing(jax.tree.map(jnp.copy, state), _optimizer(config).init(state), jax.tree.map(jnp.copy, state))
+    first, recipe = 0, {} if folder is None else _recipe(config, schedule, data, probabilities)
+    if folder is not None and (found := restore_checkpoint(folder, now, recipe)):
+        first, now = found
+    second_from = round(config.second_order_start * config.num_steps)
+    losses: list[np.ndarray] = []
+    pending: list[Array] = []
+    progress(name, first, config.num_steps)
+    for step in range(first, config.num_steps):
+        order = config.second_order if step >= second_from else "none"
+        now, parts = _step(score, schedule, config, order, now, data, probabilities, jnp.int32(step))
+        pending.append(parts)
+        last = step + 1 == config.num_steps
+        saving = folder is not None and (last or (step + 1) % config.checkpoint_every == 0)
+        if len(pending) == 50 or saving or last:
+            losses.append(np.array([step + 1, *np.asarray(jnp.stack(pending)).mean(0)]))
+            pending.clear()
+            _refuse_nonfinite(losses[-1], now if saving or last else None, name)
+        if folder is not None and saving:
+            save_checkpoint(folder, step + 1, now, recipe)
+        progress(name, step + 1, config.num_steps)
+    return TrainingResult(now.average, np.array(losses).reshape(-1, 3))
+
+
+def _check_examples(data: tuple[Any, Any], probabilities: Any) -> None:
     count = data[0].shape[0]
     wrong = [np.shape(leaf) for leaf in jax.tree.leaves(data[1]) if np.shape(leaf)[:1] != (count,)]
     if count == 0 or wrong:
@@ -215,41 +234,21 @@ def train(
             f"probabilities: expected {count} of them (one per example) with sum 1, got shape {probabilities.shape}"
             f" with sum {np.sum(probabilities):.3g}"
         )
-    # The step donates its arguments: it must own them.
-    now = _Progressing(jax.tree.map(jnp.copy, state), _optimizer(config).init(state), jax.tree.map(jnp.copy, state))
-    first = 0
-    recipe = None if checkpoint_dir is None else _recipe(config, schedule, data, probabilities)
-    if checkpoint_dir is not None and (found := restore_checkpoint(checkpoint_dir, now, recipe)):
-        first, now = found
-    second_from = round(config.second_order_start * config.num_steps)
-    losses: list[np.ndarray] = []
-    pending: list[Array] = []
-    if on_step is not None:
-        on_step(first, config.num_steps)
-    for step in range(first, config.num_steps):
-        order = config.second_order if step >= second_from else "none"
-        now, parts = _step(score, schedule, config, order, now, data, probabilities, jnp.int32(step))
-        pending.append(parts)
-        saving = checkpoint_dir is not None and ((step + 1) % config.checkpoint_every == 0)
-        if len(pending) == 50 or saving or step + 1 == config.num_steps:
-            means = np.asarray(jnp.stack(pending)).mean(0)
-            pending.clear()
-            if not np.isfinite(means).all():
-                raise ValueError(
-                    f"{name}: the loss became {means[0]} (second order {means[1]}) before step {step + 1}; lower"
-                    f" `{name}.learning_rate` or `{name}.second_order_weight`, in a new folder"
-                )
-            losses.append(np.array([step + 1, *means]))
-        if saving or step + 1 == config.num_steps:
-            # A loss can be finite where its gradient is not: the parameters that leave here are looked at themselves.
-            if not _finite(now):
-                raise ValueError(
-                    f"{name}: the parameters became NaN or infinite before step {step + 1} though the loss is"
-                    f" {means[0]}: its gradient is not finite; lower `{name}.learning_rate`, in a new folder, or look"
-                    f" for a square root or a division at 0 in the score"
-                )
-            if checkpoint_dir is not None:
-                save_checkpoint(checkpoint_dir, step + 1, now, recipe)
-        if on_step is not None:
-            on_step(step + 1, config.num_steps)
-    return TrainingResult(now.average, np.array(losses).reshape(-1, 3))
+
+
+def _refuse_nonfinite(losses: np.ndarray, now: _Progressing | None, name: str) -> None:
+    """Refuse losses (step, first, second order), and parameters about to be saved or returned, that are not finite."""
+    step, first, second = losses
+    if not np.isfinite(losses).all():
+        raise ValueError(
+            f"{name}: the loss became {first:.6g} (second order {second:.6g}) before step {step:.0f}; lower"
+            f" `{name}.learning_rate` or `{name}.second_order_weight`, in a new folder"
+        )
+    # A loss can be finite where its gradient is not.
+    kept = () if now is None else (now.parameters, now.average)
+    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(kept)):
+        raise ValueError(
+            f"{name}: the parameters became NaN or infinite before step {step:.0f} though the loss is {first:.6g}:"
+            f" its gradient is not finite; lower `{name}.learning_rate`, in a new folder, or look for a square root or"
+            f" a division at 0 in the score"
+        )

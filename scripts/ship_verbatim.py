@@ -17,8 +17,9 @@ from typing import Any
 from jaxmem.config import VerbatimConfig
 from jaxmem.data.captions import CATEGORIES, NUM_UNIQUE, captioned_digits, general_captions, unique_captions
 from jaxmem.data.mnist import load_mnist
-from jaxmem.runs.directory import Run, fingerprint
+from jaxmem.runs.directory import Run
 from jaxmem.runs.durable import as_json
+from jaxmem.runs.identity import fingerprint
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
 
 ROOT = Path(__file__).parent.parent

@@ -2,18 +2,18 @@
 
 import warnings
 
-from jaxmem.runs import directory as runs
+from jaxmem.runs import directory, manifest
 
 
 def open_all(directories, seeds, barrier, results, process):
     writer = {"versions": {"writer": str(process)}, "device": {}}
-    runs._environment = lambda: writer
+    manifest.environment = lambda: writer
     warnings.simplefilter("ignore")  # that another environment began the run
     outcomes = []
     for folder, seed in zip(directories, seeds, strict=True):
         barrier.wait(60)
         try:
-            outcomes.append(runs.Run.open(folder, {"seed": seed}, process=process).manifest)
+            outcomes.append(directory.Run.open(folder, {"seed": seed}, process=process).manifest)
         except ValueError as error:
             outcomes.append(str(error))
     results.put(outcomes)

@@ -1,19 +1,16 @@
 """One of the processes that `test_distributed.py` starts: ``shared_run.py out port processes index mode``."""
 
-import os
-import signal
 import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from killing import at_call, die
 
 from jaxmem import batch_spectra
 from jaxmem.diffusion import NoiseSchedule
-from jaxmem.operators import MatrixOperator
 from jaxmem.oracles import Separable, SeparableScore
 from jaxmem.runs.directory import Run
-from jaxmem.spectra.sharding import sharded_columns
 from jaxmem.spectra.shared import record_spectra
 
 SIZE, POINTS, UNIT = 12, 22, 3
@@ -26,23 +23,18 @@ def problem():
     return Separable(jnp.linspace(0.2, 2, SIZE), jnp.ones(SIZE)), x, rng.integers(20, 1000, POINTS)
 
 
-def work(out, method="eigh"):
+def work(out):
     state, x, t = problem()
-    options = {} if method == "eigh" else dict(num_steps=SIZE, key=jax.random.key(0))
-    run = Run.open(out, {"points": POINTS, "unit": UNIT, "method": method})
-    found = record_spectra(run, SCORE, state, x, t, unit=UNIT, points=2, method=method, **options)
+    run = Run.open(out, {"points": POINTS, "unit": UNIT})
+    found = record_spectra(run, SCORE, state, x, t, unit=UNIT, batch=2)
     if jax.process_index() == 0:
         run.finalise({"mean": found.eigenvalues.mean()}, {"eigenvalues": found.eigenvalues})
     return found
 
 
-def columns_over_processes():
-    """A matrix with half of its columns in each process; batches take no such mesh."""
-    matrix = np.random.default_rng(1).normal(size=(SIZE, SIZE)).astype(np.float32)
-    mesh = jax.make_mesh((jax.device_count(),), ("columns",))
-    (mine,) = sharded_columns(MatrixOperator(matrix), mesh, chunk=5).addressable_shards
-    assert mine.data.shape == (SIZE, SIZE // jax.device_count())
-    np.testing.assert_allclose(mine.data, matrix[mine.index], rtol=1e-6)
+def mesh_over_processes():
+    """Batches take no mesh with devices of several processes."""
+    mesh = jax.make_mesh((jax.device_count(),), ("points",))
     state, x, t = problem()
     try:
         batch_spectra(SCORE, state, jnp.asarray(x), t, mesh=mesh)
@@ -52,19 +44,6 @@ def columns_over_processes():
         raise AssertionError("a mesh over processes was taken")
 
 
-def kill_at_the_second_unit():
-    """Its array is saved, its row is not."""
-    append, left = Run.append, [2]
-
-    def deadly(run, row):
-        left[0] -= 1
-        if not left[0]:
-            os.kill(os.getpid(), signal.SIGKILL)
-        append(run, row)
-
-    Run.append = deadly
-
-
 def main():
     out, port, processes, index, mode = sys.argv[1:]
     jax.distributed.initialize(
@@ -72,10 +51,10 @@ def main():
         initialization_timeout=120, heartbeat_timeout_seconds=5, shutdown_timeout_seconds=60,
     )  # fmt: skip
     assert jax.process_count() == int(processes)
-    if mode == "columns":
-        columns_over_processes()
+    if mode == "mesh":
+        mesh_over_processes()
     if mode == "deadly":
-        kill_at_the_second_unit()
+        Run.append = at_call(2, Run.append, die)  # the array of the second unit is saved, its row is not
     work(out)
 
 

@@ -1,15 +1,15 @@
 """An audit's results made up from a known answer, in the shapes of a small model."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 
-from jaxmem.audit import AuditResult, Directions, read_audit
+from jaxmem.audit import Audit, Directions, read_audit, store
 from jaxmem.audit.plan import Plan
-from jaxmem.audit.summary import summarise
+from jaxmem.audit.summary import summary_metrics
+from jaxmem.detectors import Counts, CountsAt, Eigenvalues, EpsDifferences, Setting, SpectrumAt, choose, columns
 from jaxmem.memorization.evaluation import evaluate_categories
-from jaxmem.memorization.registry import FAMILIES, detectors
-from jaxmem.memorization.table import score_table
+from jaxmem.memorization.sharpness import positive_count, tangent_count
 from jaxmem.prompts import Prompt
 from jaxmem.runs.directory import Run
 
@@ -49,26 +49,37 @@ def audit(
     difference = difference * np.linspace(1, 0.5, len(timesteps))
     pictures = np.stack([[_picture(rng, side, f, i) for _ in range(noises)] for i, f in enumerate(free)])
     noise, sampled = np.full(values.shape[:3], 1e-4), np.full(points, images)
-    allowed = {"score-evolution": steps >= 3, "tiled-l2": images and noises > 1, "spectrum": len(spectral) > 0}
-    chosen = detectors(
-        len(timesteps),
-        families=[name for name in FAMILIES if allowed.get(name, True)],
-        spectral_timesteps=spectral.tolist(),
-        method=method,
-        num_noises=noises,
-    )
-    chosen = tuple(d for d in chosen if d.statistic not in ("largest", "smallest", "trace", "cubed-trace"))
-    columns = {
+    names = ["wen-1", "wen-5", "wen-all", "jeon", "score-evolution", "anisotropy", "tiled-l2"]
+    setting = Setting(
+        timesteps=tuple(timesteps.tolist()), sampler_timesteps=tuple(range(981, 0, -20)),
+        spectral_timesteps=tuple(spectral.tolist()), method=method, num_eigenvalues=length, noises=noises,
+        with_images=images, image_sides=(side, side),
+    )  # fmt: skip
+    chosen = columns(choose([*names, "positive-count", "tangent-count", "largest-sum"]), setting)
+    columns_ = {
         "jeon": 0.1 + 50 * strength * rng.random(points) + 0.1 * rng.random(points),
         "score-evolution": 1 + strength * rng.random(points) + 0.5 * rng.random(points),
         "anisotropy": 1 + strength + 0.2 * rng.random(points),
     }
-    scores = score_table(
-        chosen, eps_difference=difference, timesteps=timesteps, sigma=sigma, spectral_timesteps=spectral.tolist(),
-        eigenvalues=values, noise=noise, columns=columns, images=pictures / 255, sampled=sampled,
-    )  # fmt: skip
+    scores = np.full((*points, len(chosen)), np.nan)
+    for d, detector in enumerate(chosen):
+        if detector.name in columns_:
+            scores[..., d] = columns_[detector.name]
+        for i, j in np.ndindex(points):
+            if detector.name == "tiled-l2":
+                scores[i, :, d] = detector.score(pictures[i])
+            elif isinstance(detector.needs, EpsDifferences):
+                scores[i, j, d] = detector.score(difference[i, j, : detector.steps])
+            elif isinstance(detector.needs, Eigenvalues | Counts):
+                k, level = spectral.tolist().index(detector.timestep), sigma[timesteps == detector.timestep][0]
+                found = [int(positive_count(values[i, j, k], 1e-4)), int(tangent_count(values[i, j, k], level))]
+                scores[i, j, d] = detector.score(
+                    SpectrumAt(values[i, j, k], 1e-4, level, detector.timestep)
+                    if isinstance(detector.needs, Eigenvalues)
+                    else CountsAt(found[0], (found[0],) * 2, found[1], (found[1],) * 2, level, detector.timestep)
+                )
     manifest = {
-        "format": 1,
+        "format": 2,
         "config": {
             "prompts": [p._asdict() for p in [*prompts, *neutral]],
             "seed": 7,
@@ -112,9 +123,10 @@ def audit(
         np.array([[most, 0], [least, 0]]), 41, np.stack([values[most, 0, -1, :3], values[least, 0, -1, :3]]),
         base, np.clip(pushed, 0, 255).astype(np.uint8), 0.8,
     ) if method == "eigh" and images else None  # fmt: skip
-    return AuditResult(
+    return Audit(
         prompts, chosen, scores[:n], timesteps, sigma, difference[:n], spectral, values[:n], noise[:n], method,
         pictures[:n] if images else None, sampled[:n], directions, costs, metrics, manifest, neutral, scores[n:], {},
+        [i == 1 for i in range(n)],
     )  # fmt: skip
 
 
@@ -122,26 +134,29 @@ def write_run(folder, seed=0):
     """The run of an audit of four prompts × two noises in two batches, without spectra, with made-up numbers."""
     rng = np.random.default_rng(seed)
     steps = dict(ddim_steps=2, guidance=7.5, timesteps=(501, 1), sigma=(0.85, 0.041))
-    steps |= dict(spectral_timesteps=(), anisotropy_timestep=None)
+    steps |= dict(spectral_timesteps=(), sampler_timesteps=(501, 1))
     plan = Plan(
         num_prompts=4, num_reference=0, noises=2, batch=4, **steps, method="none", num_steps=20, count_budget=None,
         directions=0, latent_shape=(8, 8, 4),
     )  # fmt: skip
     texts = [("the cat", True), (HOSTILE, False), ("the dog", False), ("a bird", None)]
-    prompts = [{"prompt": text, "label": label, "category": None} for text, label in texts]
+    prompts = [
+        {"prompt": text, "label": label, "category": None, "truncated": text == "the dog"} for text, label in texts
+    ]
     run = Run.open(
-        folder, {"prompts": prompts, "seed": 7}, experiment="audit", model={"sha256": "5f" * 32}, plan=asdict(plan)
-    )
+        folder, {"prompts": prompts, "seed": 7}, experiment="audit", model={"sha256": "5f" * 32}, plan=asdict(plan),
+        detectors=["wen-1", "wen-all", "jeon", "tiled-l2"],
+    )  # fmt: skip
     for number in plan.batches():
         units = {
-            "path-{:05d}-000": ("eps-{:05d}-000", rng.random((4, 2))),
-            "jeon-{:05d}": ("jeon-{:05d}", rng.random(4)),
-            "image-{:05d}": ("image-{:05d}", rng.integers(0, 256, (4, 16, 16, 3), np.uint8)),
+            store.path(number, 0): {"norms": rng.random((4, 2))},
+            store.products(number): {store.score_of("jeon"): rng.random(4)},
+            store.image(number): {"images": rng.integers(0, 256, (4, 16, 16, 3), np.uint8)},
         }
-        for key, (name, array) in units.items():
-            run.save(name.format(number), array)
-            run.append({"key": key.format(number)})
-    metrics = summarise(read_audit(run), [False, False, True, False])
+        for key, arrays in units.items():
+            run.save(key, **arrays)
+            run.append({"key": key})
+    metrics = summary_metrics(read_audit(run))
     run.finalise(metrics | {"num_products": 8, "wall_seconds": {"total": 3.0}}, {})
     return folder
 
@@ -155,7 +170,8 @@ def partial(result, done):
     def cut(array):
         return np.where(there.reshape(there.shape + (1,) * (array.ndim - 2)), array, np.nan)
 
-    return result._replace(
+    return replace(
+        result,
         scores=cut(result.scores), eps_difference=cut(result.eps_difference), eigenvalues=cut(result.eigenvalues),
         noise=cut(result.noise), sampled=there & result.sampled, directions=None, metrics=None,
         reference_scores=np.full_like(result.reference_scores, np.nan),

@@ -729,7 +729,7 @@ def test_torch_is_not_needed_for_folders(original):
     script = (
         "import sys; sys.modules['torch'] = None\n"
         "from jaxmem.stable_diffusion.pipeline import StableDiffusion\n"
-        f"print(StableDiffusion.load({str(original)!r}).latent_shape)"
+        f"print(StableDiffusion.load({str(original)!r}).shape)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=command_environment())
     assert done.stdout.strip() == "(4, 4, 4)", done.stderr

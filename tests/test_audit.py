@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 
@@ -21,13 +20,15 @@ import pytest
 import tiny_diffusion as tiny
 from conftest import command_environment, optional_import, with_xla_flags
 from flax import nnx
+from killing import Stopped, recorded, signal_when
 from rich.console import Console
 
-from jaxmem import cli
-from jaxmem.audit import engine, read_audit, read_results, run_audit
+import jaxmem as jm
+from jaxmem import cli, detectors
+from jaxmem.audit import audit, audit_cost, engine, read_audit, read_results, store
 from jaxmem.audit.cost import count_disk_bytes
+from jaxmem.audit.engine import facts
 from jaxmem.audit.plan import Plan, judged
-from jaxmem.audit.work import embed
 from jaxmem.config import AuditConfig
 from jaxmem.data import verbatim_model
 from jaxmem.prompts import Prompt
@@ -66,13 +67,13 @@ def said():
 def out(model, said, tmp_path_factory):
     """A finished run."""
     path = tmp_path_factory.mktemp("finished") / "run"
-    run_audit(model, PROMPTS, CONFIG, path, neutral=NEUTRAL, say=said.append)
+    audit(model, PROMPTS, CONFIG, folder=path, neutral=NEUTRAL, say=said.append)
     return path
 
 
 @pytest.fixture(scope="module")
 def result(out):
-    return read_audit(Run.read(out))
+    return read_audit(out)
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +205,9 @@ def test_directions_are_decoded_eigenvectors(model, out, result, recomputed):
     unet = recomputed[0][0]
     i, j = found.point[0]
     point = 2 * i + j
-    x = Run.read(out).load(f"at-{point // 5:05d}-0201")[point % 5].astype(np.float64)
+    x = store.latents(Run.read(out), Plan.of(facts(model, 5), CONFIG, 4, 2), int(point) // 5, 201)[point % 5].astype(
+        np.float64
+    )
     with pytest.warns(UserWarning, match="are cut"):
         embedded = np.asarray(model.embed([prompt.text for prompt in PROMPTS]))
     matrix = symmetric(model, recomputed, x, 201, embedded[i])
@@ -253,7 +256,7 @@ def test_pandas_reads_the_table_in_one_call(out, result):
 def test_texts_are_prompts(model, tmp_path):
     prompts = ["the cat", '=HYPERLINK("x")', Prompt("- a dog", True, "@VM")]
     config = AuditConfig(noises=1, ddim_steps=3, steps_run=1, method="none")
-    metrics = run_audit(model, prompts, config, tmp_path / "run", neutral=["a house"])
+    metrics = audit(model, prompts, config, folder=tmp_path / "run", neutral=["a house"]).metrics
     assert [row["prompt"] for row in metrics["prompts"]] == ["the cat", '=HYPERLINK("x")', "- a dog"]
     assert [row["label"] for row in metrics["prompts"]] == [None, None, True]
     optional_import("pandas")
@@ -274,7 +277,7 @@ def test_texts_are_prompts(model, tmp_path):
 )
 def test_what_is_no_list_of_prompts_is_refused(model, tmp_path, prompts, options, match):
     with pytest.raises(ValueError, match=match):
-        run_audit(model, prompts, CONFIG, tmp_path / "run", **options)
+        audit(model, prompts, CONFIG, folder=tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
 
 
@@ -315,16 +318,12 @@ def same(one, two):
     assert not (two / "counting").exists()
 
 
-class Stopped(Exception):
-    pass
-
-
 @pytest.mark.slow  # fast: the run that is killed, below
 def test_an_interrupted_run_can_be_read_and_goes_on(model, out, tmp_path, monkeypatch):
     """Stages fail at their second unit; what is there can be read each time."""
     run_unit = engine.Work.unit
     there = []
-    for stage in ("trajectory", "jeon", "spectra", "directions"):
+    for stage in ("trajectory", "products", "spectra", "directions"):
         seen = []
 
         def failing(self, key, name, *args, stage=stage, seen=seen, **kwargs):
@@ -337,8 +336,8 @@ def test_an_interrupted_run_can_be_read_and_goes_on(model, out, tmp_path, monkey
         with monkeypatch.context() as patched:
             patched.setattr(engine.Work, "unit", failing)
             with pytest.raises(Stopped):
-                run_audit(model, PROMPTS, CONFIG, tmp_path / "run", neutral=NEUTRAL)
-        partial = read_audit(Run.read(tmp_path / "run"))
+                audit(model, PROMPTS, CONFIG, folder=tmp_path / "run", neutral=NEUTRAL)
+        partial = read_audit(tmp_path / "run")
         assert partial.metrics is None
         assert partial.directions is None
         there.append(int((~np.isnan(partial.scores)).sum()))
@@ -346,10 +345,10 @@ def test_an_interrupted_run_can_be_read_and_goes_on(model, out, tmp_path, monkey
             assert (partial.images[~partial.sampled] == 0).all()
     assert there == sorted(there)
     assert len(set(there)) == 4
-    run_audit(model, PROMPTS, CONFIG, tmp_path / "run", neutral=NEUTRAL)
+    audit(model, PROMPTS, CONFIG, folder=tmp_path / "run", neutral=NEUTRAL)
     same(out, tmp_path / "run")
-    again = run_audit(model, PROMPTS, CONFIG, tmp_path / "run", neutral=NEUTRAL)  # nothing is left to do
-    assert again == Run.read(tmp_path / "run").metrics()
+    again = audit(model, PROMPTS, CONFIG, folder=tmp_path / "run", neutral=NEUTRAL)  # nothing is left to do
+    assert again.metrics == Run.read(tmp_path / "run").metrics()
 
 
 def test_a_full_disk_is_clear_and_the_run_goes_on(model, out, tmp_path, monkeypatch):
@@ -361,10 +360,10 @@ def test_a_full_disk_is_clear_and_the_run_goes_on(model, out, tmp_path, monkeypa
     with monkeypatch.context() as patched:
         patched.setattr(durable, "open", full, raising=False)
         with pytest.raises(
-            OSError, match=r"spectrum-00001-0801\.npy: cannot write: No space left on device; make room"
+            OSError, match=r"spectrum-00001-0801\.npz: cannot write: No space left on device; make room"
         ):
-            run_audit(model, PROMPTS, CONFIG, tmp_path / "run", neutral=NEUTRAL)
-    run_audit(model, PROMPTS, CONFIG, tmp_path / "run", neutral=NEUTRAL)
+            audit(model, PROMPTS, CONFIG, folder=tmp_path / "run", neutral=NEUTRAL)
+    audit(model, PROMPTS, CONFIG, folder=tmp_path / "run", neutral=NEUTRAL)
     same(out, tmp_path / "run")
 
 
@@ -375,8 +374,8 @@ def test_ritz_values_and_budgets(model, out, result, tmp_path):
         noises=2, ddim_steps=5, batch=5, timesteps=(801,), guidance=3.0, seed=7, method="lanczos", num_steps=64,
         steps_run=2, count_budget=65, directions=1,
     )  # fmt: skip
-    run_audit(model, PROMPTS[:3], config, tmp_path / "run")
-    found = read_audit(Run.read(tmp_path / "run"))
+    audit(model, PROMPTS[:3], config, folder=tmp_path / "run")
+    found = read_audit(tmp_path / "run")
     scale = np.abs(result.eigenvalues[:3, :, 0]).max()
     np.testing.assert_allclose(found.eigenvalues[:, :, 0], result.eigenvalues[:3, :, 0], atol=1e-4 * scale)
     assert found.images is None
@@ -395,30 +394,134 @@ def test_intervals_are_those_of_the_saved_counts(tmp_path):
     """Two prompts and one of the reference, two noises, two timesteps; one count is not done."""
     steps = dict(ddim_steps=2, guidance=1.0, timesteps=(501, 1), sigma=(0.85, 0.04), spectral_timesteps=(501, 1))
     plan = Plan(
-        num_prompts=2, num_reference=1, noises=2, batch=4, **steps, anisotropy_timestep=None, method="none",
+        num_prompts=2, num_reference=1, noises=2, batch=4, **steps, sampler_timesteps=(501, 1), method="none",
         num_steps=20, count_budget=40, directions=0, latent_shape=(8, 8, 4),
     )  # fmt: skip
-    prompts = [{"prompt": text, "label": None, "category": None} for text in "abc"]
+    prompts = [{"prompt": text, "label": None, "category": None, "truncated": False} for text in "abc"]
     for budget, name in ((40, "estimated"), (257, "exact")):
         run = Run.open(
-            tmp_path / name, {"prompts": prompts}, experiment="audit", plan=asdict(replace(plan, count_budget=budget))
-        )
+            tmp_path / name, {"prompts": prompts}, experiment="audit", plan=asdict(replace(plan, count_budget=budget)),
+            detectors=["wen-1", "positive-count", "tangent-count"],
+        )  # fmt: skip
         for point in range(6):
             for k, t in enumerate(plan.spectral_timesteps):
                 if (point, t) != (1, 501):
-                    run.save(f"count-{point:06d}-{t:04d}", 100.0 * point + 10 * k + np.arange(9))
-                    run.append({"key": f"count-{point:06d}-{t:04d}"})
-    found = read_audit(Run.read(tmp_path / "estimated"))
+                    numbers = 100.0 * point + 10 * k + np.arange(9)
+                    places = [0, 1, slice(2, 4), 4, 5, 6, slice(7, 9)]
+                    arrays = {
+                        name: np.asarray(numbers[place]) for name, place in zip(store.COUNTS, places, strict=True)
+                    }
+                    run.save(store.count(point, t), **arrays)
+                    run.append({"key": store.count(point, t)})
+    found = read_audit(tmp_path / "estimated")
     assert list(found.intervals) == [detector.name for detector in found.detectors if detector.is_count]
     assert found.intervals["positive-count@t501"].shape == (2, 2, 2)
     np.testing.assert_array_equal(found.intervals["positive-count@t501"][0], [[2, 3], [np.nan, np.nan]])
     np.testing.assert_array_equal(found.intervals["positive-count@t1"][1], [[212, 213], [312, 313]])
     np.testing.assert_array_equal(found.intervals["tangent-count@t1"][0], [[17, 18], [117, 118]])
     assert next(d.title for d in found.detectors if d.is_count) == "Positive eigenvalues (estimate), t = 501"
-    exact = read_audit(Run.read(tmp_path / "exact"))
+    exact = read_audit(tmp_path / "exact")
     assert exact.intervals == {}
     assert next(d.title for d in exact.detectors if d.is_count) == "Positive eigenvalues, t = 501"
     np.testing.assert_array_equal(column(exact, "tangent-count@t1"), [[16, 116], [216, 316]])
+
+
+LOUDNESS = detectors.Detector(
+    name="loudness",
+    title="Norm of the score with the prompt",
+    formula="‖s_c(x₀)‖ + ‖s_c(x₁)‖",
+    source="this test",
+    memorized_is="high",
+    needs=detectors.ScorePairs(2),
+    score=lambda pairs: jnp.sqrt(jnp.square(pairs.cond.reshape(2, -1)).sum(1)).sum(),
+)
+SPREAD = detectors.Detector(
+    name="spread",
+    title="Spread of pixels between generations",
+    formula="mean over pixels of their standard deviation",
+    source="this test",
+    memorized_is="low",
+    needs=detectors.Images(fewest=2),
+    score=lambda images: np.full(len(images), images.std(0).mean()),
+)
+
+
+def test_detectors_from_outside_the_package(model, recomputed, result, tmp_path):
+    """Only what the chosen detectors need is collected; their columns are in the table and in the page."""
+    config = replace(CONFIG, timesteps=(), directions=None)
+    chosen = ["wen-1", LOUDNESS, SPREAD]
+    found = jm.audit(model, PROMPTS, config, folder=tmp_path / "run", detectors=chosen)
+    assert [detector.name for detector in found.detectors] == ["wen-1", "loudness", "spread"]
+    stages = {row["key"].split("-")[0] for row in Run.read(tmp_path / "run").rows()}
+    assert stages == {"first", "start", "path", "image"}
+    assert found.metrics["num_products"] == 0
+    sigma = model.scheduler.schedule.sigma
+    for (i, j), (path, _) in recomputed[2].items():
+        norms = [np.linalg.norm(eps_c) / sigma[t] for t, _, eps_c, _ in path[:2]]
+        assert found["loudness"].scores[i, j] == pytest.approx(sum(norms), rel=1e-3)
+    np.testing.assert_array_equal(found["spread"].scores[:, 0], result.images.std(1).mean((1, 2, 3)))
+    header = (tmp_path / "run/results.csv").read_text().splitlines()[0].split(",")
+    assert {"loudness", "loudness rank", "spread"} < set(header)
+    page = found.write_page(tmp_path / "run/report.html").read_text()
+    assert LOUDNESS.title in page
+    assert LOUDNESS.formula in page
+    assert SPREAD.source in page
+    # another set is another run, and reading it takes the entries
+    with pytest.raises(
+        ValueError, match=r"run of the same config, got another one \(detectors: there \[.*\], now \[\"we"
+    ):
+        audit(model, PROMPTS, config, folder=tmp_path / "run", detectors=["wen-1"])
+    with pytest.raises(ValueError, match=r"known here, got loudness, spread in manifest\.json; .*register`, or give"):
+        read_audit(tmp_path / "run")
+    again = jm.read_audit(tmp_path / "run", detectors=[LOUDNESS, SPREAD])
+    np.testing.assert_array_equal(again.scores, found.scores)
+    assert again.metrics == found.metrics
+
+
+def test_a_detector_that_cannot_run_leaves_nothing(model, tmp_path):
+    for name, match in (("trace", "'trace' needs at least spectra"), ("tiled-l2", "'tiled-l2' needs at least images")):
+        with pytest.raises(ValueError, match=f"detectors: {match}"):
+            audit(
+                model, PROMPTS, AuditConfig(noises=2, ddim_steps=5, steps_run=1, method="none"),
+                folder=tmp_path / "run", detectors=[name],
+            )  # fmt: skip
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_result_by_detector(result, out, tmp_path):
+    found = result["jeon"]
+    np.testing.assert_array_equal(found.scores, column(result, "jeon"))
+    assert found.intervals is None
+    assert found.evaluation.auc == result.metrics["evaluation"]["jeon"]["all"]["auc"]
+    assert found.evaluations["VM"].num_positive == 2
+    assert found.reference_scores.shape == (2, 2)
+    with pytest.raises(KeyError, match=r"expected one of the detectors that ran \(wen-1, .*\), got 'positive-count'"):
+        result["positive-count"]
+    assert result.to_csv(tmp_path / "copy.csv").read_bytes() == (out / "results.csv").read_bytes()
+    pandas = optional_import("pandas")
+    mine, theirs = result.to_dataframe(), read_results(out)
+    pandas.testing.assert_frame_equal(mine, theirs, check_dtype=False)
+
+
+def test_the_package_is_the_function_too():
+    assert jm.audit is sys.modules["jaxmem.audit"]
+    assert inspect.signature(jm.audit) == inspect.signature(audit)
+
+
+def test_a_table_needs_pandas(result, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match=r"to_dataframe: expected pandas, got none; pip install 'jaxmem\[all\]'"):
+        result.to_dataframe()
+
+
+def test_the_cost_of_an_audit_is_counted(model, result):
+    cost = audit_cost(model, PROMPTS, CONFIG, neutral=NEUTRAL)
+    assert (cost.evaluations, cost.products) == tuple(result.metrics[f"num_{n}"] for n in ("evaluations", "products"))
+    assert str(cost).splitlines() == list(cost.lines)
+    few = audit_cost(model, PROMPTS, replace(CONFIG, timesteps=(), directions=None), detectors=["wen-1"])
+    assert (few.evaluations, few.products) == (8 * 9 + 2, 0)
+    assert few.memory_bytes > 0
+    assert few.disk_bytes == 0
 
 
 def test_another_config_or_model_is_another_run(model, out):
@@ -427,7 +530,7 @@ def test_another_config_or_model_is_another_run(model, out):
         (PROMPTS[:3], CONFIG, "plan.num_prompts: there 4, now 3"),
     ):
         with pytest.raises(ValueError, match=match):
-            run_audit(model, prompts, config, out, neutral=NEUTRAL)
+            audit(model, prompts, config, folder=out, neutral=NEUTRAL)
     other = Run.read(out)
     other.manifest = other.manifest | {"experiment": "mnist"}
     with pytest.raises(ValueError, match="expected the run of an audit, got 'mnist'"):
@@ -449,7 +552,7 @@ def test_a_run_of_an_older_version_is_named(out, tmp_path):
     for plan in ({name: value for name, value in manifest["plan"].items() if name != "guidance"}, None):
         path.write_text(json.dumps(manifest | {"plan": plan}))
         with pytest.raises(ValueError, match="expected the plan of an audit of this version of jaxmem"):
-            read_audit(Run.read(tmp_path / "run"))
+            read_audit(tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -467,7 +570,7 @@ def test_a_damaged_manifest_is_named(out, tmp_path, changes, match):
     path = tmp_path / "run/manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(ValueError, match=match):
-        read_audit(Run.read(tmp_path / "run"))
+        read_audit(tmp_path / "run")
 
 
 def test_a_damaged_cost_is_named(out, tmp_path):
@@ -475,32 +578,34 @@ def test_a_damaged_cost_is_named(out, tmp_path):
     with open(tmp_path / "run/costs-0.jsonl", "a") as stream:
         stream.write('{"key": "jeon-00000", "seconds": 1, "bytes": 1}\n')
     with pytest.raises(ValueError, match=r"a line of 'jeon-00000' without evaluations, stage; delete that line"):
-        read_audit(Run.read(tmp_path / "run"))
+        read_audit(tmp_path / "run")
 
 
 def test_a_damaged_array_is_made_again_as_its_message_says(out, model, tmp_path):
     shutil.copytree(out, tmp_path / "run")
-    path, rows = tmp_path / "run/arrays/jeon-00000.npy", tmp_path / "run/results-0.jsonl"
+    path, rows = tmp_path / "run/arrays/products-00000.npz", tmp_path / "run/results-0.jsonl"
     whole = path.read_bytes()
     path.write_bytes(whole[:20])
     with pytest.raises(ValueError, match=r"delete the line of its unit in results-\*\.jsonl, and metrics\.json"):
-        read_audit(Run.read(tmp_path / "run"))
+        read_audit(tmp_path / "run")
     lines = rows.read_text().splitlines(keepends=True)
-    rows.write_text("".join(line for line in lines if json.loads(line)["key"] != "jeon-00000"))
+    rows.write_text("".join(line for line in lines if json.loads(line)["key"] != "products-00000"))
     (tmp_path / "run/metrics.json").unlink()
-    run_audit(model, PROMPTS, CONFIG, tmp_path / "run", neutral=NEUTRAL)
+    audit(model, PROMPTS, CONFIG, folder=tmp_path / "run", neutral=NEUTRAL)
     assert path.read_bytes() == whole
 
 
 def test_a_damaged_array_is_named(out, tmp_path):
     shutil.copytree(out, tmp_path / "run")
-    path = tmp_path / "run/arrays/jeon-00000.npy"
-    np.save(path, np.zeros(3))
-    with pytest.raises(ValueError, match=r"shape \(5,\) in arrays/jeon-00000\.npy, got \(3,\); the run is damaged"):
-        read_audit(Run.read(tmp_path / "run"))
+    path = tmp_path / "run/arrays/products-00000.npz"
+    np.savez(path, **{"score:jeon": np.zeros(3)})
+    with pytest.raises(
+        ValueError, match=r"score:jeon of shape \(5,\) in arrays/products-00000\.npz, got \(3,\); the run is"
+    ):
+        read_audit(tmp_path / "run")
     path.write_bytes(path.read_bytes()[:20])
-    with pytest.raises(ValueError, match=r"jeon-00000\.npy: expected a whole \.npy file"):
-        read_audit(Run.read(tmp_path / "run"))
+    with pytest.raises(ValueError, match=r"products-00000\.npz: expected a whole \.npz file"):
+        read_audit(tmp_path / "run")
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -528,26 +633,25 @@ def test_a_damaged_array_is_named(out, tmp_path):
 )
 def test_bad_settings_leave_nothing(model, tmp_path, changes, match):
     with pytest.raises(ValueError, match=match):
-        run_audit(model, PROMPTS, AuditConfig(**{**CONFIG.__dict__, **changes}), tmp_path / "run")
+        audit(model, PROMPTS, AuditConfig(**{**CONFIG.__dict__, **changes}), folder=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_budgets_are_settled_by_the_plan(model):
     """64 dimensions: 27 products of an estimate up to 64, exact from 65 on; of 16 dimensions 17 are exact already."""
     config = replace(CONFIG, method="lanczos", num_steps=10, batch=None)
-    plans = {budget: Plan.of(model, replace(config, count_budget=budget), 2) for budget in (27, 64, 65, 1000)}
+    of_model = facts(model, config.ddim_steps)
+    plans = {budget: Plan.of(of_model, replace(config, count_budget=budget), 2) for budget in (27, 64, 65, 1000)}
     assert [plan.estimates_counts for plan in plans.values()] == [True, True, False, False]
-    small = SimpleNamespace(latent_shape=(2, 2, 4), sampler=model.sampler, scheduler=model.scheduler)
-    settle = inspect.unwrap(Plan.of.__func__)
-    assert not settle(Plan, small, replace(config, count_budget=17), 2).estimates_counts
+    small, large = (of_model._replace(shape=shape) for shape in ((2, 2, 4), (64, 64, 4)))
+    assert not Plan.of(small, replace(config, count_budget=17), 2).estimates_counts
     with pytest.raises(ValueError, match="count_budget: expected at least 17 for exact counts, got 16"):
-        settle(Plan, small, replace(config, count_budget=16), 2)
-    large = SimpleNamespace(latent_shape=(64, 64, 4), sampler=model.sampler, scheduler=model.scheduler)
-    exact = settle(Plan, large, replace(config, count_budget=16_385), 2)
+        Plan.of(small, replace(config, count_budget=16), 2)
+    exact = Plan.of(large, replace(config, count_budget=16_385), 2)
     assert not exact.estimates_counts
     assert exact.columns == 1  # of a latent that large no more products are taken together than in the estimate
     assert count_disk_bytes(exact) == 4 * 16_384**2 + 128
-    assert count_disk_bytes(settle(Plan, large, replace(config, count_budget=16_384), 2)) == 0
+    assert count_disk_bytes(Plan.of(large, replace(config, count_budget=16_384), 2)) == 0
 
 
 def test_exact_counts_that_do_not_fit_are_refused_before_sampling(model, tmp_path):
@@ -557,15 +661,15 @@ def test_exact_counts_that_do_not_fit_are_refused_before_sampling(model, tmp_pat
         with pytest.raises(
             ValueError, match=r"an exact count: needs 0.0 MB more in .*run, where 0.0 MB are free; make"
         ):
-            run_audit(model, PROMPTS, config, tmp_path / "run")
+            audit(model, PROMPTS, config, folder=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_directions_need_two_samples(model):
     with pytest.raises(ValueError, match="directions: expected 0 for one sample of one prompt, got 2"):
-        Plan.of(model, replace(CONFIG, noises=1), 1)
-    assert Plan.of(model, replace(CONFIG, noises=1, directions=None), 1).directions == 0
-    assert Plan.of(model, CONFIG, 1).directions == 2
+        Plan.of(facts(model, 5), replace(CONFIG, noises=1), 1)
+    assert Plan.of(facts(model, 5), replace(CONFIG, noises=1, directions=None), 1).directions == 0
+    assert Plan.of(facts(model, 5), CONFIG, 1).directions == 2
 
 
 def test_freedom_is_judged_late_enough():
@@ -581,30 +685,30 @@ def test_bad_prompts_and_weights_leave_nothing(folder, model, tmp_path, monkeypa
     with pytest.raises(ValueError, match="method: expected 'auto', 'eigh', 'lanczos' or 'none', got 'dense'"):
         bad.__post_init__()
     with pytest.raises(ValueError, match="prompts: expected at least one, got none"):
-        run_audit(model, [], CONFIG, tmp_path / "run")
+        audit(model, [], CONFIG, folder=tmp_path / "run")
     with pytest.raises(ValueError, match="neutral: expected prompts that are not audited, got 1 that are"):
-        run_audit(model, PROMPTS, CONFIG, tmp_path / "run", neutral=[Prompt(PROMPTS[0].text, True, "VM")])
+        audit(model, PROMPTS, CONFIG, folder=tmp_path / "run", neutral=[Prompt(PROMPTS[0].text, True, "VM")])
     with pytest.raises(ValueError, match="prompts: expected another category than 'all'"):
-        run_audit(model, [*PROMPTS, Prompt("b", True, "all")], CONFIG, tmp_path / "run")
+        audit(model, [*PROMPTS, Prompt("b", True, "all")], CONFIG, folder=tmp_path / "run")
     networks = [nnx.merge(*model.components[part].load()) for part in ("unet", "text_encoder", "vae")]
     weight = networks[0].conv_out.weight
     weight.set_value(weight[...].at[0].set(jnp.nan))
     spoilt = StableDiffusion.from_modules(*networks, model.tokenizer, model.scheduler)
     with pytest.raises(ValueError, match=r"finite parameters, got NaN or infinity in unet: conv_out\.weight \(\d"):
-        run_audit(spoilt, PROMPTS, CONFIG, tmp_path / "run")
+        audit(spoilt, PROMPTS, CONFIG, folder=tmp_path / "run")
     with monkeypatch.context() as patched:
         patched.setattr(memory, "available_bytes", lambda: 1_000_000)
         with pytest.raises(ValueError, match="the parameters of the model: needs about"):
-            run_audit(StableDiffusion.load(folder), PROMPTS, CONFIG, tmp_path / "run")
+            audit(StableDiffusion.load(folder), PROMPTS, CONFIG, folder=tmp_path / "run")
         for enough, what in enumerate(("one evaluation of 5 point", "products of 5 point", "the spectra"), 1):
             looks = iter([10**9] * enough)
             patched.setattr(memory, "available_bytes", lambda looks=looks: next(looks, 1000))
             with pytest.raises(ValueError, match=rf"{what}.*: needs about .* smaller `batch`"):
-                run_audit(model, PROMPTS, CONFIG, tmp_path / "run")
+                audit(model, PROMPTS, CONFIG, folder=tmp_path / "run")
     large = {**other, "method": "eigh"}
-    monkeypatch.setattr(StableDiffusion, "latent_shape", (64, 64, 4))
+    monkeypatch.setattr(model, "shape", (64, 64, 4))
     with pytest.raises(ValueError, match="expected 'lanczos' for latents of 16384 dimensions, got 'eigh'"):
-        run_audit(model, PROMPTS, AuditConfig(**large), tmp_path / "run")
+        audit(model, PROMPTS, AuditConfig(**large), folder=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -614,19 +718,21 @@ def test_weights_that_overflow_name_the_prompt(model, tmp_path):
     weight.set_value(jnp.full_like(weight[...], 3e38))
     spoilt = StableDiffusion.from_modules(*networks, model.tokenizer, model.scheduler)
     with pytest.raises(ValueError, match=r"NaN or infinity in the score at t = 801 for prompt 'the cat', noise 0"):
-        run_audit(spoilt, PROMPTS, CONFIG, tmp_path / "run")
+        audit(spoilt, PROMPTS, CONFIG, folder=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_the_empty_prompt_is_named_too(model, tmp_path, monkeypatch):
-    def spoilt(model, texts):
-        found = embed(model, texts)
+    conditions = model.conditions
+
+    def spoilt(texts):
+        found = conditions(texts)
         found[-1] = np.nan
         return found
 
-    monkeypatch.setattr(engine, "embed", spoilt)
+    monkeypatch.setattr(model, "conditions", spoilt)
     with pytest.raises(ValueError, match=r"NaN or infinity in the score at t = 801 for prompt '', noise 0"):
-        run_audit(model, PROMPTS, CONFIG, tmp_path / "run")
+        audit(model, PROMPTS, CONFIG, folder=tmp_path / "run")
 
 
 def test_a_dry_run_says_and_writes_nothing(model, tmp_path, capsys, folder):
@@ -703,15 +809,10 @@ def killing(folder, tmp_path_factory):
     return place, environment
 
 
-def kill_when(arguments, environment, out, count):
+def kill_when(arguments, environment, out, count, after=0.0):
     """Start, and kill with -9 once so many units are recorded; whether it was in time."""
     process = subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    rows, deadline = out / "results-0.jsonl", time.monotonic() + 600
-    while process.poll() is None and time.monotonic() < deadline:
-        if rows.exists() and rows.read_bytes().count(b"\n") >= count:
-            process.send_signal(signal.SIGKILL)
-            break
-        time.sleep(0.001)
+    signal_when(process, recorded(out / "results-0.jsonl", count), after=after)
     _, errors = process.communicate(timeout=60)
     assert process.returncode in (0, -signal.SIGKILL), errors
     return process.returncode == -signal.SIGKILL
@@ -736,7 +837,7 @@ def test_two_devices_find_what_one_finds(folder, killing, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert Run.read(tmp_path / "run").manifest["device"]["count"] == 2
-    one, two = (read_audit(Run.read(path)) for path in (place / "whole", tmp_path / "run"))
+    one, two = (read_audit(path) for path in (place / "whole", tmp_path / "run"))
     np.testing.assert_allclose(two.eps_difference, one.eps_difference, rtol=1e-3)
     scale = np.abs(one.eigenvalues).max()
     np.testing.assert_allclose(two.eigenvalues, one.eigenvalues, atol=1e-3 * scale)
@@ -760,15 +861,7 @@ def test_twenty_kills_at_random_moments(folder, killing, tmp_path):
         done = 0
         while True:
             done += rng.randint(0, total // 3)
-            process = subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-            rows = out / "results-0.jsonl"
-            while process.poll() is None and not (rows.exists() and rows.read_bytes().count(b"\n") >= done):
-                time.sleep(0.001)
-            time.sleep(rng.random() / 20)
-            process.kill()
-            _, errors = process.communicate(timeout=60)
-            assert process.returncode in (0, -signal.SIGKILL), errors
-            hits += process.returncode != 0
-            if process.returncode == 0:
+            if not kill_when(arguments, environment, out, done, after=rng.random() / 20):
                 break
+            hits += 1
         same(whole, out)

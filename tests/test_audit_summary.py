@@ -1,17 +1,19 @@
 """The end of an audit: thresholds on halves, and the paper's figures from any audit with categories."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import synthetic_audit
 
-from jaxmem.audit.summary import summarise
+from jaxmem.audit.summary import summary_metrics
 from jaxmem.prompts import NO_PROMPT, Prompt, first_of_each
 from jaxmem.report import paper
 
 
 def test_a_threshold_is_fixed_on_half_of_the_prompts_and_judged_on_the_other():
     result = synthetic_audit.audit(per_category=40)  # 120 negatives, of which a half has 60
-    metrics = summarise(result, [False] * len(result.prompts))
+    metrics = summary_metrics(result)
     assert set(metrics["held_out"]) == set(metrics["detectors"])
     labels = np.array([prompt.label for prompt in result.prompts])
     for i, detector in enumerate(result.detectors):
@@ -35,15 +37,15 @@ def test_eigenvalues_that_no_density_has_are_counted():
     values = result.eigenvalues.copy()
     bound = -1 / result.sigma[list(result.timesteps).index(41)] ** 2
     values[:, :, 3, -1], values[:, :, 3, -2] = 1.5 * bound, bound - 5e-5  # the noise is 1e-4
-    shares = summarise(result._replace(eigenvalues=values), [False] * len(result.prompts))["share_below_bound"]
+    shares = summary_metrics(replace(result, eigenvalues=values))["share_below_bound"]
     assert shares == pytest.approx({"981": 0, "481": 0, "281": 0, "41": 1 / 48})
     ritz = synthetic_audit.audit(method="lanczos")
-    assert summarise(ritz, [False] * len(ritz.prompts))["share_below_bound"] == {}
+    assert summary_metrics(ritz)["share_below_bound"] == {}
 
 
 def test_without_both_labels_there_is_no_threshold():
     result = synthetic_audit.audit(labels=False)
-    assert summarise(result, [False] * len(result.prompts))["held_out"] == {}
+    assert summary_metrics(result)["held_out"] == {}
 
 
 @pytest.mark.parametrize("method", ["eigh", "lanczos"])
@@ -51,7 +53,7 @@ def test_without_both_labels_there_is_no_threshold():
 def test_the_papers_figures_are_drawn_from_an_audit(tmp_path, method, images):
     result = synthetic_audit.audit(method=method, images=images)
     hostile = Prompt(r"costs $\frac{5 and $6_^", True, r"$\x$ $")  # no formula, whatever stands between dollars
-    result = result._replace(prompts=[hostile, *result.prompts[1:-1], NO_PROMPT])
+    result = replace(result, prompts=[hostile, *result.prompts[1:-1], NO_PROMPT])
     made = paper.draw(result, tmp_path)
     assert [path.name for path in made] == [f"figure{i}.png" for i in range(6, 12)]  # one category more
     assert all(path.stat().st_size > 10_000 for path in made)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from killing import Stopped
 
 from jaxmem.config import AutoencoderConfig
 from jaxmem.experiments.autoencoder import PRIOR_WEIGHT, autoencoder_loss, encode_all, standardise, train_autoencoder
@@ -25,16 +26,13 @@ def images() -> np.ndarray:
 
 
 def train(images, folder, config=CONFIG, steps=None):
-    class Stop(Exception):
-        pass
-
-    def on_step(step, total):
-        if steps is not None and step == steps:
-            raise Stop
+    def progress(task, step, total):
+        if step == steps:
+            raise Stopped
 
     try:
-        return train_autoencoder(ARCHITECTURE, config, images, checkpoint_dir=folder, on_step=on_step)
-    except Stop:
+        return train_autoencoder(ARCHITECTURE, config, images, folder=folder, progress=progress)
+    except Stopped:
         return None
 
 
@@ -63,7 +61,7 @@ def test_an_interrupted_training_ends_with_the_same_bits(images, tmp_path, monke
 
 def test_a_checkpoint_of_another_training_is_refused(images, tmp_path):
     train(images, tmp_path)
-    with pytest.raises(ValueError, match=r"another configuration \(learning_rate 0.002 there, 0.001 here\)"):
+    with pytest.raises(ValueError, match=r"the same call, got another one \(learning_rate: there 0\.002, now 0\.001\)"):
         train(images, tmp_path, replace(CONFIG, learning_rate=1e-3))
 
 

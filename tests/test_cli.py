@@ -2,11 +2,11 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from conftest import command_environment, interruptible
+from killing import signal_when
 
 from jaxmem import cli
 from jaxmem.config import MNIST_PRESETS, TOY2D_PRESETS
@@ -88,15 +88,6 @@ def test_the_last_preset_holds():
     assert command.config == TOY2D_PRESETS["small"]
 
 
-def test_the_papers_sizes():
-    paper = MNIST_PRESETS["paper"]
-    assert (paper.num_general_images, paper.num_copies) == (3000, 30)
-    assert (paper.num_general_samples, paper.num_analysed, paper.num_ddim_steps) == (10_000, 2000, 1000)
-    assert set(range(50, 1000, 50)) < set(paper.timesteps)
-    toy = TOY2D_PRESETS["paper"]
-    assert (toy.num_gaussian, toy.num_copies, toy.num_samples) == (3000, 100, 5000)
-
-
 @pytest.mark.parametrize("preset", ["small", "paper"])
 def test_the_networks_of_the_presets_exist(preset):
     import jax
@@ -161,10 +152,7 @@ def test_interrupt_kill_and_resume_end_in_the_same_run(tmp_path):
         with subprocess.Popen(
             interruptible([*command[3:], str(tmp_path / "a")]), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
         ) as p:
-            deadline = time.monotonic() + 600
-            while not list((tmp_path / "a" / "checkpoints").glob("step-*")) and time.monotonic() < deadline:
-                time.sleep(0.05)
-            p.send_signal(sent)
+            signal_when(p, lambda: list((tmp_path / "a" / "checkpoints").glob("step-*")), sent)
             _, errors = p.communicate()
         assert p.returncode == code, errors
         if sent == signal.SIGINT:

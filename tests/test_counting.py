@@ -8,15 +8,27 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import operators
 import pytest
 import scipy.linalg
 
-from jaxmem import count_positive, score_jacobian
+from jaxmem import (
+    Arnoldi,
+    Dense,
+    Extreme,
+    Lanczos,
+    batch_spectra,
+    count_positive,
+    from_matvec,
+    score_jacobian,
+    spectral_density,
+    spectrum,
+)
 from jaxmem.diffusion import NoiseSchedule
 from jaxmem.krylov import Status, lanczos, reopened
-from jaxmem.operators import DeclaredSymmetric, Difference, MatrixOperator, SymmetricPart
+from jaxmem.operators import MatrixOperator, SymmetricPart
 from jaxmem.oracles import EmpiricalScore, Separable, SeparableScore
-from jaxmem.spectra import batch_spectra, spectral_density, spectrum
+from jaxmem.spectra import driver
 from jaxmem.spectra.deflation import deflate
 from jaxmem.spectra.estimate import Runs, combine
 from jaxmem.spectra.quadrature import Tridiagonal, mass_above
@@ -28,9 +40,7 @@ KEY = jax.random.key(1)
 
 def rotated(eigenvalues, seed=0):
     """A dense symmetric float32 matrix with these eigenvalues, declared symmetric."""
-    size = len(eigenvalues)
-    rotation = np.linalg.qr(np.random.default_rng(seed).normal(size=(size, size)))[0]
-    return MatrixOperator(((rotation * eigenvalues) @ rotation.T).astype(np.float32), is_symmetric=True)
+    return MatrixOperator(operators.rotated(eigenvalues, seed), symmetric=True)
 
 
 def spectrum_of(kind, size, rng):
@@ -61,7 +71,7 @@ def test_deflation_keeps_the_inertia(steps, x64):
     size = 60
     matrix = rng.normal(size=(size, size))
     matrix = jnp.asarray(matrix + matrix.T)
-    operator = MatrixOperator(matrix, is_symmetric=True)
+    operator = MatrixOperator(matrix, symmetric=True)
     start = jnp.asarray(rng.normal(size=size))
     factorization = jax.device_get(lanczos(operator.mv, start, steps))
     pairs = ritz_pairs(factorization, symmetric=True)
@@ -86,7 +96,7 @@ def test_masses_are_within_their_bounds(x64):
     values = np.r_[np.sort(rng.normal(size=80)), np.zeros(20)]
     start = rng.normal(size=100)
     weights = start**2 / np.sum(start**2)
-    operator = MatrixOperator(jnp.asarray(np.diag(values)), is_symmetric=True)
+    operator = MatrixOperator(jnp.asarray(np.diag(values)), symmetric=True)
     run = Tridiagonal.of(jax.device_get(lanczos(operator.mv, jnp.asarray(start), 81)))
     widths = []
     for steps in (1, 2, 5, 20, 60, len(run.diagonal)):
@@ -110,7 +120,7 @@ def test_estimates_of_known_spectra(kind):
     for seed in range(seeds):
         eigenvalues = spectrum_of(kind, size, np.random.default_rng(seed))
         truth = int((eigenvalues > 0).sum())
-        count = count_positive(rotated(eigenvalues, seed), size // 4, jax.random.key(seed))
+        count = count_positive(rotated(eigenvalues, seed), max_products=size // 4, key=jax.random.key(seed))
         assert count.lower <= truth
         assert count.num_products <= size // 4
         assert count.interval[0] <= count.estimate <= count.interval[1]
@@ -183,7 +193,7 @@ def test_intervals_hold_whatever_the_spectrum(kind, budget):
         noise = rng.normal(size=(size, size)) * 0.1 * np.sqrt(np.mean(eigenvalues**2) / size)
         operator = MatrixOperator(rotated(eigenvalues, seed).matrix + np.float32(noise - noise.T) / 2)
         sigma = 0.9
-        count = count_positive(operator, budget, jax.random.key(seed), sigma=sigma)
+        count = count_positive(operator, max_products=budget, key=jax.random.key(seed), sigma=sigma)
         for found, level in ((count, 0.0), (count.tangent, -0.5 / sigma**2)):
             truth = int((eigenvalues > level).sum())
             assert found.lower <= truth
@@ -205,8 +215,8 @@ def test_separable_oracle_at_sixteen_thousand(positives):
     exact = score.spectrum(state, x, t)
     truth = int((exact > 0).sum())
     assert truth == positives
-    operator = DeclaredSymmetric(score_jacobian(score, state, x, t))
-    count = count_positive(operator, 500, KEY, sigma=float(sigma))
+    operator = from_matvec(score_jacobian(score, state, x, t).mv, d, symmetric=True)
+    count = count_positive(operator, max_products=500, key=KEY, sigma=float(sigma))
     assert count.lower <= truth
     assert count.num_products <= 500
     # Eight vectors or so: four standard errors of sqrt(2 / (8 K)).
@@ -226,7 +236,9 @@ def test_bounds_of_memorized_data_are_never_above_the_truth():
             float(SCHEDULE.alpha[t]) * data[0] + float(SCHEDULE.sigma[t]) * rng.normal(size=400), jnp.float32
         )
         truth = int((score.spectrum(data, x, t) > 0).sum())
-        count = count_positive(score_jacobian(score, data, x, t), 150, KEY, sigma=float(SCHEDULE.sigma[t]))
+        count = count_positive(
+            score_jacobian(score, data, x, t), max_products=150, key=KEY, sigma=float(SCHEDULE.sigma[t])
+        )
         assert count.lower <= truth
         assert count.interval[0] <= truth <= count.interval[1]
 
@@ -235,10 +247,10 @@ def test_exact_null_spaces_do_not_count():
     # The trap: an operator with 40 negative eigenvalues and an exact null space in float32.
     rng = np.random.default_rng(0)
     factor = rng.normal(size=(2000, 40)).astype(np.float32)
-    count = count_positive(MatrixOperator(-(factor @ factor.T), is_symmetric=True), 240, KEY)
+    count = count_positive(MatrixOperator(-(factor @ factor.T), symmetric=True), max_products=240, key=KEY)
     assert count.lower == 0
     assert count.estimate == 0
-    low_rank = count_positive(MatrixOperator(factor @ factor.T, is_symmetric=True), 240, KEY)
+    low_rank = count_positive(MatrixOperator(factor @ factor.T, symmetric=True), max_products=240, key=KEY)
     assert low_rank.lower == low_rank.estimate == 40
     assert low_rank.interval == (40, 40)
 
@@ -249,7 +261,7 @@ def test_bounds_hold_where_a_first_run_ends_just_below_the_rank(seed):
     factor = np.random.default_rng(seed).normal(size=(300, 40)).astype(np.float32)
     matrix = factor @ factor.T
     matrix = (matrix + matrix.T) / 2
-    count = count_positive(MatrixOperator(matrix, is_symmetric=True), 98, jax.random.key(seed))
+    count = count_positive(MatrixOperator(matrix, symmetric=True), max_products=98, key=jax.random.key(seed))
     truth = int((np.linalg.eigvalsh(matrix.astype(np.float64)) > count.threshold).sum())
     assert truth == 40
     assert count.lower <= truth
@@ -269,7 +281,7 @@ def test_intervals_hold_where_one_eigenvalue_hides_the_others(size, budget):
     missed = 0
     for seed in range(40):
         operator = hidden(size, seed)
-        count = count_positive(operator, budget, jax.random.key(seed))
+        count = count_positive(operator, max_products=budget, key=jax.random.key(seed))
         exact = np.linalg.eigvalsh(np.asarray(operator.matrix, np.float64))
         # Rounding may move an eigenvalue by the threshold.
         fewest, most = (int((exact > level).sum()) for level in (count.threshold, -count.threshold))
@@ -301,7 +313,9 @@ def test_what_a_run_dropped_when_it_closed_is_put_back():
 
 def test_batches_of_probes_are_the_same_probes():
     operator = rotated(spectrum_of("gap", 600, np.random.default_rng(0)))
-    one, three = (count_positive(operator, 200, KEY, steps_per_probe=30, batch=batch) for batch in (1, 3))
+    one, three = (
+        count_positive(operator, max_products=200, key=KEY, steps_per_probe=30, chunk=chunk) for chunk in (1, 3)
+    )
     assert one.lower == three.lower
     np.testing.assert_allclose(one.estimate, three.estimate, rtol=1e-3)  # float32 Lanczos in another order of sums
     assert one.num_products == three.num_products
@@ -310,21 +324,21 @@ def test_batches_of_probes_are_the_same_probes():
 def test_difference_of_two_operators():
     rng = np.random.default_rng(1)
     a, b = (np.asarray(rng.normal(size=(300, 300)), np.float32) for _ in range(2))
-    difference = Difference(MatrixOperator(a), MatrixOperator(b))
+    difference = MatrixOperator(a) - MatrixOperator(b)
     np.testing.assert_allclose(difference.to_dense(), a - b, atol=1e-5)
     vector = jnp.asarray(rng.normal(size=300), jnp.float32)
     np.testing.assert_allclose(difference.rmv(vector), (a - b).T @ vector, atol=1e-3)
     assert difference.symmetric.products_per_mv == 4
-    found = count_positive(difference, 300, KEY, steps_per_probe=10)
+    found = count_positive(difference, max_products=300, key=KEY, steps_per_probe=10)
     assert found.num_products <= 300
     assert (found.num_products - 6) % 4 == 0  # 3 applications to measure, then 4 products a step
     truth = (np.linalg.eigvalsh((a - b + (a - b).T) / 2) > 0).sum()
     count = count_positive(difference)
     assert count.estimate == truth
-    same = Difference(MatrixOperator(a), MatrixOperator(a))
-    assert count_positive(same, 200, KEY).lower == 0
-    with pytest.raises(ValueError, match=r"difference: expected operators of one size and dtype, got \(300"):
-        Difference(MatrixOperator(a), MatrixOperator(np.eye(3, dtype=np.float32)))
+    same = MatrixOperator(a) - MatrixOperator(a)
+    assert count_positive(same, max_products=200, key=KEY).lower == 0
+    with pytest.raises(ValueError, match=r"operator: expected two of one size and dtype for a sum, got \(300"):
+        MatrixOperator(a) - MatrixOperator(np.eye(3, dtype=np.float32))
 
 
 def test_exact_counts_have_tangents_too():
@@ -350,15 +364,25 @@ def test_a_spectrum_that_is_there_is_counted_without_products():
     ("change", "match"),
     [
         (
-            lambda op: spectrum(op, "lanczos", num_steps=5, key=KEY),
-            r"got those of 'lanczos': Ritz values, whose positive",
+            lambda op: spectrum(op, Lanczos(5), key=KEY),
+            r"got those of Lanczos\(num_steps=5.*\): Ritz values, whose positive",
         ),
         (
-            lambda op: spectrum(op, "arnoldi", num_steps=5, key=KEY),
-            r"got those of 'arnoldi': Ritz values of A, which is",
+            lambda op: spectrum(op, Arnoldi(5), key=KEY),
+            r"got those of Arnoldi\(num_steps=5.*\): Ritz values of A, which is",
         ),
-        (lambda op: spectrum(op, "eig"), r"got those of 'eig': eigenvalues of A, which is not its symmetric part"),
-        (lambda op: _batch(spectrum(op)), r"spectrum: expected that of one point, got eigenvalues of shape \(1, 30\)"),
+        (
+            lambda op: spectrum(op, Dense(symmetric=False)),
+            r"got those of Dense\(symmetric=False.*\): eigenvalues of A, which is not its symmetric part",
+        ),
+        (
+            lambda op: spectrum(op, Extreme(2, max_products=40), key=KEY),
+            r"got those of Extreme\(k=2.*\): only some of the eigenvalues",
+        ),
+        (
+            lambda op: _batch(spectrum(op)),
+            r"spectrum: expected that of one operator, got eigenvalues of shape \(1, 30\)",
+        ),
         (lambda op: spectrum(op)._replace(noise=np.float64(np.nan)), "spectrum: expected finite eigenvalues and noise"),
     ],
 )
@@ -374,16 +398,14 @@ def _batch(one):
 def test_spectra_of_many_points_are_counted_one_by_one():
     data = jnp.asarray(np.random.default_rng(0).normal(size=(5, 12)), jnp.float32)
     many = batch_spectra(EmpiricalScore(SCHEDULE), data, data[:2], 500)
-    counts = [
-        count_positive(many._replace(eigenvalues=many.eigenvalues[i], noise=many.noise[i])).estimate for i in range(2)
-    ]
+    counts = [count_positive(many.point(i)).estimate for i in range(2)]
     assert counts == [(row > 0).sum() for row in many.eigenvalues]
 
 
-@pytest.mark.parametrize("option", ["budget", "key", "steps_per_probe", "folder"])
+@pytest.mark.parametrize("option", ["max_products", "key", "steps_per_probe", "folder"])
 def test_spectra_need_no_options_of_products(option, tmp_path):
     there = spectrum(rotated(np.linspace(-1, 1, 30)))
-    value = dict(budget=10, key=KEY, steps_per_probe=3, folder=tmp_path)[option]
+    value = dict(max_products=10, key=KEY, steps_per_probe=3, folder=tmp_path)[option]
     with pytest.raises(
         ValueError, match=f"{option}: expected none with a spectrum, which is counted as it is, got one"
     ):
@@ -392,11 +414,11 @@ def test_spectra_need_no_options_of_products(option, tmp_path):
 
 def test_exact_counts_of_many_dimensions_need_a_folder():
     # 5,000 dimensions as a matrix of zeros: a product would not fail, but the message comes before any.
-    operator = DeclaredSymmetric(MatrixOperator(jnp.zeros((5000, 5000))))
+    operator = MatrixOperator(jnp.zeros((5000, 5000)), symmetric=True)
     seen: list = []
     for budget in (None, 5001, 6000):
-        with pytest.raises(ValueError, match=r"folder: expected one for an exact count of 5,000 .*than 5,001"):
-            count_positive(operator, budget, progress=lambda *call: seen.append(call))
+        with pytest.raises(ValueError, match=r"folder: expected one for an exact count of 5,000 .*below 5,001"):
+            count_positive(operator, max_products=budget, progress=lambda *call: seen.append(call))
     assert not seen
 
 
@@ -404,7 +426,9 @@ def test_exact_counts_go_through_a_folder_where_one_is_given(tmp_path):
     eigenvalues = np.r_[np.linspace(0.1, 1, 9), np.full(20, -0.1), np.linspace(-3, -1, 71)]
     operator = MatrixOperator(rotated(eigenvalues).matrix)
     seen: list = []
-    count = count_positive(operator, 101, sigma=1.0, folder=tmp_path / "a", progress=lambda *call: seen.append(call))
+    count = count_positive(
+        operator, max_products=101, sigma=1.0, folder=tmp_path / "a", progress=lambda *call: seen.append(call)
+    )
     assert count[:3] == (9, 9.0, (9.0, 9.0))
     assert count.tangent == (29, 29.0, (29.0, 29.0))
     assert count.num_products == 101
@@ -420,9 +444,9 @@ def test_exact_counts_go_through_a_folder_where_one_is_given(tmp_path):
 
 def test_an_exact_count_may_follow_an_estimate_in_one_folder(tmp_path):
     operator = rotated(np.r_[np.full(7, 0.5), np.full(20, -0.1), np.full(73, -3.0)])
-    estimate = count_positive(operator, 40, KEY, folder=tmp_path)
+    estimate = count_positive(operator, max_products=40, key=KEY, folder=tmp_path)
     assert count_positive(operator, folder=tmp_path)[:3] == (7, 7.0, (7.0, 7.0))
-    assert count_positive(operator, 40, KEY, folder=tmp_path) == estimate  # and both are still there
+    assert count_positive(operator, max_products=40, key=KEY, folder=tmp_path) == estimate  # and both are still there
     assert count_positive(operator, folder=tmp_path)[:3] == (7, 7.0, (7.0, 7.0))
 
 
@@ -430,9 +454,11 @@ def test_an_exact_count_may_follow_an_estimate_in_one_folder(tmp_path):
 def test_the_least_budget_of_an_exact_count_is_as_documented(symmetric):
     operator = MatrixOperator(rotated(np.linspace(-1, 1, 20)).matrix)
     operator, least = (operator.symmetric, 22) if symmetric else (operator, 21)
-    assert count_positive(operator, least).num_products == least
-    with pytest.raises(ValueError, match=f"budget: expected at least {least} for an exact count, got {least - 1}"):
-        count_positive(operator, least - 1)
+    assert count_positive(operator, max_products=least).num_products == least
+    with pytest.raises(
+        ValueError, match=f"max_products: expected at least {least} for an exact count, got {least - 1}"
+    ):
+        count_positive(operator, max_products=least - 1)
 
 
 LARGE = """
@@ -471,7 +497,7 @@ def progress(task, done, total):
         print(done, flush=True)
 
 folder, kill = sys.argv[1], sys.argv[2] == "kill"
-count = count_positive(operator, 5001, sigma=1.0, folder=folder, chunk=500, progress=progress)
+count = count_positive(operator, max_products=5001, sigma=1.0, folder=folder, chunk=500, progress=progress)
 print(count.lower, count.estimate, count.interval, count.num_products, count.tangent.interval)
 """
 
@@ -493,7 +519,7 @@ def test_an_exact_count_of_five_thousand_dimensions_goes_on_after_a_kill(tmp_pat
 def test_progress_ends_and_products_are_within_the_budget():
     seen = []
     operator = rotated(spectrum_of("no gap", 400, np.random.default_rng(0)))
-    count = count_positive(operator, 150, KEY, progress=lambda *call: seen.append(call))
+    count = count_positive(operator, max_products=150, key=KEY, progress=lambda *call: seen.append(call))
     assert seen[0][:2] == ("products", 2)
     done, totals = [call[1] for call in seen], {call[2] for call in seen}
     assert done == sorted(done)
@@ -504,9 +530,10 @@ def test_progress_ends_and_products_are_within_the_budget():
     assert count.num_products <= 150
 
 
-def test_counts_go_on_where_they_were_stopped(tmp_path):
+def test_counts_go_on_where_they_were_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(driver, "_SAVING_SHARE", np.inf)  # whatever is done is saved
     operator = rotated(spectrum_of("no gap", 600, np.random.default_rng(0)))
-    whole = count_positive(operator, 400, KEY, steps_per_probe=50)
+    whole = count_positive(operator, max_products=400, key=KEY, steps_per_probe=50)
     calls = 0
 
     def stop_at(call):
@@ -518,35 +545,39 @@ def test_counts_go_on_where_they_were_stopped(tmp_path):
 
         return progress
 
-    for call in (2, 3, 4, 2, 2):  # within the first run, and after probes: each start does one more piece
+    for call in (2, 9, 3, 2, 2):  # within the first run, at its end, and after probes
         calls = 0
         with pytest.raises(KeyboardInterrupt):
-            count_positive(operator, 400, KEY, steps_per_probe=50, folder=tmp_path, progress=stop_at(call))
+            count_positive(
+                operator, max_products=400, key=KEY, steps_per_probe=50, folder=tmp_path, progress=stop_at(call)
+            )
     seen = []
     resumed = count_positive(
-        operator, 400, KEY, steps_per_probe=50, folder=tmp_path, progress=lambda *c: seen.append(c)
+        operator, max_products=400, key=KEY, steps_per_probe=50, folder=tmp_path, progress=lambda *c: seen.append(c)
     )
     assert resumed == whole
     assert seen[0][1] > 200
-    assert count_positive(operator, 400, KEY, steps_per_probe=50, folder=tmp_path) == whole
-    with pytest.raises(ValueError, match=r"count.npz: expected the state of the same call, got another one \(budget"):
-        count_positive(operator, 300, KEY, steps_per_probe=50, folder=tmp_path)
+    assert count_positive(operator, max_products=400, key=KEY, steps_per_probe=50, folder=tmp_path) == whole
+    with pytest.raises(
+        ValueError, match=r"count.npz: expected the state of the same call, got another one \(max_products"
+    ):
+        count_positive(operator, max_products=300, key=KEY, steps_per_probe=50, folder=tmp_path)
     other = rotated(spectrum_of("gap", 600, np.random.default_rng(0)))
     with pytest.raises(ValueError, match=r"count.npz: expected the state of the same operator, got one whose product"):
-        count_positive(other, 400, KEY, steps_per_probe=50, folder=tmp_path)
-    opposite = MatrixOperator(-operator.matrix, is_symmetric=True)  # its products have the same length
+        count_positive(other, max_products=400, key=KEY, steps_per_probe=50, folder=tmp_path)
+    opposite = MatrixOperator(-operator.matrix, symmetric=True)  # its products have the same length
     with pytest.raises(ValueError, match=r"count.npz: expected the state of the same operator, got one whose product"):
-        count_positive(opposite, 400, KEY, steps_per_probe=50, folder=tmp_path)
+        count_positive(opposite, max_products=400, key=KEY, steps_per_probe=50, folder=tmp_path)
     (tmp_path / "count.npz").write_bytes(b"PK")
     with pytest.raises(ValueError, match=r"count.npz: expected the state of this computation, got a damaged file"):
-        count_positive(operator, 400, KEY, steps_per_probe=50, folder=tmp_path)
+        count_positive(operator, max_products=400, key=KEY, steps_per_probe=50, folder=tmp_path)
 
 
 def test_density_of_a_known_spectrum():
     rng = np.random.default_rng(0)
     eigenvalues = spectrum_of("no gap", 1000, rng)
     levels = np.linspace(-900, 150, 40)
-    found = spectral_density(rotated(eigenvalues), 4, 60, KEY, levels=levels)
+    found = spectral_density(rotated(eigenvalues), num_probes=4, num_steps=60, key=KEY, levels=levels)
     truth = (eigenvalues[None] <= levels[:, None]).mean(1)
     # Four standard errors of the probes, and the bounds of the quadrature.
     assert (np.abs(found.cumulative - truth) <= 4 * found.standard_error + found.width / 2 + 1e-6).all()
@@ -555,28 +586,75 @@ def test_density_of_a_known_spectrum():
     density, middles = found.density()
     np.testing.assert_allclose(np.sum(density * np.diff(levels)), found.cumulative[-1] - found.cumulative[0])
     assert middles.shape == density.shape == (39,)
-    assert len(spectral_density(rotated(eigenvalues), 1, 10, KEY).levels) == 200
+    assert len(spectral_density(rotated(eigenvalues), num_probes=1, num_steps=10, key=KEY).levels) == 200
+
+
+def test_a_density_keeps_its_probes(tmp_path):
+    operator = rotated(np.linspace(-3, 1, 120))
+    options = dict(num_steps=15, key=KEY)
+
+    def stop(task, done, total):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        spectral_density(operator, num_probes=3, **options, folder=tmp_path, progress=stop)
+    seen: list = []
+    found = spectral_density(
+        operator, num_probes=3, **options, folder=tmp_path, progress=lambda *call: seen.append(call)
+    )
+    assert seen == [("probes", 2, 3), ("probes", 3, 3)]
+    for kept, whole in zip(found, spectral_density(operator, num_probes=3, **options), strict=True):
+        np.testing.assert_array_equal(kept, whole)
+    more = spectral_density(operator, num_probes=4, **options, folder=tmp_path)
+    assert more.num_products == 4 * (15 + 2)
+    fewer = spectral_density(operator, num_probes=1, **options, folder=tmp_path)
+    np.testing.assert_array_equal(fewer.cumulative, spectral_density(operator, num_probes=1, **options).cumulative)
+    with pytest.raises(
+        ValueError, match=r"density.npz: expected the state of the same call.*num_steps: there 15, now 3"
+    ):
+        spectral_density(operator, num_probes=1, num_steps=3, key=KEY, folder=tmp_path)
+    with pytest.raises(ValueError, match=r"density.npz: expected the state of the same operator"):
+        spectral_density(2 * operator, num_probes=1, **options, folder=tmp_path)
 
 
 @pytest.mark.parametrize(
     ("call", "match"),
     [
-        (lambda op: count_positive(op, 10, KEY), r"budget: expected at least 27 products \(12 Lanczos steps\), or 301"),
         (
-            lambda op: count_positive(MatrixOperator(jnp.eye(20)), 10, KEY),
-            "budget: expected at least 21 for an exact count, got 10",
+            lambda op: count_positive(op, max_products=10, key=KEY),
+            r"max_products: expected at least 27 products \(12 Lanczos steps\), or 301",
+        ),
+        (
+            lambda op: count_positive(MatrixOperator(jnp.eye(20)), max_products=10, key=KEY),
+            "max_products: expected at least 21 for an exact count, got 10",
         ),
         (lambda op: count_positive(op, chunk=0), "chunk: expected at least 1, got 0"),
-        (lambda op: count_positive(op, 100), "key: an estimate needs a random key"),
-        (lambda op: count_positive(op, 100, KEY, batch=0), "batch: expected at least 1, got 0"),
+        (lambda op: count_positive(op, max_products=100), "key: an estimate needs a random key"),
+        (lambda op: count_positive(op, max_products=100, key=KEY, chunk=0), "chunk: expected at least 1, got 0"),
         (lambda op: count_positive(op, sigma=0.0), "sigma: expected a positive noise level, got 0.0"),
         (lambda op: count_positive(op, sigma=1e-200), "sigma: expected a positive noise level, got 1e-200"),
-        (lambda op: spectral_density(op, 1, 5, None), "key: probes need a random key"),
-        (lambda op: spectral_density(op, 1, 5, KEY, levels=[]), "levels: expected an ascending array"),
-        (lambda op: spectral_density(op, 1, 5, KEY, levels=[0.0, np.nan]), "levels: expected an ascending array"),
-        (lambda op: spectral_density(op, 0, 5, KEY), "num_probes, num_steps: expected at least 1, and 1 to 300"),
-        (lambda op: spectral_density(op, 1, 5, KEY, levels=1), "levels: expected an ascending array"),
-        (lambda op: spectral_density(op, 1, 5, KEY, levels=[1.0, 0.0]), "levels: expected an ascending array"),
+        (lambda op: spectral_density(op, num_probes=1, num_steps=5, key=None), "key: probes need a random key"),
+        (
+            lambda op: spectral_density(op, num_probes=1, num_steps=5, key=KEY, levels=[]),
+            "levels: expected an ascending array",
+        ),
+        (
+            lambda op: spectral_density(op, num_probes=1, num_steps=5, key=KEY, levels=[0.0, np.nan]),
+            "levels: expected an ascending array",
+        ),
+        (
+            lambda op: spectral_density(op, num_probes=0, num_steps=5, key=KEY),
+            "num_probes, num_steps: expected at least 1, and 1 to 300",
+        ),
+        (
+            lambda op: spectral_density(op, num_probes=1, num_steps=5, key=KEY, levels=1),
+            "levels: expected an ascending array",
+        ),
+        (
+            lambda op: spectral_density(op, num_probes=1, num_steps=5, key=KEY, levels=[1.0, 0.0]),
+            "levels: expected an ascending array",
+        ),
     ],
 )
 def test_bad_input_is_named(call, match):

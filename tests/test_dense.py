@@ -4,7 +4,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -13,20 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import command_environment
+from killing import Stopped, signal_when
+from operators import Unregistered, nan_score, skewed
 from parity import MULTIPLE, rounded
 
-from jaxmem import dense_cost, dense_spectrum, score_jacobian, spectrum
+from jaxmem import Dense, score_jacobian, spectrum
 from jaxmem.diffusion import NoiseSchedule
 from jaxmem.operators import MatrixOperator, Operator
 from jaxmem.oracles import EmpiricalScore, GaussianMixtureScore, Separable, SeparableScore, gaussian
-from jaxmem.spectra import Status, columns, dense
+from jaxmem.spectra import Status, columns, dense, dense_cost
 
 SCHEDULE = NoiseSchedule()
-
-
-def skewed(d, seed=0):
-    a, b = np.random.default_rng(seed).normal(size=(2, d, d))
-    return ((a + a.T) / 2 + 0.05 * (b - b.T)).astype(np.float32)
 
 
 def separable(d, seed=0):
@@ -48,7 +44,7 @@ def test_closed_forms(name, t, tmp_path):
     }[name]
     operator = score_jacobian(score, state, x, t)
     seen = []
-    found = dense_spectrum(operator, tmp_path / "a", progress=lambda *step: seen.append(step))
+    found = spectrum(operator, folder=tmp_path / "a", progress=lambda *step: seen.append(step))
     exact = score.spectrum(state, x, t)
     # As for `spectrum`: rounding of products, 2e-5 of the largest eigenvalue, and what that of x and the state does.
     moved = np.abs(score.spectrum(*rounded((state, x)), t) - exact).max()
@@ -65,14 +61,14 @@ def test_closed_forms(name, t, tmp_path):
     known = spectrum(operator)
     np.testing.assert_allclose(found.eigenvalues, known.eigenvalues, atol=2 * float(known.noise + found.noise))
     assert found.asymmetry < 1e-4
-    assert (found.dtype, found.method, found.seed, found.vectors) == (known.dtype, known.method, None, None)
+    assert (found.dtype, found.method, found.seed, found.vectors) == (known.dtype, Dense(), None, None)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e33])
 def test_matrices_are_lapacks(scale, tmp_path, monkeypatch):
     monkeypatch.setattr(dense, "_BLOCK", 64)  # several blocks, the last one smaller
     matrix = skewed(150) * np.float32(scale)
-    found = dense_spectrum(MatrixOperator(matrix), tmp_path, chunk=40)
+    found = spectrum(MatrixOperator(matrix), folder=tmp_path, chunk=40)
     wide = matrix.astype(np.float64)
     exact = np.linalg.eigvalsh((wide + wide.T) / 2)[::-1]
     # Unit vectors pick columns exactly, and the rest is float64: only LAPACK's rounding.
@@ -86,7 +82,7 @@ def test_matrices_are_lapacks(scale, tmp_path, monkeypatch):
 
 def test_noise_covers_an_exact_null_space(tmp_path):
     factor = np.random.default_rng(0).normal(size=(300, 10)).astype(np.float32)
-    found = dense_spectrum(MatrixOperator(factor @ factor.T), tmp_path)
+    found = spectrum(MatrixOperator(factor @ factor.T), folder=tmp_path)
     assert np.sum(found.eigenvalues > found.noise) == 10
     assert np.abs(found.eigenvalues[10:]).max() <= found.noise
 
@@ -96,21 +92,17 @@ def test_double_precision_symmetric_parts_and_products_of_less(tmp_path, x64):
     exact = np.linalg.eigvalsh((matrix + matrix.T) / 2)[::-1]
     double = MatrixOperator(jnp.asarray(matrix))
     for name, operator, products in (("a", double, 61), ("b", double.symmetric, 122)):
-        found = dense_spectrum(operator, tmp_path / name)
+        found = spectrum(operator, folder=tmp_path / name)
         np.testing.assert_allclose(found.eigenvalues, exact, atol=1e-12)
         assert found.num_products == dense_cost(operator).products == products
     assert found.asymmetry == 0
     assert (tmp_path / "a" / "jacobian.npy").stat().st_size == dense_cost(double).disk_bytes
     half = MatrixOperator(jnp.asarray(matrix, jnp.bfloat16))
     rounded = np.asarray(half.matrix, np.float64)
-    found = dense_spectrum(half, tmp_path / "c")
+    found = spectrum(half, folder=tmp_path / "c")
     np.testing.assert_allclose(found.eigenvalues, np.linalg.eigvalsh((rounded + rounded.T) / 2)[::-1], atol=1e-12)
-    zero = dense_spectrum(MatrixOperator(jnp.zeros((1, 1))), tmp_path / "d")
+    zero = spectrum(MatrixOperator(jnp.zeros((1, 1))), folder=tmp_path / "d")
     assert zero.eigenvalues == zero.asymmetry == 0
-
-
-class Interrupted(Exception):
-    pass
 
 
 @pytest.mark.parametrize(
@@ -118,7 +110,7 @@ class Interrupted(Exception):
 )
 def test_interrupted_and_resumed_is_bit_identical(where, tmp_path, monkeypatch):
     operator = score_jacobian(SeparableScore(SCHEDULE), separable(200), 0.1 * jnp.ones(200), 200)
-    whole = dense_spectrum(operator, tmp_path / "whole", chunk=16)
+    whole = spectrum(operator, folder=tmp_path / "whole", chunk=16)
     folder, resumed_at = tmp_path / "resumed", []
     stop = int(np.random.default_rng(len(where)).integers(1, 12))  # any chunk will do
 
@@ -133,20 +125,20 @@ def test_interrupted_and_resumed_is_bit_identical(where, tmp_path, monkeypatch):
         monkeypatch.setattr(module, name, outer)
 
     def fail(*_, **__):
-        raise Interrupted
+        raise Stopped
 
     def half(inner, store, columns):
         with open(store.path, "r+b") as stream:
             stream.seek(0, os.SEEK_END)
             stream.write(columns.tobytes()[: columns.nbytes // 2])
-        raise Interrupted
+        raise Stopped
 
     progress = None
     if where == "between chunks":
 
         def progress(task, done, total):
             if done >= 16 * stop:
-                raise Interrupted
+                raise Stopped
 
     elif where == "in a write":
         once(columns.ColumnStore, "append", half)
@@ -157,10 +149,10 @@ def test_interrupted_and_resumed_is_bit_identical(where, tmp_path, monkeypatch):
     else:
         stop = 1
         once(dense.scipy.linalg, "eigh", fail)
-    with pytest.raises(Interrupted):
-        dense_spectrum(operator, folder, chunk=16, **({"progress": progress} if progress else {}))
+    with pytest.raises(Stopped):
+        spectrum(operator, folder=folder, chunk=16, **({"progress": progress} if progress else {}))
     monkeypatch.undo()
-    found = dense_spectrum(operator, folder, chunk=16, progress=lambda *step: resumed_at.append(step))
+    found = spectrum(operator, folder=folder, chunk=16, progress=lambda *step: resumed_at.append(step))
     np.testing.assert_array_equal(found.eigenvalues, whole.eigenvalues)
     assert (tmp_path / "whole" / "jacobian.npy").read_bytes() == (folder / "jacobian.npy").read_bytes()
     assert (found.noise, found.asymmetry) == (whole.noise, whole.asymmetry)
@@ -174,12 +166,12 @@ SCRIPT = """
 import sys, time
 import jax.numpy as jnp
 import numpy as np
-from jaxmem import dense_spectrum
+from jaxmem import Dense, spectrum
 from jaxmem.operators import MatrixOperator, Operator
 
 matrix = np.random.default_rng(0).normal(size=(400, 400)).astype(np.float32)
 slowly = lambda *step: time.sleep(float(sys.argv[2]))
-found = dense_spectrum(MatrixOperator(matrix), sys.argv[1], chunk=8, progress=slowly)
+found = spectrum(MatrixOperator(matrix), Dense(folder=sys.argv[1]), chunk=8, progress=slowly)
 np.save(sys.argv[1] + ".npy", found.eigenvalues)
 """
 
@@ -192,12 +184,7 @@ def test_kill_and_resume_in_another_process(tmp_path):
 
     child = start("killed", 0.05)
     record = tmp_path / "killed" / "jacobian.json"
-    deadline = time.monotonic() + 600
-    while not record.exists() or len(json.loads(record.read_text())["sums"]) < 5:
-        assert child.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    child.send_signal(signal.SIGKILL)
+    signal_when(child, lambda: record.exists() and len(json.loads(record.read_text())["sums"]) >= 5)
     assert child.wait() == -signal.SIGKILL
     before = len(json.loads(record.read_text())["sums"])
     assert 5 <= before < 50
@@ -222,14 +209,6 @@ class Cliff(Operator):
     rmv = mv
 
 
-class Unregistered(Cliff):
-    pass
-
-
-def _nan_score(state, x, t, cond):
-    return jnp.where(x > 5, jnp.nan, -x)
-
-
 def _free(bytes_):
     return lambda *_: SimpleNamespace(free=bytes_, available=bytes_)
 
@@ -237,19 +216,19 @@ def _free(bytes_):
 def test_a_column_that_is_not_finite_is_named(tmp_path):
     # The first chunks are whole, and stay; a sound operator is another one then.
     with pytest.raises(ValueError, match="operator: 40 of 40 entries of column 17 are NaN or infinite; check"):
-        dense_spectrum(Cliff(jnp.float32(jnp.inf)), tmp_path, chunk=8)
+        spectrum(Cliff(jnp.float32(jnp.inf)), folder=tmp_path, chunk=8)
     assert len(json.loads((tmp_path / "jacobian.json").read_text())["sums"]) == 2
     with pytest.raises(ValueError, match="score: 4 of 4 entries are NaN"):
-        dense_spectrum(score_jacobian(_nan_score, None, jnp.full(4, 6.0)), tmp_path / "b")
+        spectrum(score_jacobian(nan_score, None, jnp.full(4, 6.0)), folder=tmp_path / "b")
     # Nothing of an operator was kept: the folder is free for another.
     matrix = jnp.eye(4)
     with pytest.raises(ValueError, match="of column 0 are NaN or infinite"):
-        dense_spectrum(MatrixOperator(matrix.at[2, 3].set(jnp.nan)), tmp_path / "c")
-    np.testing.assert_array_equal(dense_spectrum(MatrixOperator(matrix), tmp_path / "c").eigenvalues, 1)
+        spectrum(MatrixOperator(matrix.at[2, 3].set(jnp.nan)), folder=tmp_path / "c")
+    np.testing.assert_array_equal(spectrum(MatrixOperator(matrix), folder=tmp_path / "c").eigenvalues, 1)
     # Columns that are finite, with sums that are not.
     aligned = 3e38 * jnp.sign(dense._fixed_vector(MatrixOperator(jnp.eye(40))))
     with pytest.raises(ValueError, match="40 of 40 entries of a product with a random unit vector are NaN or infinite"):
-        dense_spectrum(MatrixOperator(jnp.tile(aligned, (40, 1))), tmp_path / "d")
+        spectrum(MatrixOperator(jnp.tile(aligned, (40, 1))), folder=tmp_path / "d")
 
 
 @pytest.mark.parametrize(
@@ -269,17 +248,17 @@ def test_a_column_that_is_not_finite_is_named(tmp_path):
         (lambda f: (f / "jacobian.json").unlink(), {}, r"expected a new or empty folder.*got jacobian.npy; choose"),
         (lambda f: (shutil.rmtree(f), f.write_text("")), {}, "expected a folder for the columns, got a file"),
         (None, {"chunk": 0}, "chunk: expected at least 1, got 0"),
-        (None, {"operator": Unregistered(jnp.zeros(()))}, "operator: expected a pytree, got Unregistered"),
+        (None, {"operator": Unregistered()}, "operator: expected a pytree, got Unregistered"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_left_alone(disturb, options, match, tmp_path):
     operator, folder = MatrixOperator(jnp.eye(40)), tmp_path / "columns"
-    dense_spectrum(operator, folder, chunk=8)
+    spectrum(operator, folder=folder, chunk=8)
     if disturb:
         disturb(folder)
     before = {path.name: path.read_bytes() for path in folder.glob("*")}
     with pytest.raises(ValueError, match=match):
-        dense_spectrum(options.get("operator", operator), folder, chunk=options.get("chunk", 8))
+        spectrum(options.get("operator", operator), folder=folder, chunk=options.get("chunk", 8))
     assert before == {path.name: path.read_bytes() for path in folder.glob("*")}
 
 
@@ -304,27 +283,27 @@ def test_disk_and_memory_are_looked_for_first(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(dense.shutil, "disk_usage", _free(cost.disk_bytes - 1))
         with pytest.raises(ValueError, match=r"the matrix of d = 40: needs 0.0 MB more in .*free; make room or choose"):
-            dense_spectrum(operator, tmp_path / "new" / "folder", chunk=8)
+            spectrum(operator, folder=tmp_path / "new" / "folder", chunk=8)
     with monkeypatch.context() as patch:
         patch.setattr(dense.psutil, "virtual_memory", _free(cost.host_bytes - 1))
         with pytest.raises(
             ValueError, match=r"its solve needs about .* of memory, of which this machine has .*free some"
         ):
-            dense_spectrum(operator, tmp_path / "new" / "folder", chunk=8)
+            spectrum(operator, folder=tmp_path / "new" / "folder", chunk=8)
     with monkeypatch.context() as patch:
         patch.setattr(dense.memory, "available_bytes", lambda: cost.device_bytes - 1)
         with pytest.raises(ValueError, match=r"8 columns of d = 40: needs about .*take a smaller chunk"):
-            dense_spectrum(operator, tmp_path / "new" / "folder", chunk=8)
+            spectrum(operator, folder=tmp_path / "new" / "folder", chunk=8)
     assert not (tmp_path / "new").exists()
     # What is there already needs no more room.
-    dense_spectrum(operator, tmp_path / "a", chunk=8)
+    spectrum(operator, folder=tmp_path / "a", chunk=8)
     monkeypatch.setattr(dense.shutil, "disk_usage", _free(0))
-    dense_spectrum(operator, tmp_path / "a", chunk=8)
+    spectrum(operator, folder=tmp_path / "a", chunk=8)
 
 
 def test_a_full_disk_keeps_whole_chunks(tmp_path, monkeypatch):
     operator = MatrixOperator(jnp.asarray(skewed(40)))
-    whole = dense_spectrum(operator, tmp_path / "whole", chunk=8)
+    whole = spectrum(operator, folder=tmp_path / "whole", chunk=8)
     calls = []
 
     def full(handle):
@@ -334,16 +313,16 @@ def test_a_full_disk_keeps_whole_chunks(tmp_path, monkeypatch):
 
     monkeypatch.setattr(columns.os, "fsync", full)
     with pytest.raises(OSError, match="cannot write: No space left on device; make room"):
-        dense_spectrum(operator, tmp_path / "full", chunk=8)
+        spectrum(operator, folder=tmp_path / "full", chunk=8)
     monkeypatch.undo()
     assert 0 < len(json.loads((tmp_path / "full" / "jacobian.json").read_text())["sums"]) < 5
-    found = dense_spectrum(operator, tmp_path / "full", chunk=8)
+    found = spectrum(operator, folder=tmp_path / "full", chunk=8)
     np.testing.assert_array_equal(found.eigenvalues, whole.eigenvalues)
 
 
 def test_the_small_method_points_here():
-    with pytest.raises(ValueError, match=r"up to 4096\. Use dense_spectrum, which keeps its columns in a file"):
-        spectrum(score_jacobian(_nan_score, None, jnp.zeros(5000)))
+    with pytest.raises(ValueError, match=r"up to 4096\. Give a `folder`, which keeps its columns in a file"):
+        spectrum(score_jacobian(nan_score, None, jnp.zeros(5000)))
 
 
 @pytest.mark.slow
@@ -354,11 +333,11 @@ def test_rehearsal_at_four_thousand(tmp_path):
 
     def stop(task, done, total):
         if done >= d // 2:
-            raise Interrupted
+            raise Stopped
 
-    with pytest.raises(Interrupted):
-        dense_spectrum(operator, tmp_path, progress=stop)
-    found = dense_spectrum(operator, tmp_path)
+    with pytest.raises(Stopped):
+        spectrum(operator, folder=tmp_path, progress=stop)
+    found = spectrum(operator, folder=tmp_path)
     exact = score.spectrum(state, x, t)
     # As at d = 300.
     np.testing.assert_allclose(found.eigenvalues, exact, atol=1e-4 * np.abs(exact).max())

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import shared_run
 
-from jaxmem import batch_spectra
+from jaxmem import Arnoldi, Dense, Lanczos, batch_spectra
 from jaxmem.runs.directory import Run
 from jaxmem.spectra.shared import record_spectra
 
@@ -67,7 +67,7 @@ def alone(tmp_path_factory):
     out = tmp_path_factory.mktemp("alone") / "run"
     found = shared_run.work(out)
     state, x, t = shared_run.problem()
-    at_once = batch_spectra(shared_run.SCORE, state, jnp.asarray(x), t, points=2)
+    at_once = batch_spectra(shared_run.SCORE, state, jnp.asarray(x), t, batch=2)
     # Other groups of points: the last one of a unit is smaller.
     largest = np.abs(at_once.eigenvalues).max()
     np.testing.assert_allclose(found.eigenvalues, at_once.eigenvalues, atol=1e-5 * largest)
@@ -82,7 +82,7 @@ def alone(tmp_path_factory):
 
 def test_two_processes_share_a_run(alone, tmp_path):
     out = tmp_path / "run"
-    codes, errors = end(start(out, ["columns", "columns"]))
+    codes, errors = end(start(out, ["mesh", "mesh"]))
     assert codes == [0, 0], errors
     assert arrays(out) == arrays(alone)
     assert sorted(keys(out)) == sorted(keys(alone))
@@ -119,13 +119,13 @@ def test_a_killed_process_loses_nothing(alone, tmp_path, victim):
     np.testing.assert_array_equal(found.spectra()["eigenvalues"], Run.read(alone).spectra()["eigenvalues"])
 
 
-@pytest.mark.parametrize("method", ["lanczos", "arnoldi"])
+@pytest.mark.parametrize("method", [Lanczos(shared_run.SIZE), Arnoldi(shared_run.SIZE)])
 def test_krylov_spectra_do_not_depend_on_units(tmp_path, method):
     state, x, _ = shared_run.problem()
     t = np.arange(400, 400 + len(x))  # distinct eigenvalues: no space closes early
     seen = []
     run = Run.open(tmp_path / "run", {})
-    options = dict(method=method, num_steps=shared_run.SIZE, key=jax.random.key(3), points=4)
+    options = dict(method=method, key=jax.random.key(3), batch=4)
     found = record_spectra(
         run, shared_run.SCORE, state, x, t, unit=8, name="krylov", progress=lambda *a: seen.append(a), **options
     )
@@ -138,6 +138,38 @@ def test_krylov_spectra_do_not_depend_on_units(tmp_path, method):
     assert found.seed.shape == (shared_run.POINTS, 2)
     assert [row["key"] for row in run.rows()] == ["krylov-0000000", "krylov-0000008", "krylov-0000016"]
     assert seen == [("krylov", done, 3) for done in range(4)]
+
+
+@pytest.mark.parametrize("method", [Dense(), Lanczos(shared_run.SIZE)])
+def test_batches_go_on_in_their_folder(tmp_path, method):
+    state, x, _ = shared_run.problem()
+    x = jnp.asarray(x)
+    options = dict(t=500, method=method, key=jax.random.key(3), batch=2)
+    whole = batch_spectra(shared_run.SCORE, state, jnp.asarray(x), **options)
+
+    def stop(task, done, total):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        batch_spectra(shared_run.SCORE, state, x, **options, folder=tmp_path / "run", progress=stop)
+    seen = []
+    found = batch_spectra(
+        shared_run.SCORE, state, x, **options, folder=tmp_path / "run", progress=lambda *a: seen.append(a)
+    )
+    assert seen == [("spectra", done, 11) for done in range(3, 12)]  # 22 points, two of each compiled call
+    np.testing.assert_array_equal(found.eigenvalues, whole.eigenvalues)
+    np.testing.assert_array_equal(found.noise, whole.noise)
+    for changes, match in (
+        (dict(t=501), "points: "),
+        (dict(method=Lanczos(3)), "method: "),
+        (dict(state=state._replace(signs=-state.signs)), "state: "),
+        (dict(unit=3), "unit: "),
+    ):
+        with pytest.raises(ValueError, match=match):
+            batch_spectra(shared_run.SCORE, **dict(state=state, x=x) | options | changes, folder=tmp_path / "run")
+    with pytest.raises(ValueError, match="unit: expected none without a folder"):
+        batch_spectra(shared_run.SCORE, state, x, **options, unit=3)
 
 
 def _nan_slope(state, x, t, cond):

@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 
 from jaxmem import cli
-from jaxmem.audit import read_audit, run_audit
+from jaxmem.audit import audit, audit_cost, read_audit
 from jaxmem.audit.one_prompt import run_generate, run_spectrum
 from jaxmem.config import AuditConfig, GenerateConfig, SpectrumConfig
 from jaxmem.data import verbatim_model
 from jaxmem.diffusion import NoiseSchedule, to_score
+from jaxmem.first_step import EPSILON, OTHER, contradiction, noise_share
 from jaxmem.prompts import Prompt
 from jaxmem.report.audit.page import write_report
 from jaxmem.report.tables import print_audit
 from jaxmem.runs.directory import Run
-from jaxmem.stable_diffusion.first_step import EPSILON, OTHER, contradiction, noise_share
+from jaxmem.stable_diffusion.configs import PREDICTION_TYPES
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
 
 SCHEDULE = NoiseSchedule.stable_diffusion()
@@ -46,7 +47,8 @@ def check(score, x, t, schedule=SCHEDULE):
     for true, output in outputs(score, x, alpha, sigma).items():
         for said in PREDICTIONS:
             share = noise_share(said, to_score(said, output, x, alpha, sigma), x, alpha, sigma)
-            text, wanted = contradiction(said, share), expected(true, said)
+            text = contradiction(said, share, "prediction_type", PREDICTION_TYPES)
+            wanted = expected(true, said)
             assert (text is None) == (wanted is None), (true, said, share)
             assert text is None or wanted in text
         found[true] = share
@@ -84,6 +86,11 @@ class TestClosedForms:
         x = np.random.default_rng(2).normal(size=(4, 256))
         check(-x / (0.25 * schedule.alpha[999] ** 2 + schedule.sigma[999] ** 2), x, 999, schedule)
 
+    def test_the_words_of_the_argument(self):
+        text = contradiction("eps", 0.01)
+        assert text.startswith("prediction: the model says 'eps', but")
+        assert text.endswith("load it with `prediction='v'`")
+
     def test_what_cannot_be_known(self):
         x = np.ones((1, 8))
         assert noise_share("eps", -x, x, SCHEDULE.alpha[501], SCHEDULE.sigma[501]) is None  # x is half an image
@@ -111,7 +118,7 @@ def mislabelled(tmp_path_factory):
 def test_the_shipped_model(shipped):
     """Single noises, with and without a prompt that it memorized: the numbers of `first_step`'s thresholds."""
     t = int(shipped.sampler(50).timesteps[0])
-    x = np.random.default_rng(0).normal(size=(4, *shipped.latent_shape)).astype(np.float32)
+    x = np.random.default_rng(0).normal(size=(4, *shipped.shape)).astype(np.float32)
     embedded = shipped.embed(["the azure orchard", "a handwritten digit", ""])
     evaluate = jax.jit(lambda state, x, cond: jax.vmap(lambda x: shipped.score(state, x, jnp.int32(t), cond))(x))
     for cond in embedded:
@@ -129,13 +136,13 @@ CONFIG = AuditConfig(noises=2, ddim_steps=10, steps_run=1, method="none", guidan
 
 def test_an_audit_warns_at_once_in_its_table_and_in_its_page(mislabelled, tmp_path, capsys):
     model, said = StableDiffusion.load(mislabelled), []
-    metrics = run_audit(model, [Prompt("the azure orchard")], CONFIG, tmp_path / "run", say=said.append)
+    metrics = audit(model, [Prompt("the azure orchard")], CONFIG, folder=tmp_path / "run", say=said.append).metrics
     assert [line.startswith(f"warning: {WRONG}") for line in said[-1:]] == [True]
     (warning,) = metrics["warnings"]
     assert warning.startswith(WRONG)
     assert "It looks like 'v_prediction' (or 'sample'), or not trained" in warning
     assert warning.endswith("load it with `prediction_type='v_prediction'`")
-    assert read_audit(Run.read(tmp_path / "run")).warnings == (warning,)
+    assert read_audit(tmp_path / "run").warnings == (warning,)
     from html import unescape
 
     from rich.console import Console
@@ -148,7 +155,8 @@ def test_an_audit_warns_at_once_in_its_table_and_in_its_page(mislabelled, tmp_pa
     (tmp_path / "run/metrics.json").unlink()
     assert warning in unescape(write_report(tmp_path / "run", None).read_text())
     said = []
-    assert run_audit(model, [Prompt("the azure orchard")], CONFIG, None, say=said.append) == {}
+    cost = audit_cost(model, [Prompt("the azure orchard")], CONFIG, say=said.append)
+    assert cost.lines == tuple(said)
     assert said[-1].startswith(f"warning: {WRONG}")
 
 
@@ -163,7 +171,7 @@ def test_the_remedy_is_a_flag_and_is_recorded(mislabelled, shipped, tmp_path, ca
     right, wrong = (Run.read(tmp_path / name) for name in ("right", "wrong"))
     assert right.manifest["model"]["prediction_type"] == "v_prediction"
     assert "prediction_type" not in wrong.manifest["model"]
-    metrics = run_audit(shipped, [Prompt("the azure orchard")], CONFIG, tmp_path / "shipped")
+    metrics = audit(shipped, [Prompt("the azure orchard")], CONFIG, folder=tmp_path / "shipped").metrics
     assert right.metrics()["warnings"] == metrics["warnings"] == []
     assert right.metrics()["prompts"][0]["scores"] == metrics["prompts"][0]["scores"]
     assert wrong.metrics()["prompts"][0]["scores"] != metrics["prompts"][0]["scores"]

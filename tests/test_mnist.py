@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 
 import jax
@@ -7,10 +8,10 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from jaxmem import score_jacobian, spectrum
+from jaxmem import Arnoldi, Dense, Lanczos, cli, read_audit, score_jacobian, spectrum
 from jaxmem.config import MnistConfig, TrainingConfig
 from jaxmem.data.mnist import load_subset, to_pixels
-from jaxmem.experiments.mnist import SCHEDULE, mnist_metrics, run_mnist, score_network
+from jaxmem.experiments.mnist import SCHEDULE, load_model, mnist_metrics, run_mnist, score_network
 from jaxmem.training import train
 
 CONFIG = MnistConfig(
@@ -141,17 +142,106 @@ def test_krylov_methods_on_a_trained_model():
     operator = score_jacobian(score, state, x, t, labels[0])
 
     # Arnoldi to the end finds all eigenvalues of J: largest distance under the best one-to-one matching.
-    dense = spectrum(operator, "eig")
-    arnoldi = spectrum(operator, "arnoldi", num_steps=784, key=jax.random.key(1), tolerance=0.0)
+    dense = spectrum(operator, Dense(symmetric=False))
+    arnoldi = spectrum(operator, Arnoldi(784, tolerance=0.0), key=jax.random.key(1))
     assert len(arnoldi.eigenvalues) == 784
     distance = np.abs(arnoldi.eigenvalues[:, None] - dense.eigenvalues[None])
     matched = distance[scipy.optimize.linear_sum_assignment(distance)]
     assert matched.max() <= 1e-3 * np.linalg.norm(operator.to_dense(), 2)  # the issue's bound; seen: 1e-6
 
     # After 100 Lanczos steps a pair that says it has converged has an exact eigenvalue within its residual.
-    exact = spectrum(operator, "eigh")
-    lanczos = spectrum(operator, "lanczos", num_steps=100, key=jax.random.key(2))
+    exact = spectrum(operator)
+    lanczos = spectrum(operator, Lanczos(100), key=jax.random.key(2))
     converged = lanczos.converged(1e-3)
     assert converged.sum() >= 5
     nearest = np.abs(lanczos.eigenvalues[converged, None] - exact.eigenvalues[None]).min(1)
     assert (nearest <= lanczos.residuals[converged] + exact.noise).all()
+
+
+class TestAudit:
+    """The network that a run trained is a model for an audit."""
+
+    def test_the_model_is_the_trained_network(self, run):
+        """Its samples are those that the run kept, which it drew with the trained parameters in memory."""
+        model = load_model(run[0])
+        with np.load(run[0] / "spectra.npz") as file:
+            samples, labels = file["samples"], file["sample_label"]
+        noise = jax.random.normal(jax.random.fold_in(jax.random.key(CONFIG.sampling_seed), 0), (4, 28, 28, 1))
+        x = [x for _, x in model.path(noise[:3], ["9"] * 3, num_steps=10)][-1]
+        # Another batch: float32 rounding over ten steps.
+        np.testing.assert_allclose(np.asarray(x)[..., 0], samples[labels == 9], atol=1e-3)
+
+    def test_the_command_line_audits_its_two_digits(self, run, tmp_path, capsys):
+        flags = ["--noises", "2", "--ddim-steps", "5", "--timesteps", "200", "--directions", "1"]
+        assert cli.main(["audit", str(run[0]), "--out", str(tmp_path / "audit"), *flags]) == 0
+        said = capsys.readouterr()
+        assert "left out: wen-1" in said.err
+        assert "The most memorized" in said.out
+        found = read_audit(tmp_path / "audit")
+        assert (
+            found.prompts == list(load_model(run[0]).prompts()) == [("3", False, "general"), ("9", True, "memorized")]
+        )
+        assert found.eigenvalues.shape == (2, 2, 1, 784)
+        assert found["tangent-count@t200"].evaluation.auc is not None
+        model = load_model(run[0])
+        noise = jax.random.normal(jax.random.fold_in(jax.random.key(0), 1), (28, 28, 1))
+        x = dict(model.path(noise[None], ["9"], num_steps=5))[200][0]
+        exact = spectrum(score_jacobian(model.score, model.state, x, 200, jnp.int32(9)))
+        scale = np.abs(exact.eigenvalues).max()  # x_t differs by float32 rounding over the steps before
+        np.testing.assert_allclose(found.eigenvalues[1, 1, 0], exact.eigenvalues, atol=1e-4 * scale)
+        page = (tmp_path / "audit/report.html").read_text()
+        assert "Which of 2 classes has this class-conditional model memorized?" in page
+        assert page.count("data:image/png") >= 4
+        rows = (tmp_path / "audit/results.csv").read_text().splitlines()
+        assert [row.split(",")[:3] for row in rows[1:]] == [['"3"', "0", '"general"'], ['"9"', "1", '"memorized"']]
+
+    @pytest.mark.parametrize(
+        ("arguments", "match"),
+        [
+            (
+                ["audit", "{run}", "--prediction-type", "epsilon"],
+                "expected no --ignore-setting and no --prediction",
+            ),
+            (["audit", "{run}", "--guidance", "7.5"], "--guidance: expected 1, which is none, for a model"),
+            (
+                ["audit", "{run}", "--prompts", "{digits}"],
+                "--prompts: expected names of the classes of this model ('3",
+            ),
+            (
+                ["audit", "{other}"],
+                "expected a run of `jaxmem reproduce mnist`, whose network can be au",
+            ),
+            (
+                ["generate", "{run}", "--prompt", "3"],
+                "MODEL: expected a diffusers folder or a hub id, got a run of",
+            ),
+        ],
+    )
+    def test_errors_are_one_line_before_any_work(self, run, tmp_path, capsys, arguments, match):
+        (tmp_path / "digits.txt").write_text("3\n4\n")
+        shutil.copytree(run[0], tmp_path / "other")
+        path = tmp_path / "other/manifest.json"
+        path.write_text(path.read_text().replace('"mnist"', '"toy2d"'))
+        names = {"run": run[0], "digits": tmp_path / "digits.txt", "other": tmp_path / "other"}
+        arguments = [argument.format(**names) for argument in arguments]
+        assert cli.main([*arguments, "--out", str(tmp_path / "out")]) == 2
+        text = capsys.readouterr().err
+        assert match in text
+        assert text.count("\n") == 1
+        assert not (tmp_path / "out").exists()
+
+    def test_a_run_without_its_network_says_what_to_do(self, run, tmp_path):
+        shutil.copytree(run[0], tmp_path / "run")
+        path = tmp_path / "run/model.npz"
+        whole = path.read_bytes()
+        path.write_bytes(whole[:1000])
+        with pytest.raises(ValueError, match=r"model\.npz: expected the parameters of a network, got a damaged file"):
+            load_model(tmp_path / "run")
+        path.unlink()
+        with pytest.raises(ValueError, match=r"expected the trained network in model\.npz, got none; let `jaxmem"):
+            load_model(tmp_path / "run")
+        path.write_bytes(whole)
+        manifest = tmp_path / "run/manifest.json"
+        manifest.write_text(manifest.read_text().replace('"embedding": 16', '"embedding": 24'))
+        with pytest.raises(ValueError, match=r"expected the parameters of the network in the run's manifest, got"):
+            load_model(tmp_path / "run")

@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ import pytest
 import tiny_diffusion as tiny
 from conftest import command_environment, interruptible, optional_import
 from flax import nnx
+from killing import recorded, signal_when
 from rich.console import Console
 
 from jaxmem import cli, score_jacobian
@@ -24,7 +24,7 @@ from jaxmem.report.figures import draw
 from jaxmem.report.tables import print_summary
 from jaxmem.runs import memory
 from jaxmem.runs.directory import Run
-from jaxmem.spectra.stepwise import Programs
+from jaxmem.spectra.programs import Programs
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
 
 ROOT = Path(__file__).parent.parent
@@ -225,25 +225,21 @@ def whole_run(folder, environment, tmp_path_factory):
 def test_killed_runs_continue_to_the_same_bits(folder, tmp_path, environment, whole_run):
     out = tmp_path / "killed"
     rows = out / "results-0.jsonl"
-    for key, kill in (
-        ("sample-000-0002", signal.SIGKILL),
-        ("krylov-000-0007", signal.SIGINT),
-        ("krylov-001-0011", signal.SIGKILL),
+    for there, kill in (
+        (recorded(rows, 1, b"sample-000-0002"), signal.SIGKILL),
+        ((out / "krylov" / "000.npz").exists, signal.SIGINT),
+        ((out / "krylov" / "001.npz").exists, signal.SIGKILL),
     ):
         process = subprocess.Popen(
             interruptible(command(folder, out)[3:]), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
-        deadline = time.monotonic() + 600
-        while process.poll() is None and time.monotonic() < deadline:
-            if rows.exists() and key in rows.read_text():
-                process.send_signal(kill)
-                break
-            time.sleep(0.002)
+        signal_when(process, there, kill)
         _, stderr = process.communicate(timeout=60)
-        assert process.returncode == (130 if kill == signal.SIGINT else -9), (key, stderr)
+        assert process.returncode == (130 if kill == signal.SIGINT else -9), stderr
     done = subprocess.run(command(folder, out), env=environment, capture_output=True, text=True, check=True)
     assert "sample: 4/4" in done.stderr
     a, b = Run.read(whole_run), Run.read(out)
+    assert not (out / "krylov").exists()
     for name, array in a.spectra().items():
         np.testing.assert_array_equal(array, b.spectra()[name])
     assert [row["key"] for row in a.rows()] == [row["key"] for row in b.rows()]

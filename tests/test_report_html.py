@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 from io import BytesIO
 
@@ -14,7 +15,7 @@ from conftest import optional_import
 from PIL import Image
 
 from jaxmem import cli
-from jaxmem.memorization.registry import detectors
+from jaxmem.detectors import Setting, choose, columns
 from jaxmem.report.audit.figures import counts
 from jaxmem.report.audit.page import amount, duration, interval, number, render, write_report
 from jaxmem.report.audit.pictures import Sparkline, thumbnail
@@ -116,7 +117,7 @@ def test_the_ranking_is_by_the_leads(result):
 def test_missing_scores_do_not_count(result):
     scores = result.scores.copy()
     scores[3, 1:], scores[5] = np.nan, np.nan
-    view = AuditView(result._replace(scores=scores))
+    view = AuditView(replace(result, scores=scores))
     np.testing.assert_array_equal(view.scores[3], result.scores[3, 0])
     assert view.order[-1] == 5
     assert np.isnan(view.places[5])
@@ -134,7 +135,7 @@ def test_the_page_of_a_partial_run_says_so(result):
 def test_a_spectrum_that_is_to_come_is_no_freedom(result):
     values, noise = result.eigenvalues.copy(), result.noise.copy()
     values[:, :, 1:], noise[:, :, 1:] = np.nan, np.nan  # one timestep of four is done
-    words = text_of(render(synthetic_audit.partial(result._replace(eigenvalues=values, noise=noise), 17)))
+    words = text_of(render(synthetic_audit.partial(replace(result, eigenvalues=values, noise=noise), 17)))
     assert "No spectrum at timestep 281, which tells whether the picture is free to vary, is measured yet" in words
     assert "freedom :" not in words
     assert "some freedom" not in words
@@ -152,7 +153,7 @@ def test_what_was_run_leads(page):
 
 
 def test_the_page_of_a_run_that_has_done_nothing(result):
-    words = text_of(render(synthetic_audit.partial(result, 0)._replace(scores=np.full_like(result.scores, np.nan))))
+    words = text_of(render(replace(synthetic_audit.partial(result, 0), scores=np.full_like(result.scores, np.nan))))
     assert "0 of 54 samples" in words
     assert "nothing to draw" in words
 
@@ -191,7 +192,7 @@ def test_one_prompt(result):
         for name in ("prompts", "scores", "eps_difference", "eigenvalues", "noise", "images", "sampled")
     }
     metrics = {"prompts": result.metrics["prompts"][:1], "evaluation": {}}
-    words = text_of(render(result._replace(**one, metrics=metrics, directions=None)))
+    words = text_of(render(replace(result, **one, metrics=metrics, directions=None)))
     assert "Which of 1 prompt has this" in words
     assert "one is a single look" in words
     assert "All 1 prompts leave the model some freedom" in words
@@ -214,26 +215,28 @@ def test_a_wide_interval_of_the_best_is_no_verdict_on_all(result, undrawn, ends,
         name: {"all": values["all"] | {"auc": auc, "auc_interval": interval}}
         for (name, values), auc, interval in zip(found.items(), (0.75, 0.7), ends, strict=True)
     }
-    words = text_of(render(result._replace(metrics=result.metrics | {"evaluation": evaluation})))
+    words = text_of(render(replace(result, metrics=result.metrics | {"evaluation": evaluation})))
     assert says in words
 
 
 def test_estimates_are_called_so(result, undrawn):
-    chosen = detectors(50, families=["spectrum"], spectral_timesteps=(281,), method="none", counted=True)
-    found = result._replace(
+    setting = Setting((281,), spectral_timesteps=(281,), count_products=40, estimates_counts=True)
+    chosen = columns(choose(["positive-count", "tangent-count"]), setting)
+    found = replace(
+        result,
         detectors=chosen, scores=result.scores[..., :2], reference_scores=result.reference_scores[..., :2],
         method="none", spectral_timesteps=np.array([], int), eigenvalues=result.eigenvalues[:, :, :0],
         noise=result.noise[:, :, :0], directions=None, metrics=None, costs=[],
     )  # fmt: skip
     ends = np.broadcast_to([[1.0, 77], [1.25, 78], [1.5, 77.5]], (len(result.prompts), 3, 2)).copy()
     ends[3] = np.nan
-    found = found._replace(intervals={chosen[0].name: ends})
+    found = replace(found, intervals={chosen[0].name: ends})
     words = text_of(render(found))
     assert "Positive eigenvalues (estimate), t = 281" in words
     assert "Numbers of directions are estimates" in words
     assert words.count("[1.25 to 77.5]") == len(result.prompts) - 1
     assert "ends are means over the starting noises" in words
-    words = text_of(render(found._replace(intervals={})))
+    words = text_of(render(replace(found, intervals={})))
     assert "are estimates from" not in words
     assert "In brackets" not in words
     assert "No spectrum was taken, so" not in words
@@ -248,17 +251,17 @@ def test_rates_that_cannot_be_estimated_are_named(page):
 
 def test_a_label_is_enough_for_groups(result):
     prompts = [prompt._replace(category=None) for prompt in result.prompts]
-    assert [group.name for group in AuditView(result._replace(prompts=prompts)).groups] == [
+    assert [group.name for group in AuditView(replace(result, prompts=prompts)).groups] == [
         "not memorized",
         "memorized",
     ]
     prompts[0] = prompts[0]._replace(label=None)
-    assert "no label" in [group.name for group in AuditView(result._replace(prompts=prompts)).groups]
+    assert "no label" in [group.name for group in AuditView(replace(result, prompts=prompts)).groups]
 
 
 def test_many_categories_are_six_groups(result):
     prompts = [prompt._replace(category=f"kind {i} $") for i, prompt in enumerate(result.prompts)]
-    view = AuditView(result._replace(prompts=prompts))
+    view = AuditView(replace(result, prompts=prompts))
     assert len(view.groups) == 6
     assert sum(group.members.sum() for group in view.groups) == 18
     assert "other categories" in [group.name for group in view.groups]
@@ -266,7 +269,7 @@ def test_many_categories_are_six_groups(result):
 
 def test_long_prompts_are_folded(result, undrawn):
     prompts = [prompt._replace(text="word " * 2000) if i == 4 else prompt for i, prompt in enumerate(result.prompts)]
-    page = render(result._replace(prompts=prompts))
+    page = render(replace(result, prompts=prompts))
     assert "10,000 characters" in page
 
 
@@ -508,7 +511,7 @@ def damage_rows(run):
 
 
 def damage_array(run):
-    path = sorted((run / "arrays").glob("eps-*"))[0]
+    path = sorted((run / "arrays").glob("path-*"))[0]
     path.write_bytes(path.read_bytes()[:-3])
 
 
@@ -518,7 +521,7 @@ def damage_array(run):
         (damage_manifest, r"manifest\.json: expected JSON, got a damaged file"),
         (damage_metrics, r"metrics\.json: expected JSON, got a damaged file"),
         (damage_rows, r"results-0\.jsonl, line 1: expected a JSON object"),
-        (damage_array, r"eps-.*: expected a whole \.npy file, got a damaged one"),
+        (damage_array, r"path-.*: expected a whole \.npz file, got a damaged file"),
     ],
 )
 def test_a_damaged_run_is_named_and_the_old_page_stays(written, damage, match, capsys):

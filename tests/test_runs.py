@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxmem.diffusion import NoiseSchedule
 from jaxmem.runs import directory as runs
-from jaxmem.runs import durable
-from jaxmem.runs.directory import Run, fingerprint
+from jaxmem.runs import durable, manifest
+from jaxmem.runs.directory import Run
+from jaxmem.runs.identity import fingerprint
 
 CONFIG = {"seed": 1, "sizes": (2, 3), "training": {"num_steps": 10, "second_order": "none"}}
 HERE = {"versions": {"jaxmem": "1"}, "device": {"kind": "cpu", "count": 1}}
@@ -21,7 +23,7 @@ HERE = {"versions": {"jaxmem": "1"}, "device": {"kind": "cpu", "count": 1}}
 
 @pytest.fixture
 def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(runs, "_environment", lambda: dict(HERE))
+    monkeypatch.setattr(manifest, "environment", lambda: dict(HERE))
     monkeypatch.setattr(runs, "_process_index", lambda: 0)
     return tmp_path / "run"
 
@@ -30,9 +32,9 @@ def finish(run: Run) -> None:
     for i in range(3):
         key = f"unit-{i}"
         if not run.done(key):
-            run.save(key, np.full((2, 2), i, np.float32))
+            run.save(key, values=np.full((2, 2), i, np.float32))
             run.append({"key": key, "value": i / 3})
-    eigenvalues = np.stack([run.load(f"unit-{i}") for i in range(3)])
+    eigenvalues = np.stack([run.load(f"unit-{i}")["values"] for i in range(3)])
     run.finalise(
         {"mean": eigenvalues.mean(), "nan": np.nan}, {"eigenvalues": eigenvalues, "method": np.asarray("eigh")}
     )
@@ -44,9 +46,9 @@ def tree(directory: Path) -> dict[str, bytes]:
 
 def test_a_run_from_beginning_to_end(out: Path):
     run = Run.open(out, CONFIG, dtype="float32", data=fingerprint(np.zeros(3)))
-    manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest == {
-        "format": 1,
+    written = json.loads((out / "manifest.json").read_text())
+    assert written == {
+        "format": 2,
         "config": {"seed": 1, "sizes": [2, 3], "training": {"num_steps": 10, "second_order": "none"}},
         "dtype": "float32",
         "data": fingerprint(np.zeros(3)),
@@ -57,9 +59,9 @@ def test_a_run_from_beginning_to_end(out: Path):
     run.cost({"stage": "spectra", "seconds": 1.5})
     assert run.finished
     assert sorted(tree(out)) == [
-        "arrays/unit-0.npy",
-        "arrays/unit-1.npy",
-        "arrays/unit-2.npy",
+        "arrays/unit-0.npz",
+        "arrays/unit-1.npz",
+        "arrays/unit-2.npz",
         "costs-0.jsonl",
         "manifest.json",
         "metrics.json",
@@ -67,7 +69,7 @@ def test_a_run_from_beginning_to_end(out: Path):
         "spectra.npz",
     ]
     seen = Run.read(out)
-    assert seen.manifest == manifest
+    assert seen.manifest == written
     assert seen.metrics() == {"mean": 1.0, "nan": None}
     assert seen.rows() == [{"key": f"unit-{i}", "value": i / 3} for i in range(3)]
     assert seen.costs() == [{"stage": "spectra", "seconds": 1.5}]
@@ -78,9 +80,9 @@ def test_a_run_from_beginning_to_end(out: Path):
 
 def test_the_environment_is_recorded(tmp_path: Path):
     Run.open(tmp_path / "run", {})
-    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
-    assert set(manifest["versions"]) == {"jaxmem", "jax", "jaxlib", "flax", "optax", "numpy", "python"}
-    assert manifest["device"]["count"] >= 1
+    written = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert set(written["versions"]) == {"jaxmem", "jax", "jaxlib", "flax", "optax", "numpy", "python"}
+    assert written["device"]["count"] >= 1
     text = (tmp_path / "run" / "manifest.json").read_text()
     assert str(tmp_path) not in text
     assert os.uname().nodename not in text.split('"')
@@ -90,9 +92,9 @@ def test_a_second_start_continues(out: Path):
     whole, parts = out / "whole", out / "parts"
     finish(Run.open(whole, CONFIG))
     first = Run.open(parts, CONFIG)
-    first.save("unit-0", np.zeros((2, 2), np.float32))
+    first.save("unit-0", values=np.zeros((2, 2), np.float32))
     first.append({"key": "unit-0", "value": 0.0})
-    first.save("unit-1", np.zeros((2, 2), np.float32))  # its row never came: the unit is done again
+    first.save("unit-1", values=np.zeros((2, 2), np.float32))  # its row never came: the unit is done again
     again = Run.open(parts, CONFIG)
     assert again.done("unit-0")
     assert not again.done("unit-1")
@@ -143,7 +145,7 @@ def test_of_long_lists_the_first_difference_is_shown(out: Path):
 
 def test_another_environment_is_told_and_recorded(out: Path, monkeypatch: pytest.MonkeyPatch):
     Run.open(out, CONFIG)
-    monkeypatch.setattr(runs, "_environment", lambda: HERE | {"versions": {"jaxmem": "2"}})
+    monkeypatch.setattr(manifest, "environment", lambda: HERE | {"versions": {"jaxmem": "2"}})
     with pytest.warns(UserWarning, match=r'versions\.jaxmem: there "1", now "2"'):
         Run.open(out, CONFIG)
     assert json.loads((out / "environments-0.jsonl").read_text()) == {"versions": {"jaxmem": "2"}}
@@ -175,6 +177,8 @@ def test_what_does_not_belong_into_a_manifest(out: Path):
         Run.open(out, {"data_dir": str(out.absolute())})
     with pytest.raises(ValueError, match=r"config\.x: expected numbers.*got set"):
         Run.open(out, {"x": {1}})
+    with pytest.raises(ValueError, match=r"config\.x\[0\]: expected numbers.*got NoiseSchedule"):
+        Run.open(out, {"x": [NoiseSchedule()]})
     assert not out.exists()
 
 
@@ -212,7 +216,7 @@ def test_keys_are_new_and_are_file_names(out: Path):
         run.append({"value": 1})
     for key in ("", "../a", "a/b", ".tmp-0-a", "a b", "x" * 151):
         with pytest.raises(ValueError, match="key: expected letters, digits"):
-            run.save(key, np.zeros(1))
+            run.save(key, x=np.zeros(1))
         with pytest.raises(ValueError, match="key: expected letters, digits"):
             run.append({"key": key})
 
@@ -230,20 +234,26 @@ def test_processes_share_a_run(out: Path):
 
 def test_arrays_that_are_missing_damaged_or_objects(out: Path):
     run = Run.open(out, CONFIG)
-    with pytest.raises(ValueError, match=r"a\.npy: expected a saved array, got no such file"):
+    with pytest.raises(ValueError, match=r"a\.npz: expected saved arrays, got no such file"):
         run.load("a")
-    run.save("a", np.arange(100.0))
-    path = out / "arrays" / "a.npy"
+    run.save("a", x=np.arange(100.0), y=np.ones(2))
+    path = out / "arrays" / "a.npz"
     for keep in (0, 5, 300):
         path.write_bytes(path.read_bytes()[:keep])
         with pytest.raises(
-            ValueError, match=r"a\.npy: expected a whole \.npy file.*delete the line of its unit in results"
+            ValueError, match=r"a\.npz: expected a whole \.npz file.*delete the line of its unit in results"
         ):
             run.load("a")
-        run.save("a", np.arange(100.0))
-    np.testing.assert_array_equal(run.load("a"), np.arange(100.0))
-    with pytest.raises(ValueError, match="b: expected an array of numbers or texts, got dtype object"):
-        run.save("b", np.asarray([None]))
+        run.save("a", x=np.arange(100.0), y=np.ones(2))
+    assert list(run.load("a")) == ["x", "y"]
+    np.testing.assert_array_equal(run.load("a")["x"], np.arange(100.0))
+    path.write_bytes(path.read_bytes().replace(np.float64(99).tobytes(), np.float64(98).tobytes()))
+    with pytest.raises(ValueError, match=r"a\.npz: expected a whole \.npz file, got a damaged file"):
+        run.load("a")
+    with pytest.raises(ValueError, match="arrays: expected at least one for 'a', got none"):
+        run.save("a")
+    with pytest.raises(ValueError, match="c: expected an array of numbers or texts, got dtype object"):
+        run.save("b", c=np.asarray([None]))
     with pytest.raises(ValueError, match="c: expected an array of numbers or texts, got dtype object"):
         run.finalise({}, {"c": np.asarray([None])})
 
@@ -265,23 +275,17 @@ def test_reading_what_is_no_finished_run(out: Path):
         run.metrics()
 
 
-# The child does the work of `finish`, slowly killing itself at the n-th call of one of the functions that write.
+# The child does the work of `finish`, and kills itself at the n-th call of one of the functions that write.
 CHILD = """
-import os, signal, sys
+import os, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[4])
 import test_runs as t
-t.runs._environment = lambda: dict(t.HERE)
+from killing import at_call, die
+t.manifest.environment = lambda: dict(t.HERE)
 t.runs._process_index = lambda: 0
-name, left = sys.argv[2], int(sys.argv[3])
-original = getattr(os, name)
-def deadly(*args, **kwargs):
-    global left
-    left -= 1
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return original(*args, **kwargs)
-setattr(os, name, deadly)
+name, number = sys.argv[2], int(sys.argv[3])
+setattr(os, name, at_call(number, getattr(os, name), die))
 run = t.Run.open(Path(sys.argv[1]), t.CONFIG)
 t.finish(run)
 """
@@ -313,14 +317,14 @@ def test_a_killed_run_continues_to_the_same_bytes(out: Path, function: str, call
 def test_a_full_disk_is_clear_and_loses_nothing(out: Path):
     resource = pytest.importorskip("resource", reason="needs POSIX limits")
     run = Run.open(out, CONFIG)
-    run.save("a", np.zeros(10))
+    run.save("a", x=np.zeros(10))
     run.append({"key": "a"})
     before = tree(out)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200, limits[1]))  # files of at most 200 bytes
     try:
         for write in (
-            lambda: run.save("a", np.zeros(1000)),
+            lambda: run.save("a", x=np.zeros(1000)),
             lambda: run.append({"key": "b", "text": "x" * 300}),
             lambda: run.finalise({"text": "x" * 300}, {"eigenvalues": np.zeros(1000)}),
         ):
@@ -345,11 +349,25 @@ def test_a_read_only_place_is_clear(out: Path, monkeypatch: pytest.MonkeyPatch):
     run = Run.open(out, CONFIG)
     with monkeypatch.context() as patch:
         patch.setattr(durable, "open", read_only, raising=False)
-        with pytest.raises(OSError, match=r"a\.npy: cannot write: Read-only file system"):
-            run.save("a", np.zeros(1))
+        with pytest.raises(OSError, match=r"a\.npz: cannot write: Read-only file system"):
+            run.save("a", x=np.zeros(1))
         with pytest.raises(OSError, match=r"results-0\.jsonl: cannot write: Read-only file system"):
             run.append({"key": "a"})
     assert not run.done("a")
+
+
+@pytest.mark.parametrize("made", [1, None, 3])
+def test_a_folder_of_another_format_is_refused(out: Path, made: int | None):
+    Run.open(out, CONFIG)
+    path = out / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": made}))
+    before = tree(out)
+    sentence = rf"run: expected a run of format 2, got format {made} of jaxmem .*; read it with that version, or run"
+    with pytest.raises(ValueError, match=sentence):
+        Run.read(out)
+    with pytest.raises(ValueError, match=sentence):
+        Run.open(out, CONFIG)
+    assert tree(out) == before
 
 
 def test_fingerprints_tell_arrays_apart():

@@ -18,8 +18,9 @@ import pytest
 import tiny_diffusion as tiny
 from conftest import optional_import
 
-from jaxmem.diffusion import DDIM, NoiseSchedule, sample_ddim
+from jaxmem.diffusion import NoiseSchedule
 from jaxmem.oracles import GaussianMixtureScore, gaussian
+from jaxmem.sampling import DDIM, sample
 from jaxmem.stable_diffusion.configs import SCHEDULERS, SchedulerConfig
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
 from jaxmem.stable_diffusion.settings import Reading
@@ -155,9 +156,9 @@ def test_samples_are_those_of_diffusers_ddim(spacing, zero_snr, steps, torch, di
     schedule, target = ours.schedule, gaussian(np.array([0.3, -0.5]), np.array([[0.5, 0.2], [0.2, 0.3]]))
     score, noise = GaussianMixtureScore(schedule), np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32)
     sampler = DDIM(schedule, steps, 1, ours.final_alpha_one, spacing=spacing)
-    end, _ = sample_ddim(sampler, score, target, jax.numpy.asarray(noise))
+    end, _ = sample(score, target, jax.numpy.asarray(noise), sampler=sampler)
 
-    def sample(last):
+    def their_sample(last):
         if zero_snr and last:
             theirs.alphas_cumprod[-1] = last
         theirs.set_timesteps(steps)
@@ -172,10 +173,10 @@ def test_samples_are_those_of_diffusers_ddim(spacing, zero_snr, steps, torch, di
 
     # At its largest 1/alpha is 4,096 with zero terminal SNR, 15 without: 6e-8 of x becomes 2.5e-4 of the predicted x_0,
     # of which the first step takes over less than a tenth. The exact 0 of diffusers' DDIM moves x by about alpha.
-    np.testing.assert_allclose(end, sample(2.0**-24), atol=2e-4 if zero_snr else 2e-5)
+    np.testing.assert_allclose(end, their_sample(2.0**-24), atol=2e-4 if zero_snr else 2e-5)
     if zero_snr:
         theirs = diffusers.DDIMScheduler(**settings, clip_sample=False, steps_offset=1)
-        np.testing.assert_allclose(end, sample(0), atol=2e-3)
+        np.testing.assert_allclose(end, their_sample(0), atol=2e-3)
 
 
 class TestTables:

@@ -1,12 +1,8 @@
 """The model in the package: small, read by diffusers as by us, and with what an audit is to find in it."""
 
-import copy
 import csv
-import importlib
 import inspect
-import json
 import warnings
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +10,7 @@ import pytest
 from conftest import optional_import
 
 from jaxmem import batch_spectra, cli
+from jaxmem.audit.engine import facts
 from jaxmem.audit.plan import Plan
 from jaxmem.config import AuditConfig
 from jaxmem.data import verbatim_model
@@ -37,43 +34,6 @@ def test_it_is_small_and_its_captions_are_those_it_was_trained_on():
     assert all((row["category"] == "none") == (row["label"] == "0") for row in rows)
 
 
-def test_what_was_measured_of_it_bears_out_the_method(monkeypatch):
-    """Detectors of single images nearly perfect, counts in the order of the training sets' exact ones."""
-    root = Path(__file__).parent.parent
-    monkeypatch.syspath_prepend(root / "scripts")
-    script = importlib.import_module("ship_verbatim")
-    metrics = json.loads((root / "benchmarks" / "results" / "verbatim.json").read_text(encoding="utf-8"))
-    audit = metrics["auc"]["audit"]
-    assert script.fallen_short(metrics) == {}
-    assert all(audit[name]["matching"]["num_negative"] >= 100 for name in script.PROMISED)
-    assert audit["largest-sum@t981"]["matching"]["auc"] >= 0.95
-    for name in script.PROMISED:
-        less = copy.deepcopy(metrics)
-        less["auc"]["audit"][name]["matching"]["auc"] = 0.989
-        assert script.fallen_short(less) == {name: 0.989}
-    for t in range(281, 0, -20):  # each of these was looked at for that
-        for name in (f"positive-count@t{t}", f"tangent-count@t{t}"):
-            less = copy.deepcopy(metrics)
-            less["auc"]["course"][name]["matching"]["auc"] = 0.989
-            assert script.fallen_short(less) == {f"{name}, one noise": 0.989}
-            assert f"Below an AUC of 0.99 against single images: {name}, one noise (0.9890)." in script.page_section(
-                less
-            )
-    assert metrics["captions_returned"] == 1
-    compared = 0
-    for t, row in metrics["counts"].items():
-        for statistic in ("positive", "tangent"):
-            for less, more in (("matching", "template"), ("template", "none")):
-                exact, model = (
-                    (row[less][name][1][1], row[more][name][1][0])  # the upper end of one, the lower of the other
-                    for name in (f"{statistic}_of_training_set", statistic)
-                )
-                if exact[0] < exact[1]:
-                    assert model[0] < model[1], (t, statistic, less, more)
-                    compared += 1
-    assert compared >= 6
-
-
 def test_diffusers_draws_the_same_images(model):
     torch, diffusers = optional_import("torch"), optional_import("diffusers")
     folder = verbatim_model()[0]
@@ -82,7 +42,7 @@ def test_diffusers_draws_the_same_images(model):
         theirs = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None).to(torch.float32)
     theirs.set_progress_bar_config(disable=True)
     prompts = ["a bold three", unique_captions()[0], unique_captions()[32]]
-    noise = np.random.default_rng(0).normal(size=(3, *model.latent_shape)).astype(np.float32)
+    noise = np.random.default_rng(0).normal(size=(3, *model.shape)).astype(np.float32)
     expected = theirs(
         prompts,
         latents=torch.from_numpy(noise.transpose(0, 3, 1, 2)),
@@ -99,7 +59,7 @@ def test_diffusers_draws_the_same_images(model):
 def test_memorized_captions_give_one_image_and_no_positive_eigenvalue(model):
     """Two matching captions and two general ones, two noises each, at the step nearest to t = 281."""
     prompts = [*unique_captions()[:2], *general_captions()[::16]]
-    noise = np.random.default_rng(1).normal(size=(2, *model.latent_shape)).astype(np.float32)
+    noise = np.random.default_rng(1).normal(size=(2, *model.shape)).astype(np.float32)
     starts = jnp.asarray(np.concatenate([np.repeat(noise[i : i + 1], 4, 0) for i in range(2)]))
     kept = None
     for t, x in model.path(starts, prompts * 2, guidance=1.0):
@@ -109,7 +69,7 @@ def test_memorized_captions_give_one_image_and_no_positive_eigenvalue(model):
     apart = np.linalg.norm(images[0] - images[1], axis=1)
     assert apart[:2].max() < apart[2:].min()
     cond = jnp.asarray(model.embed(prompts * 2))
-    found = batch_spectra(model.score, model.state, kept, jnp.full(8, 281, jnp.int32), cond, points=4)
+    found = batch_spectra(model.score, model.state, kept, jnp.full(8, 281, jnp.int32), cond, batch=4)
     counts = positive_count(found.eigenvalues, found.noise)
     assert counts.reshape(2, 4)[:, :2].max() < counts.reshape(2, 4)[:, 2:].min()
 
@@ -120,7 +80,7 @@ def test_memorized_captions_give_one_image_and_no_positive_eigenvalue(model):
 def test_the_shipped_model_is_audited_as_it_was_examined(monkeypatch, tmp_path, arguments, guidance):
     """Without guidance unless it is asked for; any other model as diffusers would run it."""
     seen = []
-    monkeypatch.setattr("jaxmem.audit.run_audit", lambda model, prompts, config, *_, **__: seen.append(config))
+    monkeypatch.setattr("jaxmem.audit.audit_cost", lambda model, prompts, config, *_, **__: seen.append(config))
     (tmp_path / "p.txt").write_text("a\n")
     assert cli.main(["audit", *arguments, "--prompts", str(tmp_path / "p.txt"), "--dry-run"]) == 0
     assert seen[0].guidance == guidance
@@ -129,5 +89,5 @@ def test_the_shipped_model_is_audited_as_it_was_examined(monkeypatch, tmp_path, 
 def test_by_default_guidance_is_that_of_diffusers(model):
     diffusers = optional_import("diffusers")
     theirs = inspect.signature(diffusers.StableDiffusionPipeline.__call__).parameters["guidance_scale"].default
-    assert Plan.of(model, AuditConfig(), 1).guidance == theirs
-    assert Plan.of(model, AuditConfig(guidance=2.0), 1).guidance == 2.0
+    assert Plan.of(facts(model, 50), AuditConfig(), 1).guidance == theirs
+    assert Plan.of(facts(model, 50), AuditConfig(guidance=2.0), 1).guidance == 2.0

@@ -104,7 +104,7 @@ def test_a_linearisation_holds_no_copy_of_the_weights(models, point):
 def test_points_together_are_points_alone(models, parity, getkey):
     """Several points, and a prompt with and without, in one linearisation."""
     _, model = models
-    x = jax.random.normal(getkey(), (3, *model.latent_shape))
+    x = jax.random.normal(getkey(), (3, *model.shape))
     cond = model.embed(["the cat", "", "a dog"])
     t, vectors = jnp.array([981, 981, 21]), jax.random.normal(getkey(), (3, 256))
 

@@ -1,5 +1,4 @@
 import itertools
-import json
 import os
 import signal
 import subprocess
@@ -12,7 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import command_environment, with_xla_flags
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from killing import Stopped, stop
 
 from jaxmem.config import TrainingConfig
 from jaxmem.diffusion import NoiseSchedule
@@ -128,49 +130,49 @@ def test_resuming_gives_the_same_bits(tmp_path):
     config = small(second_order="sliced", second_order_start=0.5)
     whole = train(score, state, DATA, SCHEDULE, config).state
 
-    class Stop(Exception):
-        pass
-
     def stop_at(limit):
-        def on_step(step, total):
-            if step == limit:
-                raise Stop
-
-        return on_step
+        return lambda name, step, total: stop() if step == limit else None
 
     for limit in (25, 47):  # between checkpoints: the steps since the last one are repeated
-        with pytest.raises(Stop):
-            train(score, state, DATA, SCHEDULE, config, checkpoint_dir=tmp_path, on_step=stop_at(limit))
+        with pytest.raises(Stopped):
+            train(score, state, DATA, SCHEDULE, config, folder=tmp_path, progress=stop_at(limit))
     seen = []
     resumed = train(
-        score, state, DATA, SCHEDULE, config, checkpoint_dir=tmp_path, on_step=lambda step, total: seen.append(step)
+        score, state, DATA, SCHEDULE, config, folder=tmp_path, progress=lambda *call: seen.append(call), name="small"
     ).state
-    assert seen[0] == 40
+    assert (seen[0], seen[-1]) == (("small", 40, 60), ("small", 60, 60))
     jax.tree.map(np.testing.assert_array_equal, whole, resumed)
-    again = train(score, state, DATA, SCHEDULE, config, checkpoint_dir=tmp_path).state
+    again = train(score, state, DATA, SCHEDULE, config, folder=tmp_path).state
     jax.tree.map(np.testing.assert_array_equal, whole, again)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000040", "step-00000060"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000040.npz", "step-00000060.npz"]
 
 
 SCRIPT = """
-import os, signal, sys
+import sys
 from pathlib import Path
 import numpy as np, jax
 sys.path.insert(0, {tests!r})
+from killing import die
 from test_training import DATA, SCHEDULE, network, small
-from jaxmem.runs import checkpoints
+from jaxmem.runs import resume
 from jaxmem.training import train
 
-def die(*_):
-    os.kill(os.getpid(), signal.SIGKILL)
-
 where, at = sys.argv[1], int(sys.argv[2])
-digests = checkpoints._digests
-if where == "write":  # the arrays of a checkpoint are there, its index and its name are not
-    checkpoints._digests = lambda folder: die() if folder.name == f"partial-{{at:08d}}" else digests(folder)
+writer = resume.arrays_writer
+
+def torn(arrays):
+    def write(stream):
+        middle = stream.tell()
+        writer(arrays)(stream)
+        stream.truncate(middle + (stream.tell() - middle) // 2)
+        stream.flush()
+        die()
+    return write if (where, at) == ("write", arrays["step"]) else writer(arrays)
+
+resume.arrays_writer = torn
 score, state = network()
-result = train(score, state, DATA, SCHEDULE, small(num_steps=300, checkpoint_every=50), checkpoint_dir=Path({folder!r}),
-    on_step=lambda step, total: die() if (where, step) == ("step", at) else print(step))
+result = train(score, state, DATA, SCHEDULE, small(num_steps=300, checkpoint_every=50), folder=Path({folder!r}),
+    progress=lambda name, step, total: die() if (where, step) == ("step", at) else print(step))
 np.savez({out!r}, *jax.tree.leaves(result.state))
 """
 
@@ -181,13 +183,17 @@ def test_kill_nine_and_resume_gives_the_same_bits(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
     command = [sys.executable, "-c", script]
     # The process kills itself: a parent that kills it can come too late on a busy machine.
-    for where, at, left in (("step", 70, "step-00000050"), ("write", 150, "partial-00000150")):
+    for where, at, left in (
+        ("step", 70, ["step-00000050.npz"]),
+        ("write", 150, [".tmp-0-step-00000150.npz", "step-00000050.npz", "step-00000100.npz"]),
+    ):
         process = subprocess.run([*command, where, str(at)], env=environment, stdout=subprocess.DEVNULL)
         assert process.returncode == -signal.SIGKILL
-        assert sorted(path.name for path in folder.iterdir() if path.name.startswith(left.split("-")[0]))[-1] == left
+        assert sorted(path.name for path in folder.iterdir()) == left
         assert not out.exists()
     last = subprocess.run([*command, "never", "0"], env=environment, check=True, stdout=subprocess.PIPE, text=True)
     assert last.stdout.split()[0] == "100"  # not from the beginning, and not from the half-written one
+    assert sorted(path.name for path in folder.iterdir()) == ["step-00000250.npz", "step-00000300.npz"]
     score, state = network()
     whole = train(score, state, DATA, SCHEDULE, small(num_steps=300)).state
     with np.load(out) as saved:
@@ -195,90 +201,122 @@ def test_kill_nine_and_resume_gives_the_same_bits(tmp_path):
             np.testing.assert_array_equal(saved[name], leaf)
 
 
+def train_on_two_devices(folder):
+    """Half of each kernel's rows and of the examples on each device: stopped, resumed, and as if it had not been."""
+    mesh = Mesh(jax.devices(), ("half",))
+
+    def place(leaf):
+        return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec("half" if len(leaf) % 2 == 0 else None)))
+
+    score, state = network()
+    state, data = jax.tree.map(place, state), (place(DATA[0]), None)
+    assert any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(state))
+    config, path = small(num_steps=40), Path(folder)
+    whole = train(score, state, data, SCHEDULE, config).state
+    with pytest.raises(Stopped):
+        train(score, state, data, SCHEDULE, config, folder=path, progress=lambda name, n, _: stop() if n == 25 else 0)
+    resumed = train(score, state, data, SCHEDULE, config, folder=path).state
+    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
+        np.testing.assert_array_equal(one, other)
+        assert one.sharding == other.sharding
+    save_checkpoint(path / "alone", 1, state, {})
+    restored = restore_checkpoint(path / "alone", state, {})[1]
+    assert jax.tree.map(lambda leaf: leaf.sharding, restored) == jax.tree.map(lambda leaf: leaf.sharding, state)
+
+
+def test_states_on_several_devices_resume_there(tmp_path):
+    command = "import sys, test_training; test_training.train_on_two_devices(sys.argv[1])"
+    environment = with_xla_flags(command_environment(), "--xla_force_host_platform_device_count=2")
+    environment["PYTHONPATH"] += f"{os.pathsep}{Path(__file__).parent}"
+    subprocess.run([sys.executable, "-c", command, str(tmp_path)], env=environment, check=True)
+
+
 @pytest.fixture
 def checkpoints(tmp_path):
-    tree = {"a": jnp.arange(5000.0), "b": [jnp.ones((3, 2)), jnp.int32(7)]}
+    tree = {"a": jnp.arange(5000.0), "b": [jnp.ones((3, 2), jnp.bfloat16), jnp.int32(7)], "file": jnp.float32(1)}
     for step in (1, 2, 3):
-        save_checkpoint(tmp_path, step, jax.tree.map(lambda leaf, step=step: leaf * step, tree))
+        save_checkpoint(tmp_path, step, jax.tree.map(lambda leaf, step=step: leaf * step, tree), {"seed": 1})
     return tmp_path, tree
 
 
 def test_checkpoints_round_trip_and_keep_two(checkpoints):
     folder, tree = checkpoints
-    assert sorted(path.name for path in folder.iterdir()) == ["step-00000002", "step-00000003"]
-    step, restored = restore_checkpoint(folder, tree)
+    assert sorted(path.name for path in folder.iterdir()) == ["step-00000002.npz", "step-00000003.npz"]
+    step, restored = restore_checkpoint(folder, tree, {"seed": 1})
     assert step == 3
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a * 3, b), tree, restored)
-    assert restore_checkpoint(folder / "nothing", tree) is None
+    assert jax.tree.map(lambda leaf: leaf.dtype, restored) == jax.tree.map(lambda leaf: leaf.dtype, tree)
+    assert restore_checkpoint(folder / "nothing", tree, {"seed": 1}) is None
 
 
-def test_every_damaged_file_of_a_checkpoint_is_named(checkpoints):
+def test_a_damaged_checkpoint_is_named_and_the_one_before_may_be_used(checkpoints):
     folder, tree = checkpoints
-    newest = folder / "step-00000003"
-    files = [path for path in newest.rglob("*") if path.is_file()]
-    assert len(files) > 3
-    for path in files:
-        content = path.read_bytes()
-        for damaged in (content[: len(content) // 2], b""):
-            path.write_bytes(damaged)
-            if damaged != content:
-                with pytest.raises(ValueError, match=r"checkpoint step-00000003: .* delete"):
-                    restore_checkpoint(folder, tree)
-        path.unlink()
-        with pytest.raises(ValueError, match=r"step-00000003: .*missing.*\(then step-00000002 is used\)"):
-            restore_checkpoint(folder, tree)
-        path.write_bytes(content)
-    assert restore_checkpoint(folder, tree)[0] == 3
+    newest = folder / "step-00000003.npz"
+    content = newest.read_bytes()
+    for damaged in (content[: len(content) // 2], b"", content[:300] + bytes([content[300] ^ 1]) + content[301:]):
+        newest.write_bytes(damaged)
+        match = (
+            r"step-00000003\.npz: expected the state .*got a damaged file .*delete it to train on from step-00000002"
+        )
+        with pytest.raises(ValueError, match=match):
+            restore_checkpoint(folder, tree, {"seed": 1})
+    newest.unlink()
+    assert restore_checkpoint(folder, tree, {"seed": 1})[0] == 2
+    (folder / "step-00000002.npz").write_bytes(b"")
+    with pytest.raises(ValueError, match="delete it to train on from the beginning"):
+        restore_checkpoint(folder, tree, {"seed": 1})
 
 
-def test_a_half_written_checkpoint_is_not_one(checkpoints):
-    folder, tree = checkpoints
-    (folder / "step-00000003").rename(folder / "partial-00000003")
-    assert restore_checkpoint(folder, tree)[0] == 2
-    save_checkpoint(folder, 4, tree)
-    assert not list(folder.glob("partial-*"))
+def test_checkpoints_of_the_version_before_are_refused(tmp_path):
+    (tmp_path / "step-00000040" / "arrays").mkdir(parents=True)
+    (tmp_path / "step-00000040" / "checkpoint.json").write_text('{"step": 40}')
+    score, state = network()
+    with pytest.raises(ValueError, match=r"got the folder step-00000040, which jaxmem 0\.1 wrote; finish the training"):
+        train(score, state, DATA, SCHEDULE, small(), folder=tmp_path)
 
 
 def test_another_models_checkpoint_is_refused(tmp_path):
     score, state = network()
-    train(score, state, DATA, SCHEDULE, small(num_steps=10), checkpoint_dir=tmp_path)
+    train(score, state, DATA, SCHEDULE, small(num_steps=10), folder=tmp_path)
     other, other_state = bind(MLP(2, width=32, depth=1, rngs=nnx.Rngs(0)), SCHEDULE, "eps")
-    with pytest.raises(ValueError, match="it holds another model or optimiser"):
-        train(other, other_state, DATA, SCHEDULE, small(num_steps=10), checkpoint_dir=tmp_path)
+    with pytest.raises(
+        ValueError, match=r"got another one \(model\.\.parameters.*: there \"float32 .*choose another folder"
+    ):
+        train(other, other_state, DATA, SCHEDULE, small(num_steps=10), folder=tmp_path)
 
 
 def test_nonfinite_loss_is_named_and_not_saved(tmp_path):
     score, state = network()
     data = (DATA[0].at[:].set(jnp.nan), None)
     with pytest.raises(ValueError, match=r"^training: the loss became nan.*lower `training.learning_rate` or"):
-        train(score, state, data, SCHEDULE, small(), checkpoint_dir=tmp_path)
+        train(score, state, data, SCHEDULE, small(), folder=tmp_path)
     with pytest.raises(ValueError, match=r"^first_order_training: .*lower `first_order_training.learning_rate` or"):
-        train(score, state, data, SCHEDULE, small(), checkpoint_dir=tmp_path, name="first_order_training")
-    assert restore_checkpoint(tmp_path, state) is None
+        train(score, state, data, SCHEDULE, small(), folder=tmp_path, name="first_order_training")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        (dict(num_steps=20), r"step-00000040: .*another configuration \(num_steps 40 there, 20 here\)"),
-        (dict(learning_rate=1e-4, seed=4), "learning_rate 0.002 there, 0.0001 here, seed 3 there, 4 here"),
+        (dict(num_steps=20), r"step-00000040\.npz: .*the same call, got another one \(num_steps: there 40, now 20\)"),
+        (dict(learning_rate=1e-4, seed=4), "learning_rate: there 0.002, now 0.0001; seed: there 3, now 4"),
     ],
 )
 def test_another_configurations_checkpoint_is_refused(tmp_path, changes, match):
     score, state = network()
     config = small(num_steps=40)
-    done = train(score, state, DATA, SCHEDULE, config, checkpoint_dir=tmp_path).state
+    done = train(score, state, DATA, SCHEDULE, config, folder=tmp_path).state
     with pytest.raises(ValueError, match=match):
-        train(score, state, DATA, SCHEDULE, replace(config, **changes), checkpoint_dir=tmp_path)
-    with pytest.raises(ValueError, match=r"schedule .*linear.* there, .*cosine.* here"):
-        train(score, state, DATA, NoiseSchedule("cosine"), config, checkpoint_dir=tmp_path)
+        train(score, state, DATA, SCHEDULE, replace(config, **changes), folder=tmp_path)
+    with pytest.raises(ValueError, match=r"schedule: there .*linear.*, now .*cosine"):
+        train(score, state, DATA, NoiseSchedule("cosine"), config, folder=tmp_path)
     odds = jnp.full(50, 1 / 50)
-    with pytest.raises(ValueError, match=r"probabilities None there, '[0-9a-f]{12}' here"):
-        train(score, state, DATA, SCHEDULE, config, probabilities=odds, checkpoint_dir=tmp_path)
-    with pytest.raises(ValueError, match=r"data '[0-9a-f]{12}' there, '[0-9a-f]{12}' here"):
-        train(score, state, (DATA[0] + 1, None), SCHEDULE, config, checkpoint_dir=tmp_path)
+    with pytest.raises(ValueError, match=r'probabilities: there \[\], now \["[0-9a-f]{12}"\]\)'):
+        train(score, state, DATA, SCHEDULE, config, probabilities=odds, folder=tmp_path)
+    with pytest.raises(ValueError, match=r'data: there \["[0-9a-f]{12}"\], now \["[0-9a-f]{12}"\]\)'):
+        train(score, state, (DATA[0] + 1, None), SCHEDULE, config, folder=tmp_path)
     # How often to save changes no bit of the result, so it may change.
-    again = train(score, state, DATA, SCHEDULE, replace(config, checkpoint_every=7), checkpoint_dir=tmp_path).state
+    again = train(score, state, DATA, SCHEDULE, replace(config, checkpoint_every=7), folder=tmp_path).state
     jax.tree.map(np.testing.assert_array_equal, done, again)
 
 
@@ -291,7 +329,7 @@ def test_nonfinite_parameters_are_neither_saved_nor_returned(tmp_path):
     config = small(num_steps=1, warmup_steps=0)
     for folder in (tmp_path, None):
         with pytest.raises(ValueError, match=r"the parameters became NaN .* before step 1 though the loss is \d"):
-            train(infinite_slope, jnp.float32(1), DATA, SCHEDULE, config, checkpoint_dir=folder)
+            train(infinite_slope, jnp.float32(1), DATA, SCHEDULE, config, folder=folder)
     assert not list(tmp_path.iterdir())
 
 
@@ -333,22 +371,3 @@ def test_training_state_is_donated_without_waiting():
     before = _step._cache_size()
     train(score, state, DATA, SCHEDULE, small(second_order="exact", second_order_start=0.5))
     assert _step._cache_size() - before <= 2
-
-
-@pytest.mark.parametrize(
-    ("change", "match"),
-    [
-        (lambda index: [], "checkpoint.json is missing or damaged"),
-        (lambda index: index | {"recipe": None}, "checkpoint.json is missing or damaged"),
-        (lambda index: index | {"step": "40"}, "checkpoint.json is missing or damaged"),
-        (lambda index: index | {"files": {}}, "is not in its checkpoint.json"),
-    ],
-)
-def test_a_damaged_index_is_named(tmp_path, change, match):
-    score, state = network()
-    config = small(num_steps=40)
-    train(score, state, DATA, SCHEDULE, config, checkpoint_dir=tmp_path)
-    path = tmp_path / "step-00000040" / "checkpoint.json"
-    path.write_text(json.dumps(change(json.loads(path.read_text()))))
-    with pytest.raises(ValueError, match=match):
-        train(score, state, DATA, SCHEDULE, config, checkpoint_dir=tmp_path)

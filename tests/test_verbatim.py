@@ -8,7 +8,7 @@ import pytest
 import tiny_diffusion as tiny
 from conftest import optional_import
 
-from jaxmem.audit import AuditResult
+from jaxmem.audit import Audit
 from jaxmem.config import AuditConfig, AutoencoderConfig, TrainingConfig, VerbatimConfig
 from jaxmem.data.captions import CaptionedImages
 from jaxmem.experiments import verbatim
@@ -52,7 +52,9 @@ def test_the_first_timestep_from_which_a_statistic_tells():
 
 
 def audited(**fields):
-    return AuditResult(**dict.fromkeys(AuditResult._fields) | fields)
+    found = object.__new__(Audit)  # of the fields that a function looks at
+    vars(found).update(fields)
+    return found
 
 
 def test_distances_between_images_of_general_captions():
@@ -138,7 +140,7 @@ def test_a_run_trains_exports_audits_and_is_drawn(patched, data, tmp_path, monke
     )
     for path in draw(out):
         assert path.stat().st_size > 5000
-    assert model.latent_shape == (8, 8, 4)
+    assert model.shape == (8, 8, 4)
     assert run_verbatim(SMALL, out) == metrics
 
 

@@ -18,7 +18,7 @@ from conftest import command_environment
 from jaxmem.extras import EXTRAS, MissingExtra, require
 
 ROOT = Path(__file__).parent.parent
-BELOW = ("jax", "flax", "numpy", "scipy", "optax", "orbax")
+BELOW = ("jax", "flax", "numpy", "scipy", "optax")
 
 
 def _names_from_below(path: Path):
@@ -123,13 +123,11 @@ for module in pkgutil.walk_packages(jaxmem.__path__, "jaxmem.", onerror=lambda n
     done = _without_extras(f"exec({program!r})")
     assert done.returncode == 0, done.stderr
     found = dict(reversed(line.split()) for line in done.stdout.splitlines())
-    core = (
-        "spectra score oracles krylov operators jacobian diffusion networks.unet training memorization.detectors runs"
-    )
+    core = "spectra score oracles krylov operators jacobian diffusion networks.unet training detectors runs"
     for name in core.split():
         assert found[f"jaxmem.{name}"] == "with"
     assert found["jaxmem.spectra.shared"] == "with"  # many machines
-    for name in ("report", "stable_diffusion", "commands"):
+    for name in ("plot", "report", "stable_diffusion", "commands"):
         assert found[f"jaxmem.{name}"] == "without"
 
 

@@ -339,7 +339,7 @@ def test_the_hubs_older_layout_is_the_same_model(folder, original):
         today.vae_config,
         today.text_encoder_config,
     )
-    noise = jax.random.normal(jax.random.key(0), (1, *today.latent_shape))
+    noise = jax.random.normal(jax.random.key(0), (1, *today.shape))
     ends = [list(model.path(noise, ["the cat"], num_steps=4))[-1][1] for model in (today, old)]
     np.testing.assert_array_equal(*ends)
     np.testing.assert_array_equal(today.decode(ends[0]), old.decode(ends[1]))

@@ -1,7 +1,7 @@
 """What an audit will take, before it starts: counted work, seconds by one timed batch, memory by the compiler."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,9 +10,10 @@ import numpy as np
 
 from jaxmem.audit.plan import Plan
 from jaxmem.audit.work import Work, evaluate
+from jaxmem.detectors import Detector, HessianProducts, StartPairs
 from jaxmem.runs import memory
 from jaxmem.spectra.dense import file_bytes, require_host_memory, solve_bytes
-from jaxmem.spectra.stepwise import Programs, compile_programs
+from jaxmem.spectra.programs import Programs, compile_programs
 
 
 class Load(NamedTuple):
@@ -22,35 +23,51 @@ class Load(NamedTuple):
     products: int
 
 
-def loads(plan: Plan) -> dict[str, Load]:
-    """The work of each stage."""
-    points, k = plan.num_points, len(plan.spectral_timesteps)
-    found = {
-        "sampling": Load(points * (2 * len(plan.timesteps) - 1) + plan.noises, 0),
-        "Jeon": Load(2 * points, 2 * points),
-    }
-    if plan.anisotropy_timestep is not None:
-        found["anisotropy"] = Load(points + plan.noises, 0)
+def loads(plan: Plan, detectors: Sequence[Detector]) -> dict[str, Load]:
+    """The work of each stage, for what these columns need."""
+    points, k, setting = plan.num_points, len(plan.spectral_timesteps), plan.setting()
+    found = {"sampling": Load(points * len(plan.timesteps), 0)}
+    if plan.has_pairs:  # the first score without the prompt is shared by all prompts
+        found["sampling"] = Load(points * (2 * len(plan.timesteps) - 1) + plan.noises, 0)
+    if any(isinstance(detector.needs, HessianProducts) for detector in detectors):
+        found["products"] = Load(2 * points, 2 * points)
+    late = {detector.needs.timestep(setting) for detector in detectors if isinstance(detector.needs, StartPairs)}
+    if late:
+        found["start pairs"] = Load(len(late) * (points + plan.noises), 0)
     if plan.method != "none":
         found["spectra"] = Load(points * k, points * k * plan.products_per_spectrum)
     if plan.count_budget is not None:
-        found["counts"] = Load(points * k, points * k * min(plan.count_budget, plan.size + 1))
+        found["counts"] = Load(points * k, points * k * plan.products_per_count)
     if plan.directions:
         found["directions"] = Load(4 + 4 * plan.directions, 2 * plan.products_per_direction)
     return found
 
 
-class Estimate(NamedTuple):
-    """Compiled programs, what they take, and how long the whole will."""
+class AuditCost(NamedTuple):
+    """What an audit takes, before it starts; as a text, the lines that say so."""
+
+    evaluations: int  #: forward passes of the network, counted
+    products: int  #: products with the Jacobian of its score, counted
+    seconds: float  #: from one timed batch of each; decoding, eigenvalue solvers and compilation come on top
+    memory_bytes: int  #: beside the parameters, by the compiler's account
+    disk_bytes: int  #: of exact counts, while they are taken
+    lines: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
+
+class Prepared(NamedTuple):
+    """Compiled programs, what they take, and what the whole will."""
 
     programs: Programs  #: linearisation and products of one batch
     evaluation_bytes: int  #: of one batch, beside the parameters; also for the next two
     spectrum_bytes: int
-    lines: list[str]  #: for whoever waits
-    noise_share: float | None  #: of the outputs that were timed, see `jaxmem.stable_diffusion.first_step`
+    cost: AuditCost
+    noise_share: float | None  #: of the outputs that were timed, see `jaxmem.first_step`
 
 
-def estimate(work: Work) -> Estimate:
+def prepare(work: Work) -> Prepared:
     """Compile, refuse what does not fit, and time one batch of evaluations and one of products.
 
     Raises:
@@ -65,7 +82,7 @@ def estimate(work: Work) -> Estimate:
     shapes = (
         jax.ShapeDtypeStruct((plan.batch, *plan.latent_shape), jnp.float32),
         jax.ShapeDtypeStruct((plan.batch,), jnp.int32),
-        jax.ShapeDtypeStruct((plan.batch, *work.embedded.shape[1:]), jnp.float32),
+        jax.eval_shape(lambda cond: cond, cond),
     )
     programs = compile_programs(work.score, work.model.state, *shapes, symmetric=plan.method == "lanczos")
     spectrum_bytes = _spectrum_bytes(plan, evaluation_bytes, programs)
@@ -81,28 +98,22 @@ def estimate(work: Work) -> Estimate:
 
     first = evaluations()
     work.check(np.asarray(first), filled, plan.timesteps[0])
-    # of one device
+    points = x, t, cond  # on one device, below
     operators, linearise = _timed(
-        lambda: programs.operators(work.model.state, *map(jnp.asarray, map(np.asarray, (x, t, cond))))
+        lambda: programs.operators(work.model.state, *jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), points))
     )
     vectors = jnp.asarray(np.asarray(first).reshape(plan.batch, -1))
     product = _timed(lambda: programs.forward(operators, vectors))[1] / plan.batch
     evaluation = _timed(evaluations)[1] / plan.batch
-    seconds = {stage: load.evaluations * evaluation + load.products * product for stage, load in loads(plan).items()}
-    seconds["Jeon"] += 2 * plan.num_points * max(linearise / plan.batch - evaluation, 0)
-    return Estimate(
-        programs,
-        evaluation_bytes,
-        spectrum_bytes,
-        _lines(
-            plan,
-            seconds,
-            (evaluation, product),
-            max(evaluation_bytes, programs.peak_bytes, spectrum_bytes, count_bytes),
-            programs,
-        ),
-        work.noise_share(first, x, plan.timesteps[0]),
-    )
+    counted = loads(plan, work.detectors)
+    seconds = {stage: load.evaluations * evaluation + load.products * product for stage, load in counted.items()}
+    if "products" in seconds:
+        seconds["products"] += 2 * plan.num_points * max(linearise / plan.batch - evaluation, 0)
+    total = Load(*(sum(load[i] for load in counted.values()) for i in (0, 1)))
+    peak = max(evaluation_bytes, programs.peak_bytes, spectrum_bytes, count_bytes)
+    lines = _lines(plan, total, seconds, (evaluation, product), peak, programs)
+    cost = AuditCost(*total, sum(seconds.values()), peak, count_disk_bytes(plan), tuple(lines))
+    return Prepared(programs, evaluation_bytes, spectrum_bytes, cost, work.noise_share(first, x, plan.timesteps[0]))
 
 
 def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
@@ -140,9 +151,9 @@ def count_disk_bytes(plan: Plan) -> int:
 
 
 def _lines(
-    plan: Plan, seconds: dict[str, float], rates: tuple[float, float], peak: int, programs: Programs
+    plan: Plan, work: Load, seconds: dict[str, float], rates: tuple[float, float], peak: int, programs: Programs
 ) -> list[str]:
-    evaluations, products = (sum(load[i] for load in loads(plan).values()) for i in (0, 1))
+    """What an audit takes, for people."""
     reference = f" and {plan.num_reference} reference prompts" if plan.num_reference else ""
     steps = f"{len(plan.timesteps)} of {plan.ddim_steps}" if not plan.with_images else f"{plan.ddim_steps}"
     where = f" at t = {', '.join(map(str, plan.spectral_timesteps))}" if plan.spectral_timesteps else ""
@@ -159,7 +170,8 @@ def _lines(
     return [
         f"audit: {plan.num_prompts} prompts{reference} × {noises} = {plan.num_points} points, {plan.batch} at once;"
         f" {steps} sampling steps; {each[plan.method]}{where}",
-        f"work: {evaluations:,} evaluations of the score and {products:,} products with its Jacobian (counted)",
+        f"work: {work.evaluations:,} evaluations of the score and {work.products:,} products with its Jacobian"
+        f" (counted)",
         f"time: about {duration(total)} ({shares}), {duration(total / (plan.num_prompts + plan.num_reference))} per"
         f" prompt, at {rates[0]:.2g} s an evaluation and {rates[1]:.2g} s a product (measured, one batch of each);"
         f" decoding, eigenvalue solvers and compilation come on top",

@@ -4,13 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmem.audit import store
 from jaxmem.audit.hessians import factorise, linearise
 from jaxmem.audit.plan import judged
 from jaxmem.audit.work import Work
 from jaxmem.jacobian import ScoreJacobian
 from jaxmem.memorization.sharpness import sum_of_largest
-from jaxmem.spectra.ritz import ritz_pairs, ritz_vectors
-from jaxmem.spectra.stepwise import Programs
+from jaxmem.spectra.programs import Programs
+from jaxmem.spectra.ritz import ritz_pairs, ritz_vectors, unstacked
 
 _LARGEST = 5  # the sum of so many eigenvalues chooses the two points
 _DEVIATIONS = 4  # of the noise in one direction, sigma each
@@ -24,24 +25,24 @@ def run_directions(work: Work, programs: Programs) -> None:
     derivative along v is ``(1 + sigma² lambda) / alpha``.
     """
     plan, run = work.plan, work.run
-    if not plan.directions or run.done("directions"):
+    if not plan.directions or run.done(store.DIRECTIONS):
         return
     work.progress("directions", 0, 2)
     t = judged(plan.spectral_timesteps)
-    tables = [run.load(f"spectrum-{number:05d}-{t:04d}") for number in plan.batches()]
-    values = np.concatenate(tables)[: plan.num_prompts * plan.noises, :-1]
+    tables = [run.load(store.spectrum(number, t), "eigenvalues")["eigenvalues"] for number in plan.batches()]
+    values = np.concatenate(tables)[: plan.num_prompts * plan.noises]
     sums = sum_of_largest(values, min(_LARGEST, values.shape[1]))
     chosen = [int(np.nanargmin(sums)), int(np.nanargmax(sums))]
-    amplitude = _DEVIATIONS * float(work.model.scheduler.schedule.sigma[t])
+    amplitude = _DEVIATIONS * float(work.model.schedule.sigma[t])
     products = 2 * plan.products_per_direction
     evaluations = 2 * (2 + 2 * plan.directions)
-    with work.unit("directions", "directions", evaluations=evaluations, products=products) as row:
+    with work.unit(store.DIRECTIONS, "directions", evaluations=evaluations, products=products) as row:
         found: list[tuple[np.ndarray, ...]] = []
         for point in chosen:
             found.append(_decode(work, programs, point, t, amplitude))
             work.progress("directions", len(found), 2)
-        for name, arrays in zip(("eigenvalues", "base", "moved"), zip(*found, strict=True), strict=True):
-            run.save(f"directions-{name}", np.stack(arrays))
+        eigenvalues, base, moved = (np.stack(arrays) for arrays in zip(*found, strict=True))
+        run.save(store.DIRECTIONS, eigenvalues=eigenvalues, base=base, moved=moved)
         row |= {
             "point": [list(divmod(point, plan.noises)) for point in chosen],
             "timestep": t,
@@ -54,9 +55,8 @@ def _decode(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     plan = work.plan
     number, row = divmod(point, plan.batch)
-    x = work.run.load(f"at-{number:05d}-{t:04d}")[row]
-    cond = work.cond(np.array([point]))[0]
-    many = np.repeat(cond[None], plan.batch, 0)
+    x = store.latents(work.run, plan, number, t)[row]
+    many = work.cond(np.full(plan.batch, point))
     operators = linearise(work, programs, np.repeat(x[None], plan.batch, 0), t, many)
     find = _exact if plan.method == "eigh" else _ritz
     found, rows = find(work, programs, operators, point, t)
@@ -66,7 +66,7 @@ def _decode(
     values[:there], vectors[:there] = found[:there], rows[:there]
     moves = amplitude * np.stack([-vectors, vectors], 1).reshape(2 * k, *plan.latent_shape)
     points = np.concatenate([x[None], x + moves]).astype(np.float32)
-    schedule = work.model.scheduler.schedule
+    schedule = work.model.schedule
     alpha, sigma = float(schedule.alpha[t]), float(schedule.sigma[t])
     means = []
     for first in range(0, len(points), plan.batch):
@@ -92,6 +92,6 @@ def _exact(work: Work, programs: Programs, operators: ScoreJacobian, point: int,
 
 def _ritz(work: Work, programs: Programs, operators: ScoreJacobian, point: int, t: int) -> tuple[np.ndarray, ...]:
     """Ritz values and vectors of one of a batch that is of one point."""
-    one = factorise(work, programs, operators, np.full(work.plan.batch, point), t)[0][0]
+    one = unstacked(factorise(work, programs, operators, np.full(work.plan.batch, point), t)[0])[0]
     pairs = ritz_pairs(one, symmetric=True)
     return pairs.values, ritz_vectors(one, pairs)

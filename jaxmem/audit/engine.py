@@ -1,52 +1,56 @@
 """Run an audit: settle it, say what it takes, do its stages, finish the run."""
 
-import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax import nnx
 
-from jaxmem.audit.cost import count_disk_bytes, estimate
+from jaxmem.audit import store
+from jaxmem.audit.cost import AuditCost, count_disk_bytes, prepare
 from jaxmem.audit.directions import run_directions
-from jaxmem.audit.hessians import COUNTING, run_anisotropy, run_counts, run_jeon, run_spectra
-from jaxmem.audit.plan import Plan
-from jaxmem.audit.result import read_audit, read_warnings
-from jaxmem.audit.summary import summarise, write_table
-from jaxmem.audit.trajectory import run_images, run_start, run_trajectory
-from jaxmem.audit.work import Work, embed, starting_noise
+from jaxmem.audit.hessians import COUNTING, run_counts, run_products, run_spectra, run_start_pairs
+from jaxmem.audit.plan import ModelFacts, Plan
+from jaxmem.audit.result import Audit, read_audit
+from jaxmem.audit.summary import summary_metrics
+from jaxmem.audit.trajectory import run_images, run_trajectory
+from jaxmem.audit.work import Work, starting_noise
 from jaxmem.config import AuditConfig
+from jaxmem.detectors import Detector, choose, columns, require_evidence
+from jaxmem.detectors.evidence import UNPAIRED
+from jaxmem.model import Model
 from jaxmem.prompts import Prompt, as_prompts, merge
 from jaxmem.runs.directory import Run
 from jaxmem.runs.progress import Progress, Say, quiet, silent
 from jaxmem.runs.stages import wall_seconds
 from jaxmem.spectra.dense import require_disk
-from jaxmem.stable_diffusion.first_step import contradiction
-from jaxmem.stable_diffusion.pipeline import StableDiffusion
 
 
-def run_audit(
-    model: StableDiffusion,
-    prompts: Iterable[str | Prompt],
-    config: AuditConfig,
-    out: str | Path | None,
+def audit(
+    model: Model,
+    prompts: Iterable[str | Prompt] | None = None,
+    config: AuditConfig | None = None,
     *,
+    folder: str | Path,
     neutral: Iterable[str | Prompt] = (),
+    detectors: Iterable[str | Detector] | None = None,
     name: str = "",
     progress: Progress = silent,
     say: Say = quiet,
-) -> dict[str, Any]:
-    """Run all detectors over prompts × noises, as a run that continues where it was left, and return the metrics.
+) -> Audit:
+    """Run detectors over prompts × noises, as a run that continues where it was left, and return what they found.
 
     Args:
-        model: see `StableDiffusion.load`.
-        prompts: the prompts that are audited: texts, or `Prompt` objects as `jaxmem.prompts.read_prompts` gives them.
-        config: how.
-        out: folder of the run; None says what it would take and returns nothing.
+        model: what `StableDiffusion.load` gives, or another `jaxmem.model.Model`.
+        prompts: the prompts that are audited: texts, or `Prompt` objects as `jaxmem.prompts.read_prompts` gives them;
+            None for those that the model brings with it (`Model.prompts`).
+        config: how; the defaults of `AuditConfig` if None.
+        folder: of the run.
         neutral: prompts that ranks are compared with (percentiles); they are measured in the same run.
+        detectors: names of registered ones and entries of your own (`jaxmem.detectors`); None for all that are
+            registered and that an audit of this config has the evidence for.
         name: what the model is called, for people; the run knows it by the hash of its weights.
         progress: told of each stage.
         say: gets the estimate of work, time and memory before the run is begun, line by line.
@@ -56,14 +60,140 @@ def run_audit(
     of anything else.
 
     Raises:
-        ValueError: bad settings, a prompt that comes twice, parameters that are not finite, too little memory, or a
-            folder that holds another run; nothing was written then.
+        ValueError: bad settings, a prompt that comes twice, detectors whose evidence the config does not give,
+            parameters that are not finite, too little memory, or a folder that holds another run; nothing was written
+            then.
         OSError: the folder cannot be written; the same call continues.
     """
-    if not isinstance(model, StableDiffusion):
-        raise ValueError(f"model: expected what StableDiffusion.load(source) gives, got {type(model).__name__}")
-    prompts, neutral = as_prompts(prompts), as_prompts(neutral, "neutral")
+    order = _settle(model, prompts, config, neutral, detectors, progress, say)
+    work, plan = order.work, order.work.plan
+    # A folder that has something is looked at before the estimate takes its time, a new one is made after it.
+    run = order.open_run(folder) if _holds_something(Path(folder)) else None
+    if run is not None and run.finished:
+        return read_audit(run, order.entries)
+    if not (Path(folder) / COUNTING).exists():  # where a count was begun its file is there
+        require_disk(count_disk_bytes(plan), Path(folder), "an exact count")
+    if name:
+        say(f"audited model: {name}")
+    prepared = prepare(work)
+    for line in prepared.cost.lines:
+        say(line)
+    run = order.open_run(folder) if run is None else run
+    work = replace(work, run=run)
+    contradiction = model.contradiction(prepared.noise_share)
+    if contradiction:
+        say(f"warning: {contradiction}")  # those of its files were said when it was loaded
+    if not run.done(store.FIRST_STEP):
+        warnings = [*model.warnings, *([contradiction] if contradiction else [])]
+        with work.unit(store.FIRST_STEP, "first step") as row:
+            row |= {"noise_share": prepared.noise_share, "warnings": warnings}
+    run_trajectory(work, prepared.evaluation_bytes)
+    run_products(work, prepared.programs)
+    run_start_pairs(work, prepared.evaluation_bytes)
+    run_images(work)
+    run_spectra(work, prepared.programs, prepared.spectrum_bytes)
+    run_counts(work)
+    run_directions(work, prepared.programs)
+    return _finish(run, plan, order.entries, name)
+
+
+def audit_cost(
+    model: Model,
+    prompts: Iterable[str | Prompt] | None = None,
+    config: AuditConfig | None = None,
+    *,
+    neutral: Iterable[str | Prompt] = (),
+    detectors: Iterable[str | Detector] | None = None,
+    say: Say = quiet,
+) -> AuditCost:
+    """What `audit` would take with these arguments; writes nothing, and times one batch.
+
+    Raises:
+        ValueError: as `audit`.
+    """
+    order = _settle(model, prompts, config, neutral, detectors, silent, say)
+    prepared = prepare(order.work)
+    warning = model.contradiction(prepared.noise_share)
+    cost = prepared.cost
+    cost = cost._replace(lines=(*cost.lines, f"warning: {warning}")) if warning else cost
+    for line in cost.lines:
+        say(line)
+    return cost
+
+
+class _Order(NamedTuple):
+    """An audit that was checked and settled, before its run is there."""
+
+    work: Work  #: without the run
+    entries: tuple[Detector, ...]
+    open_run: Callable[[str | Path], Run]
+
+
+def _settle(
+    model: Model,
+    prompts: Iterable[str | Prompt] | None,
+    config: AuditConfig | None,
+    neutral: Iterable[str | Prompt],
+    detectors: Iterable[str | Detector] | None,
+    progress: Progress,
+    say: Say,
+) -> _Order:
+    """Check the arguments of an audit and settle what it does."""
+    if not isinstance(model, Model):
+        raise ValueError(
+            f"model: expected a jaxmem.Model such as StableDiffusion.load(source) gives, got {type(model).__name__}"
+        )
+    listed = model.prompts() if prompts is None else as_prompts(prompts)
+    prompts, neutral = _checked(listed, as_prompts(neutral, "neutral"))
     every = [*prompts, *neutral]
+    entries = choose(detectors)
+    config = _without_needless_spectra(config or AuditConfig(), entries)
+    devices = jax.local_devices()
+    plan = Plan.of(facts(model, config.ddim_steps), config, len(prompts), len(neutral), len(devices))
+    chosen = columns(entries, plan.setting())
+    if detectors is not None or not chosen:
+        require_evidence(entries, plan.setting())
+    model.check()
+    texts = [prompt.text for prompt in every]
+    conditions = model.conditions([*texts, ""] if plan.has_pairs else texts)
+    truncated = model.truncated(texts)
+    if any(truncated):
+        say(f"{sum(truncated)} prompt(s) have more tokens than the text encoder takes and are cut, as in diffusers")
+    without = [entry.name for entry in entries if entry.needs.missing(plan.setting()) == UNPAIRED]
+    if without:
+        say(
+            f"left out: {', '.join(without)}, which compare scores with and without the prompt; this model has no"
+            f" unconditional score"
+        )
+    work = Work(
+        run=None,
+        plan=plan,
+        model=model,
+        sampler=model.sampler(config.ddim_steps),
+        conditions=conditions,
+        noise=starting_noise(config.seed, plan.noises, model.shape),
+        texts=texts,
+        seed=config.seed,
+        mesh=jax.make_mesh((len(devices),), ("points",), devices=devices) if len(devices) > 1 else None,
+        progress=progress,
+        detectors=chosen,
+    )
+    rows = [
+        {"prompt": p.text, "label": p.label, "category": p.category, "truncated": bool(cut)}
+        for p, cut in zip(every, truncated, strict=True)
+    ]
+    manifest: dict[str, Any] = {
+        "config": asdict(config) | {"guidance": plan.guidance, "prompts": rows},
+        "detectors": [detector.name for detector in entries],
+        "experiment": "audit",
+        "plan": asdict(plan),
+        "dtype": "float32",
+    }
+    return _Order(work, entries, lambda folder: Run.open(folder, model=model.identity(texts), **manifest))
+
+
+def _checked(prompts: list[Prompt], neutral: list[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
+    """Refuse prompts that come twice, and a category that is called as the total is."""
     both = {prompt.text for prompt in prompts} & {prompt.text for prompt in neutral}
     if both:
         raise ValueError(
@@ -71,78 +201,39 @@ def run_audit(
             f" out of one of the two lists"
         )
     merge(
-        [(f"{'audited' if n < len(prompts) else 'neutral'} prompt {n + 1}", p) for n, p in enumerate(every)],
+        [
+            *((f"audited prompt {n + 1}", prompt) for n, prompt in enumerate(prompts)),
+            *((f"neutral prompt {n + 1}", prompt) for n, prompt in enumerate(neutral)),
+        ],
         "prompts",
     )
     if any(prompt.category == "all" for prompt in prompts):
         raise ValueError("prompts: expected another category than 'all', which is that of the total; rename it")
-    devices = jax.local_devices()
-    plan = Plan.of(model, config, len(prompts), len(neutral), len(devices))
-    model.require_memory()
-    _refuse_nonfinite(model)
-    texts = [prompt.text for prompt in every]
-    truncated = model.truncated(texts)
-    if any(truncated):
-        say(f"{sum(truncated)} prompt(s) have more tokens than the text encoder takes and are cut, as in diffusers")
-    work = Work(
-        run=None,
-        plan=plan,
-        model=model,
-        sampler=model.sampler(config.ddim_steps),
-        embedded=embed(model, [*texts, ""]),
-        noise=starting_noise(config.seed, plan.noises, model.latent_shape),
-        texts=texts,
-        seed=config.seed,
-        mesh=jax.make_mesh((len(devices),), ("points",), devices=devices) if len(devices) > 1 else None,
-        progress=progress,
-    )
-    config_values = asdict(config) | {
-        "guidance": plan.guidance,
-        "prompts": [{"prompt": p.text, "label": p.label, "category": p.category} for p in every],
-    }
+    return prompts, neutral
 
-    def open_run(folder: str | Path) -> Run:
-        identity = _identity(model, texts)
-        return Run.open(folder, config_values, experiment="audit", model=identity, plan=asdict(plan), dtype="float32")
 
-    # A folder that has something is looked at before the estimate takes its time, a new one is made after it.
-    run = open_run(out) if out is not None and _holds_something(Path(out)) else None
-    if run is not None and run.finished:
-        return run.metrics()
-    if out is not None and not (Path(out) / COUNTING).exists():  # where a count was begun its file is there
-        require_disk(count_disk_bytes(plan), Path(out), "an exact count")
-    expected = estimate(work)
-    if name:
-        say(f"audited model: {name}")
-    for line in expected.lines:
-        say(line)
-    if out is None:
-        warning = contradiction(model.scheduler.prediction, expected.noise_share)
-        if warning:
-            say(f"warning: {warning}")
-        return {}
-    run = open_run(out) if run is None else run
-    work = replace(work, run=run)
-    run_start(work, plan.timesteps[0])
-    for warning in read_warnings(run)[len(model.reading.warnings) :]:  # those of its files were said when it was loaded
-        say(f"warning: {warning}")
-    run_trajectory(work, expected.evaluation_bytes)
-    run_jeon(work, expected.programs)
-    run_anisotropy(work, expected.evaluation_bytes)
-    run_images(work)
-    run_spectra(work, expected.programs, expected.spectrum_bytes)
-    run_counts(work)
-    run_directions(work, expected.programs)
-    return _finish(run, plan, truncated, name)
+def _without_needless_spectra(config: AuditConfig, entries: Iterable[Detector]) -> AuditConfig:
+    """``method="auto"`` is "none" where nothing needs spectra and nothing else in the config speaks of them."""
+    speaks = config.timesteps or config.directions or config.count_budget is not None
+    if config.method != "auto" or speaks or any(entry.needs.per_timestep for entry in entries):
+        return config
+    return replace(config, method="none")
+
+
+def facts(model: Model, num_steps: int) -> ModelFacts:
+    """What a plan of so many sampling steps depends on of a model."""
+    timesteps = tuple(model.sampler(num_steps).timesteps.tolist())
+    sigma = tuple(float(model.schedule.sigma[t]) for t in timesteps)
+    return ModelFacts(tuple(model.shape), timesteps, sigma, model.has_pairs, model.guidance, model.prediction)
 
 
 def _holds_something(path: Path) -> bool:
     return path.exists() and not (path.is_dir() and not any(path.iterdir()))
 
 
-def _finish(run: Run, plan: Plan, truncated: list[bool], name: str) -> dict[str, Any]:
-    result = read_audit(run)
-    metrics = summarise(result, truncated)
+def _finish(run: Run, plan: Plan, entries: Sequence[Detector], name: str) -> Audit:
+    result = read_audit(run, entries)
+    metrics = summary_metrics(result)
     metrics["model"] = name
     metrics["warnings"] = list(result.warnings)
     metrics["num_products"] = sum(row["products"] for row in run.rows())
@@ -151,7 +242,7 @@ def _finish(run: Run, plan: Plan, truncated: list[bool], name: str) -> dict[str,
     metrics["wall_seconds"] = wall_seconds(run)
     labels = [-1 if prompt.label is None else int(prompt.label) for prompt in result.prompts]
     points = plan.num_prompts * plan.noises
-    write_table(run.directory, metrics, result.detectors)
+    result.to_csv(run.directory / "results.csv")
     run.finalise(
         metrics,
         {
@@ -167,35 +258,4 @@ def _finish(run: Run, plan: Plan, truncated: list[bool], name: str) -> dict[str,
             "sigma": result.sigma,
         },
     )
-    return run.metrics()
-
-
-def _identity(model: StableDiffusion, texts: Sequence[str]) -> dict[str, Any]:
-    """Everything of the model that decides the results; not where it lies."""
-    tokens = hashlib.sha256()
-    for ids in model.whole_tokens(texts):
-        tokens.update(np.asarray(ids, np.int32).tobytes())
-    tokens.update(model.tokenize([""]).tobytes())  # with the padding
-    return {
-        "sha256": model.fingerprint(),
-        "tokens_sha256": tokens.hexdigest(),
-        "unet": asdict(model.unet_config),
-        "text_encoder": asdict(model.text_encoder_config),
-        "vae": asdict(model.vae_config),
-        "scheduler": asdict(model.scheduler),
-    } | model.reading.decisions
-
-
-def _refuse_nonfinite(model: StableDiffusion) -> None:
-    bad = []
-    for part in ("unet", "text_encoder", "vae"):
-        for path, variable in nnx.to_flat_state(model.network(part)[1]):
-            count = int((~np.isfinite(np.asarray(variable.get_value()))).sum())
-            if count:
-                bad.append(f"{part}: {'.'.join(map(str, path))} ({count:,} entries)")
-    if bad:
-        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-        raise ValueError(
-            f"model: expected finite parameters, got NaN or infinity in {'; '.join(bad[:3])}{more}; download the"
-            f" weights again or take another checkpoint"
-        )
+    return replace(result, metrics=run.metrics())

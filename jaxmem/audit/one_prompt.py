@@ -1,6 +1,8 @@
 """Images of a Stable Diffusion model, and spectra of its score, as runs: resumable step by step."""
 
 import hashlib
+import shutil
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -11,18 +13,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmem.config import GenerateConfig, SpectrumConfig
-from jaxmem.diffusion import DDIM, ddim_path
+from jaxmem.first_step import noise_share
+from jaxmem.jacobian import ScoreJacobian
 from jaxmem.krylov import Factorization, Status, begin
 from jaxmem.runs import memory
 from jaxmem.runs.directory import Run
 from jaxmem.runs.progress import Progress, Say, quiet, silent
 from jaxmem.runs.stages import timed, wall_seconds
+from jaxmem.sampling import DDIM, sample_path
 from jaxmem.score import GuidedScore
-from jaxmem.spectra.result import rounding_noise
-from jaxmem.spectra.ritz import ritz_pairs
-from jaxmem.spectra.stepwise import Programs, advance, compile_programs, measure
-from jaxmem.stable_diffusion.first_step import contradiction, noise_share
+from jaxmem.spectra.driver import Kept, drive
+from jaxmem.spectra.programs import Programs, compile_programs, measure
+from jaxmem.spectra.ritz import ritz_table, unstacked
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
+
+KRYLOV = "krylov"  #: the folder, in that of the run, of factorisations that are under way
 
 
 def run_generate(
@@ -77,7 +82,7 @@ def _identity(model: StableDiffusion, config: GenerateConfig, *, with_images: bo
 def starting_noise(model: StableDiffusion, config: GenerateConfig) -> jax.Array:
     """Image i starts from ``fold_in(key(seed), i)``, whatever the other prompts are."""
     keys = [jax.random.fold_in(jax.random.key(config.seed), i) for i in range(len(config.prompt))]
-    return jnp.stack([jax.random.normal(key, model.latent_shape, jnp.float32) for key in keys])
+    return jnp.stack([jax.random.normal(key, model.shape, jnp.float32) for key in keys])
 
 
 def sample(
@@ -100,14 +105,14 @@ def sample(
         keys = [f"sample-{i:03d}-{step:04d}" for step in range(1, stop + 1)]
         first = sum(run.done(key) for key in keys)
         if first:
-            x = run.load(keys[first - 1])
+            x = run.load(keys[first - 1])["x"]
         progress("sample", i * stop + first, total)
         cond = jnp.stack([embedded[i], embedded[-1]])[None]
-        path = ddim_path(sampler, score, model.state, jnp.asarray(x)[None], cond, first=first)
+        path = sample_path(score, model.state, jnp.asarray(x)[None], cond, sampler=sampler, first=first)
         next(path)  # where we are
         for step in range(first, stop):
             before, x = x, np.asarray(next(path)[1])[0]
-            run.save(keys[step], x)
+            run.save(keys[step], x=x)
             row: dict[str, Any] = {"key": keys[step]}
             if step == 0:
                 row["noise_share"] = _share(model, _score_of_step(before, x, sampler.scales()[0]), before, sampler)
@@ -128,13 +133,13 @@ def _score_of_step(x: np.ndarray, then: np.ndarray, scales: np.ndarray) -> np.nd
 
 
 def _share(model: StableDiffusion, scores: Any, x: Any, sampler: DDIM) -> float | None:
-    """See `jaxmem.stable_diffusion.first_step`; of guided scores, which is as good: guidance adds hardly any noise."""
+    """See `jaxmem.first_step`; of guided scores, which is as good: guidance adds hardly any noise."""
     alpha, sigma = sampler.scales()[0, :2]
     return noise_share(model.scheduler.prediction, scores, x, alpha, sigma)
 
 
 def _say_first(model: StableDiffusion, share: float | None, say: Say) -> None:
-    warning = contradiction(model.scheduler.prediction, share)
+    warning = model.contradiction(share)
     if warning:
         say(f"warning: {warning}")
 
@@ -142,7 +147,7 @@ def _say_first(model: StableDiffusion, share: float | None, say: Say) -> None:
 def _warnings(model: StableDiffusion, run: Run) -> list[str]:
     """What may be wrong with the model as it was read: what its files gave rise to, what its first steps contradict."""
     shares = [row["noise_share"] for row in run.rows() if row.get("noise_share") is not None]
-    found = contradiction(model.scheduler.prediction, float(np.mean(shares)) if shares else None)
+    found = model.contradiction(float(np.mean(shares)) if shares else None)
     return [*model.reading.warnings, *([found] if found else [])]
 
 
@@ -171,7 +176,7 @@ def run_spectrum(
             f"timestep: expected one that {config.ddim_steps} DDIM steps visit ({visited[-1]} to {visited[0]} in steps"
             f" of {visited[-2] - visited[-1] if len(visited) > 1 else 0}), got {timestep}; the nearest is {near}"
         )
-    size = int(np.prod(model.latent_shape))
+    size = int(np.prod(model.shape))
     if config.num_steps > size:
         raise ValueError(f"num_steps: expected 1 to {size} (the size of a latent), got {config.num_steps}")
     run = Run.open(
@@ -186,12 +191,13 @@ def run_spectrum(
     with timed(run, "sample"):
         latents = sample(model, config, run, visited.index(timestep), progress, say)
     with timed(run, "spectra"):
-        arrays = _analyse(model, config, run, programs, latents, points, timestep, progress, say)
+        arrays, num_products = _analyse(model, config, run, programs, latents, points, timestep, progress, say)
     arrays |= {"latents": latents, "timestep": np.full(len(points), timestep)}
     metrics = _summary(model, config, arrays, points, timestep)
-    metrics["num_products"] = sum(row.get("products", 0) for row in run.rows())
+    metrics["num_products"] = num_products
     metrics["warnings"] = _warnings(model, run)
     run.finalise(metrics | {"wall_seconds": wall_seconds(run)}, arrays)
+    shutil.rmtree(run.directory / KRYLOV, ignore_errors=True)
     return run.metrics()
 
 
@@ -199,12 +205,12 @@ def _compile(model: StableDiffusion, config: SpectrumConfig, batch: int, say: Sa
     """Compile for one batch of points; say what it takes, and refuse what does not fit."""
     tokens = model.text_encoder_config.max_position_embeddings
     shapes = (
-        jax.ShapeDtypeStruct((batch, *model.latent_shape), jnp.float32),
+        jax.ShapeDtypeStruct((batch, *model.shape), jnp.float32),
         jax.ShapeDtypeStruct((batch,), jnp.int32),
         jax.ShapeDtypeStruct((batch, tokens, model.unet_config.cross_attention_dim), jnp.float32),
     )
     programs = compile_programs(model.score, model.state, *shapes, symmetric=config.method == "lanczos")
-    basis = 3 * 4 * batch * (config.num_steps + 1) * int(np.prod(model.latent_shape))  # old, new, and one in between
+    basis = 3 * 4 * batch * (config.num_steps + 1) * int(np.prod(model.shape))  # old, new, and one in between
     needed = programs.peak_bytes + basis
     say(
         f"memory: {memory.gigabytes(programs.parameter_bytes)} of parameters are there;"
@@ -225,13 +231,13 @@ def _analyse(
     timestep: int,
     progress: Progress,
     say: Say,
-) -> dict[str, np.ndarray]:
-    sampler = model.sampler(config.ddim_steps)
+) -> tuple[dict[str, np.ndarray], int]:
+    """Ritz values at all points, batch by batch, with what is known of their error; and the products they took."""
     embedded = model.embed([*config.prompt, ""])
     symmetric = config.method == "lanczos"
-    size, batch = latents[0].size, min(config.batch, len(points))
-    results: list[dict[str, np.ndarray]] = []
-    total = len(points) * config.num_steps
+    batch = min(config.batch, len(points))
+    parts: list[dict[str, np.ndarray]] = []
+    num_products = 0
     for number, first in enumerate(range(0, len(points), batch)):
         # The last batch is filled up by repeating a point, so that one program serves all.
         chosen = [points[min(i, len(points) - 1)] for i in range(first, first + batch)]
@@ -239,93 +245,80 @@ def _analyse(
         x = jnp.asarray(np.stack([latents[i] for i, _ in chosen]))
         cond = jnp.stack([embedded[i if kind == "conditional" else -1] for i, kind in chosen])
         keys = [jax.random.fold_in(jax.random.key(config.seed), 1000 + i) for i, _ in chosen]
-        starts = jnp.stack([jax.random.normal(key, (size,), jnp.float32) for key in keys])
+        starts = jnp.stack([jax.random.normal(key, (latents[0].size,), jnp.float32) for key in keys])
         operators = programs.operators(model.state, x, jnp.full(batch, timestep, jnp.int32), cond)
 
-        if not run.done(f"measure-{number:03d}"):
+        key = f"measure-{number:03d}"
+        if not run.done(key):
             found = measure(programs, operators, starts)
-            run.save(f"measure-{number:03d}", np.stack([found.noise, found.asymmetry]))
-            row: dict[str, Any] = {"key": f"measure-{number:03d}", "products": found.num_products * keep}
+            run.save(key, noise=found.noise, asymmetry=found.asymmetry)
+            row: dict[str, Any] = {"key": key, "products": found.num_products * keep}
+            sampler = model.sampler(config.ddim_steps)
             if timestep == sampler.timesteps[0]:  # nothing was sampled: x is the noise itself
                 row["noise_share"] = _share(model, operators.value, x, sampler)
             run.append(row)
             if number == 0:
                 _say_first(model, row.get("noise_share"), say)
-        noise, asymmetry = run.load(f"measure-{number:03d}")
+        measured = run.load(key)
+        noise, asymmetry = measured["noise"], measured["asymmetry"]
 
-        f = jax.vmap(partial(begin, max_steps=config.num_steps))(starts)
-        done = 0
-        while run.done(f"krylov-{number:03d}-{done + 1:04d}"):
-            done += 1
-            f = _restore(f, run.load(f"krylov-{number:03d}-{done:04d}"))
+        def told(steps: int, first: int = first, keep: int = keep) -> None:
+            progress("products", first * config.num_steps + steps * keep, len(points) * config.num_steps)
 
-        def on_step(
-            f: Factorization, number: int = number, first: int = first, keep: int = keep, chosen: Any = chosen
-        ) -> None:
-            bad = np.flatnonzero(np.asarray(f.status) == Status.NONFINITE)
-            if bad.size:
-                raise ValueError(
-                    f"score: product {int(f.num_steps[bad[0]]) + 1} of image {chosen[bad[0]][0]} holds NaN or infinity;"
-                    f" check the weights and the timestep"
-                )
-            step = int(np.max(f.num_steps))
-            key = f"krylov-{number:03d}-{step:04d}"
-            run.save(key, _pack(f))
-            run.append({"key": key, "products": keep * (2 if symmetric else 1)})
-            progress("products", first * config.num_steps + step * keep, total)
-
-        progress("products", first * config.num_steps + done * keep, total)
-        f = jax.device_get(advance(programs, operators, f, on_step))
-        if np.max(f.num_steps) < config.num_steps:  # all spaces closed early
-            progress("products", (first + keep) * config.num_steps, total)
-        results += [
-            _ritz(jax.tree.map(lambda leaf, i=i: leaf[i], f), config, noise[i], asymmetry[i]) for i in range(keep)
-        ]
-    return {name: np.stack([result[name] for result in results]) for name in results[0]}
+        images = [image for image, _ in chosen]
+        path = run.directory / KRYLOV / f"{number:03d}.npz"
+        factorizations = _factorise(config, programs, operators, starts, images, path, told)
+        table = ritz_table(factorizations, noise, symmetric=symmetric)
+        part = table._asdict() | {"asymmetry": asymmetry, "status": factorizations.status.astype(int)}
+        if not symmetric:
+            part["asymmetry"] = np.array([_asymmetry_seen(f) for f in unstacked(factorizations)])
+        parts.append({name: array[:keep] for name, array in part.items()})
+        per_step = 2 if symmetric else 1
+        num_products += keep * ((3 if symmetric else 2) + per_step * int(factorizations.num_steps.max()))
+    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    arrays["eigenvalues"] = arrays.pop("values")
+    return arrays, num_products
 
 
-def _pack(f: Factorization) -> np.ndarray:
-    """What the last step added, (points, d + m + 4): the next basis vector, its column, and three numbers."""
-    f = jax.device_get(f)
-    rows = np.arange(len(f.num_steps))
-    columns = f.hessenberg[rows, :, np.maximum(f.num_steps - 1, 0)]
-    return np.concatenate(
-        [f.basis[rows, f.num_steps], columns, np.stack([f.scale, f.num_steps, f.status], 1)], 1, dtype=f.basis.dtype
-    )
+def _factorise(
+    config: SpectrumConfig,
+    programs: Programs,
+    operators: ScoreJacobian,
+    starts: jax.Array,
+    images: list[int],
+    path: Path,
+    told: Callable[[int], None],
+) -> Factorization:
+    """The Krylov factorisations of one batch, kept in a file while they grow."""
+    # The run knows the model and the point; the scores there stand for both, up to float32 rounding.
+    scores = np.asarray(operators.value)
+    options = dict(num_steps=config.num_steps, method=config.method)
+    kept = Kept(path, scores, 1e-4 * float(np.linalg.norm(scores)), options)
+
+    def on_step(f: Factorization) -> None:
+        bad = np.flatnonzero(np.asarray(f.status) == Status.NONFINITE)
+        if bad.size:
+            raise ValueError(
+                f"score: product {int(f.num_steps[bad[0]]) + 1} of image {images[bad[0]]} holds NaN or infinity;"
+                f" check the weights and the timestep"
+            )
+        kept.save(f)
+        told(int(np.max(f.num_steps)))
+
+    there = kept.load()
+    f = jax.vmap(partial(begin, max_steps=config.num_steps))(starts) if there is None else there[0]
+    told(int(np.max(f.num_steps)))
+    f = jax.device_get(drive(programs.step(operators), f, on_step))
+    told(config.num_steps)  # also where all spaces closed early
+    return f
 
 
-def _restore(f: Factorization, packed: np.ndarray) -> Factorization:
-    """The factorisation after the step that `_pack` kept, from the one before it."""
-    f = jax.tree.map(np.array, jax.device_get(f))
-    size = f.basis.shape[2]
-    scale, steps, status = packed[:, -3:].T
-    for i, k in enumerate(steps.astype(int)):
-        if k > f.num_steps[i]:
-            f.basis[i, k] = packed[i, :size]
-            f.hessenberg[i, :, k - 1] = packed[i, size:-3]
-    return f._replace(scale=scale, num_steps=steps.astype(np.int32), status=status.astype(np.int32))
-
-
-def _ritz(f: Factorization, config: SpectrumConfig, noise: float, asymmetry: float) -> dict[str, np.ndarray]:
-    """Ritz values and residuals of one point, NaN after an early end, with what is known of their error."""
-    symmetric = config.method == "lanczos"
-    pairs = ritz_pairs(f, symmetric=symmetric)
-    steps = len(pairs.values)
-    bound = float(rounding_noise(noise, steps, f.scale, pairs.orthogonality_loss))
-    if not symmetric:  # of J on the Krylov space, the part of it that was seen
-        projected = np.asarray(f.hessenberg[:steps, :steps], np.float64)
-        norm = np.linalg.norm(projected)
-        asymmetry = float(np.linalg.norm(projected - projected.T) / norm) if norm > 0 else 0.0
-    values = np.full(config.num_steps, np.nan, pairs.values.dtype)
-    residuals = np.full(config.num_steps, np.nan)
-    values[:steps], residuals[:steps] = pairs.values, np.maximum(pairs.residuals, bound)
-    return {
-        "eigenvalues": values,
-        "residuals": residuals,
-        "noise": np.asarray(bound),
-        "asymmetry": np.asarray(asymmetry),
-        "status": np.asarray(int(f.status)),
-    }
+def _asymmetry_seen(f: Factorization) -> float:
+    """‖H - Hᵀ‖ / ‖H‖ of J on the Krylov space, the part of it that was seen."""
+    steps = int(f.num_steps)
+    projected = np.asarray(f.hessenberg[:steps, :steps], np.float64)
+    norm = np.linalg.norm(projected)
+    return float(np.linalg.norm(projected - projected.T) / norm) if norm > 0 else 0.0
 
 
 def _summary(
@@ -362,7 +355,7 @@ def _summary(
         "timestep": timestep,
         "sigma": sigma,
         "lower_bound": -1 / sigma**2,
-        "dimension": int(np.prod(model.latent_shape)),
+        "dimension": int(np.prod(model.shape)),
         # Lanczos: ‖Jv − Jᵀv‖ / ‖Jv‖ of one random v; Arnoldi: ‖H − Hᵀ‖ / ‖H‖ of J on the Krylov space
         "asymmetry_of": "one random vector" if config.method == "lanczos" else "the Krylov space",
         "points": rows,

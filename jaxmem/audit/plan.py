@@ -2,24 +2,19 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxmem.config import AuditConfig
-from jaxmem.memorization.detectors import ANISOTROPY_WEIGHTS
-from jaxmem.memorization.registry import AuditMethod
-from jaxmem.spectra.counting import FEWEST_STEPS
-from jaxmem.stable_diffusion.pipeline import StableDiffusion
+from jaxmem.detectors.evidence import AuditMethod, Setting
 
 LARGEST_EXACT = 2048  #: dimensions up to which the whole spectrum is computed by default
 _CHUNK = 64  # columns of an exact Jacobian taken together, of small latents
-_V_WEIGHTS = (1.0, 0.1)  # of the anisotropy, the released code's for Stable Diffusion 2
 # Late enough to see what the picture is, early enough for a network to have resolved how sharp its density is: at
 # smaller sigma a learned peak is blunter than the exact one, and copies seem to have freedom.
 JUDGED = 281  #: see `judged`
 EARLIEST_JUDGED = 501  #: before it hardly a direction is free, whatever the prompt: no freedom means nothing there
-_GUIDANCE = 7.5  # diffusers' default
 SEGMENT = 10  # sampling steps that are recorded together, which is what a kill can lose
 _DEFAULT_TIMESTEPS = (481, 281, 41)  # after the first
 
@@ -28,6 +23,17 @@ def judged(timesteps: Sequence[int]) -> int:
     """Which of these tells freedom: of those that are late enough, if there is one, the nearest to `JUDGED`."""
     late = [t for t in timesteps if t <= EARLIEST_JUDGED]
     return min(late or timesteps, key=lambda t: abs(t - JUDGED))
+
+
+class ModelFacts(NamedTuple):
+    """What a plan depends on of a model, see `jaxmem.model.Model`; plain values, so that a page loads no network."""
+
+    shape: tuple[int, ...]
+    timesteps: tuple[int, ...]  #: visited by the sampler, descending
+    sigma: tuple[float, ...]  #: noise scales at these timesteps
+    has_pairs: bool
+    guidance: float
+    prediction: str
 
 
 @dataclass(frozen=True)
@@ -47,27 +53,29 @@ class Plan:
     timesteps: tuple[int, ...]  #: visited, descending
     sigma: tuple[float, ...]
     spectral_timesteps: tuple[int, ...]  #: descending, among ``timesteps``
-    anisotropy_timestep: int | None  #: of the evaluation off the trajectory
+    sampler_timesteps: tuple[int, ...]  #: all of the sampler's, also those that are not visited
     method: AuditMethod
     num_steps: int
     count_budget: int | None
     directions: int
-    latent_shape: tuple[int, int, int]
-    anisotropy_weights: tuple[float, float] = ANISOTROPY_WEIGHTS  #: of its norm and its cosine
+    latent_shape: tuple[int, ...]  #: of one x
+    prediction: str = "eps"  #: what the network predicts
+    has_pairs: bool = True  #: each point has a score with its prompt and one without
 
     @classmethod
     def of(
-        cls, model: StableDiffusion, config: AuditConfig, num_prompts: int, num_reference: int = 0, num_devices: int = 1
+        cls, model: ModelFacts, config: AuditConfig, num_prompts: int, num_reference: int = 0, num_devices: int = 1
     ) -> "Plan":
         """Settle what the config leaves open; a batch is a multiple of the devices.
 
         Raises:
             ValueError: a timestep is not visited, or there are more Lanczos steps than dimensions, or a budget is too
-                small for an estimate, or there is no prompt, or directions are asked for of one sample.
+                small for an estimate, or there is no prompt, or directions are asked for of one sample, or guidance
+                of a model that has no pairs of scores.
         """
         if num_prompts < 1:
             raise ValueError("prompts: expected at least one, got none")
-        size = int(np.prod(model.latent_shape))
+        size = int(np.prod(model.shape))
         method = config.method if config.method != "auto" else "eigh" if size <= LARGEST_EXACT else "lanczos"
         if method == "eigh" and size > LARGEST_EXACT:
             raise ValueError(
@@ -76,6 +84,8 @@ class Plan:
             )
         if method == "lanczos" and config.num_steps > size:
             raise ValueError(f"num_steps: expected 1 to {size} (the size of a latent), got {config.num_steps}")
+        from jaxmem.spectra.counting import FEWEST_STEPS  # here: it loads JAX, which a page of a plan does not need
+
         fewest = 2 * FEWEST_STEPS + 3  # of count_positive: Lanczos steps of two products, and three that measure
         if config.count_budget is not None and config.count_budget < min(fewest, size + 1):
             estimate = f"{fewest} products per point, or " if fewest <= size else ""
@@ -92,8 +102,7 @@ class Plan:
                 f"directions: expected 0 with method 'none', got {config.directions}: they are eigenvectors of a"
                 f" spectrum"
             )
-        sampler = model.sampler(config.ddim_steps)
-        visited = sampler.timesteps.tolist()
+        visited = model.timesteps
         run = visited[: config.steps_run]
         batch = config.batch or (16 if size <= LARGEST_EXACT else 1)
         batch = min(batch, (num_prompts + num_reference) * config.noises)
@@ -105,23 +114,30 @@ class Plan:
             )
         directions = config.directions if config.directions is not None else 3 if method == "eigh" and two else 0
         wants_spectra = method != "none" or config.count_budget is not None
+        guidance = model.guidance if config.guidance is None else config.guidance
+        if guidance != 1 and not model.has_pairs:
+            raise ValueError(
+                f"guidance: expected 1, which is none, for a model without an unconditional score, got {guidance:g};"
+                f" leave it out"
+            )
         return cls(
             num_prompts=num_prompts,
             num_reference=num_reference,
             noises=config.noises,
             batch=-(-batch // num_devices) * num_devices,
             ddim_steps=config.ddim_steps,
-            guidance=_GUIDANCE if config.guidance is None else config.guidance,
-            timesteps=tuple(run),
-            sigma=tuple(float(model.scheduler.schedule.sigma[t]) for t in run),
-            spectral_timesteps=_spectral(config, run, sampler.nearest(_DEFAULT_TIMESTEPS), method, wants_spectra),
-            anisotropy_timestep=visited[-3] if config.ddim_steps >= 3 else None,
+            guidance=guidance,
+            timesteps=run,
+            sigma=model.sigma[: config.steps_run],
+            spectral_timesteps=_spectral(config, visited, len(run), method, wants_spectra),
+            sampler_timesteps=visited,
             method=method,
             num_steps=config.num_steps,
             count_budget=config.count_budget,
             directions=min(directions, size, config.num_steps if method == "lanczos" else size),
-            latent_shape=model.latent_shape,
-            anisotropy_weights=_V_WEIGHTS if model.scheduler.prediction == "v" else ANISOTROPY_WEIGHTS,
+            latent_shape=model.shape,
+            prediction=model.prediction,
+            has_pairs=model.has_pairs,
         )
 
     @classmethod
@@ -157,6 +173,11 @@ class Plan:
         return min(_CHUNK, self.size) if self.size <= LARGEST_EXACT else self.batch
 
     @property
+    def scores_per_step(self) -> int:
+        """Evaluations of the score at one sampling step of one point: with the prompt, and without."""
+        return 2 if self.has_pairs else 1
+
+    @property
     def num_eigenvalues(self) -> int:
         """Of one spectrum; 0 where none is taken."""
         return {"eigh": self.size, "lanczos": self.num_steps, "none": 0}[self.method]
@@ -165,6 +186,11 @@ class Plan:
     def products_per_spectrum(self) -> int:
         """Of one point at one timestep, the measurements of rounding included."""
         return {"eigh": self.size + 1, "lanczos": 2 * self.num_steps + 3, "none": 0}[self.method]
+
+    @property
+    def products_per_count(self) -> int:
+        """Most products of one count at one timestep; 0 where none is taken."""
+        return 0 if self.count_budget is None else min(self.count_budget, self.size + 1)
 
     @property
     def products_per_direction(self) -> int:
@@ -186,6 +212,25 @@ class Plan:
         count = len(self.timesteps)
         return [range(first, min(first + SEGMENT, count)) for first in range(0, count, SEGMENT)]
 
+    def setting(self, image_sides: tuple[int, int] | None = None) -> Setting:
+        """What an audit of this plan gives to detectors."""
+        counted = self.count_budget is not None
+        return Setting(
+            timesteps=self.timesteps,
+            sampler_timesteps=self.sampler_timesteps,
+            spectral_timesteps=self.spectral_timesteps,
+            method=self.method,
+            num_eigenvalues=self.num_eigenvalues,
+            spectrum_products=self.products_per_spectrum,
+            count_products=self.products_per_count if counted else None,
+            estimates_counts=self.estimates_counts,
+            noises=self.noises,
+            has_pairs=self.has_pairs,
+            with_images=self.with_images,
+            image_sides=image_sides,
+            prediction=self.prediction,
+        )
+
     def points(self, number: int) -> np.ndarray:
         """The points of a batch; the last may have fewer than ``batch``."""
         return np.arange(number * self.batch, min((number + 1) * self.batch, self.num_points))
@@ -198,13 +243,18 @@ class Plan:
         return iter(range(self.num_batches))
 
 
-def _spectral(config: AuditConfig, run: list[int], default: list[int], method: str, wanted: bool) -> tuple[int, ...]:
+def _spectral(
+    config: AuditConfig, visited: tuple[int, ...], steps_run: int, method: str, wanted: bool
+) -> tuple[int, ...]:
+    """The timesteps of spectra, descending: those asked for, or the first and, of whole spectra, late ones."""
+    run = visited[:steps_run]
     if not wanted:
         if config.timesteps:
             raise ValueError(f"timesteps: expected none with method 'none' and no count budget, got {config.timesteps}")
         return ()
     if not config.timesteps:
-        chosen = {run[0], *(t for t in default if t in run)} if method == "eigh" else {run[0]}
+        nearest = [min(visited, key=lambda visit: abs(visit - t)) for t in _DEFAULT_TIMESTEPS]
+        chosen = {run[0], *(t for t in nearest if t in run)} if method == "eigh" else {run[0]}
         return tuple(sorted(chosen, reverse=True))
     for timestep in config.timesteps:
         if timestep not in run:

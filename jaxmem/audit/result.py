@@ -1,18 +1,26 @@
 """What an audit found, read from its run, finished or not."""
 
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from jaxmem.audit import store
 from jaxmem.audit.plan import Plan
-from jaxmem.audit.scores import Raw, costs, count_intervals, detector_scores
-from jaxmem.memorization.registry import AuditMethod, Detector
+from jaxmem.audit.scores import compute_scores, costs, read_kept
+from jaxmem.audit.summary import table_columns, write_table
+from jaxmem.detectors import Detector, choose
+from jaxmem.detectors.evidence import AuditMethod
+from jaxmem.memorization.evaluation import Evaluation, evaluate_categories
 from jaxmem.prompts import Prompt
 from jaxmem.runs.directory import Run
-from jaxmem.stable_diffusion.first_step import contradiction
 
 
-class Directions(NamedTuple):
+@dataclass(frozen=True)
+class Directions:
     """Top eigenvectors of the most and the least memorized point, as pictures."""
 
     point: np.ndarray  #: (2, 2) (prompt, noise): the most memorized, the least memorized
@@ -23,8 +31,38 @@ class Directions(NamedTuple):
     amplitude: float  #: a
 
 
-class AuditResult(NamedTuple):
-    """N prompts, M noises, S sampling steps, K timesteps of spectra, L eigenvalues, D detectors; NaN where not done."""
+@dataclass(frozen=True)
+class Finding:
+    """What one detector found: N prompts, M noises."""
+
+    detector: Detector
+    scores: np.ndarray  #: (N, M) float64, NaN where not done; ``detector.memorized_is`` says which end is memorized
+    intervals: np.ndarray | None  #: (N, M, 2) ends of 95 % intervals, of counts that were estimated
+    reference_scores: np.ndarray  #: (R, M) of the neutral prompts
+    labels: tuple[bool | None, ...]  #: N
+    categories: tuple[str | None, ...]  #: N
+
+    @cached_property
+    def evaluations(self) -> dict[str, Evaluation]:
+        """How well the scores agree with the labels: of ``"all"`` and of each memorized category against the rest.
+
+        Every point with a score is an example. Fields are None where there are too few.
+        """
+        return evaluate_categories(self.scores, self.labels, self.categories, memorized_is=self.detector.memorized_is)
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """That of all labelled prompts, such as ``evaluation.auc``."""
+        return self.evaluations["all"]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """N prompts, M noises, S sampling steps, K timesteps of spectra, L eigenvalues, D detectors; NaN where not done.
+
+    ``audit["jeon"]`` is what one detector found; of detectors of spectra the name ends in the timestep, such as
+    ``audit["positive-count@t281"]``.
+    """
 
     prompts: list[Prompt]  #: N
     detectors: tuple[Detector, ...]  #: D, those that ran
@@ -45,74 +83,148 @@ class AuditResult(NamedTuple):
     reference: list[Prompt]  #: R, which ranks are compared with
     reference_scores: np.ndarray  #: (R, M, D)
     intervals: dict[str, np.ndarray]  #: (N, M, 2) 95 % intervals of counts that were estimated, by their detector
+    truncated: list[bool]  #: N: the prompt has more tokens than the model reads
     warnings: tuple[str, ...] = ()  #: what may be wrong with the model as it was read, see `read_warnings`
+
+    def __getitem__(self, name: str) -> Finding:
+        """What one detector found.
+
+        Raises:
+            KeyError: no such detector ran.
+        """
+        names = [detector.name for detector in self.detectors]
+        if name not in names:
+            raise KeyError(f"expected one of the detectors that ran ({', '.join(names)}), got {name!r}")
+        d = names.index(name)
+        return Finding(
+            self.detectors[d],
+            self.scores[..., d],
+            self.intervals.get(name),
+            self.reference_scores[..., d],
+            tuple(prompt.label for prompt in self.prompts),
+            tuple(prompt.category for prompt in self.prompts),
+        )
 
     @property
     def spectral_sigma(self) -> np.ndarray:
         """(K,) the standard deviation of the noise at the timesteps of spectra."""
         return self.sigma[np.searchsorted(-self.timesteps, -self.spectral_timesteps)]
 
+    def to_dataframe(self) -> Any:
+        """One row per prompt, as a pandas DataFrame: see `jaxmem.audit.summary.table_columns`.
 
-def read_audit(run: Run) -> AuditResult:
+        Raises:
+            ImportError: pandas is missing.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise ImportError("to_dataframe: expected pandas, got none; pip install 'jaxmem[all]'") from None
+        return pandas.DataFrame(table_columns(self))
+
+    def to_csv(self, path: str | Path) -> Path:
+        """Write the table of `to_dataframe` as ``results.csv`` is written, and return its path.
+
+        Raises:
+            OSError: the file cannot be written; one that was there is as before.
+        """
+        return write_table(table_columns(self), Path(path))
+
+    def write_page(self, path: str | Path) -> Path:
+        """Write the page that `jaxmem report` writes, one HTML file, and return its path.
+
+        Raises:
+            OSError: the file cannot be written; one that was there is as before.
+        """
+        from jaxmem.report.audit.page import write_page
+
+        return write_page(self, Path(path))
+
+
+def read_audit(folder: str | Path | Run, detectors: Iterable[Detector] = ()) -> Audit:
     """The results of an audit's run, also of one that is not finished.
 
     Images are read as a whole: 0.8 MB per point of Stable Diffusion.
 
+    Args:
+        folder: of the run.
+        detectors: entries of your own that ran in it and are not registered.
+
     Raises:
-        ValueError: it is another experiment's run, or a file of it is damaged.
+        ValueError: it is another experiment's run, a detector of it is not known here, or a file of it is damaged.
     """
+    run = folder if isinstance(folder, Run) else Run.read(folder)
     if run.manifest.get("experiment") != "audit":
         raise ValueError(
             f"{run.directory}: expected the run of an audit, got {run.manifest.get('experiment')!r} as the experiment"
             f" of its manifest"
         )
     plan = Plan.from_manifest(run.manifest.get("plan") or {})
-    prompts = _prompts(run, plan)
-    raw = _read_raw(run, plan)
-    detectors, scores = detector_scores(plan, raw)
+    prompts, truncated = _prompts(run, plan)
+    entries = _entries(run, detectors)
+    kept = read_kept(run, plan, entries)
+    found = compute_scores(plan, kept, entries)
     n, m = plan.num_prompts, plan.noises
 
-    def audited(array: np.ndarray) -> np.ndarray:
-        return array.reshape(n + plan.num_reference, m, *array.shape[1:])[:n]
+    def nested(array: np.ndarray) -> np.ndarray:
+        return array.reshape(n + plan.num_reference, m, *array.shape[1:])
 
-    return AuditResult(
+    scores = nested(found.values)
+    return Audit(
         prompts=prompts[:n],
-        detectors=detectors,
+        detectors=found.detectors,
         scores=scores[:n],
         timesteps=np.array(plan.timesteps),
         sigma=np.array(plan.sigma),
-        eps_difference=audited(raw.eps_difference),
+        eps_difference=nested(kept.eps_difference)[:n],
         spectral_timesteps=np.array(plan.spectral_timesteps, int),
-        eigenvalues=audited(raw.eigenvalues),
-        noise=audited(raw.noise),
+        eigenvalues=nested(kept.eigenvalues)[:n],
+        noise=nested(kept.noise)[:n],
         method=plan.method,
-        images=None if raw.images is None else audited(raw.images),
-        sampled=audited(raw.sampled),
+        images=None if kept.images is None else nested(kept.images)[:n],
+        sampled=nested(kept.sampled)[:n],
         directions=_directions(run),
-        costs=costs(plan, run, detectors, scores),
+        costs=costs(plan, run, found),
         metrics=run.metrics() if run.finished else None,
         manifest=run.manifest,
         reference=prompts[n:],
         reference_scores=scores[n:],
-        intervals={name: audited(ends) for name, ends in count_intervals(plan, raw).items()},
+        intervals={name: nested(ends)[:n] for name, ends in found.intervals.items()},
+        truncated=truncated[:n],
         warnings=read_warnings(run),
     )
 
 
 def read_warnings(run: Run) -> tuple[str, ...]:
     """What may be wrong with an audited model: what its files gave rise to, then what its first step contradicts."""
-    start = next((row for row in run.rows() if str(row["key"]).startswith("start-")), {})
-    model = run.manifest.get("model")
-    scheduler = model.get("scheduler") if isinstance(model, dict) else None
-    found = contradiction((scheduler or {}).get("prediction", ""), start.get("noise_share"))
-    return (*start.get("warnings", ()), *([found] if found else []))
+    row = next((row for row in run.rows() if row["key"] == store.FIRST_STEP), {})
+    return tuple(row.get("warnings", ()))
 
 
-def _prompts(run: Run, plan: Plan) -> list[Prompt]:
-    """The audited prompts, then those of the reference."""
+def _entries(run: Run, given: Iterable[Detector]) -> tuple[Detector, ...]:
+    """The entries of the detectors that a run's manifest names."""
+    names = run.manifest.get("detectors")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            f"{run.directory}: expected a list of detectors in manifest.json, got {names!r:.60}; restore it, or run the"
+            f" audit again in a new folder"
+        )
+    own = {detector.name: detector for detector in given}
+    known = {detector.name for detector in choose(None)} | own.keys()
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(
+            f"{run.directory}: expected detectors that are known here, got {', '.join(unknown)} in manifest.json; make"
+            f" them known by `jaxmem.detectors.register`, or give them to `read_audit`"
+        )
+    return choose([own.get(name) or name for name in names])
+
+
+def _prompts(run: Run, plan: Plan) -> tuple[list[Prompt], list[bool]]:
+    """The audited prompts, then those of the reference; and whether each has too many tokens."""
     try:
         rows = run.manifest["config"]["prompts"]
         prompts = [Prompt(row["prompt"], row["label"], row["category"]) for row in rows]
+        truncated = [bool(row["truncated"]) for row in rows]
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"{run.directory}: expected prompts with label and category in the config of manifest.json, got none"
@@ -123,88 +235,27 @@ def _prompts(run: Run, plan: Plan) -> list[Prompt]:
             f"{run.directory}: expected {plan.num_prompts + plan.num_reference} prompts in manifest.json, as in its"
             f" plan, got {len(prompts)}; restore it, or run the audit again in a new folder"
         )
-    return prompts
-
-
-def _read_raw(run: Run, plan: Plan) -> Raw:
-    def gather(unit: str, shape: tuple[int, ...], array: str = "") -> Any:
-        """The arrays of all batches whose unit is done, by default named as the unit; ``{:05d}`` is the batch."""
-        out = np.full((plan.num_points, *shape), np.nan)
-        for number in plan.batches():
-            if run.done(unit.format(number)):
-                name = (array or unit).format(number)
-                found, expected = run.load(name), (len(plan.points(number)), *shape)
-                if found.shape != expected:
-                    raise ValueError(
-                        f"{run.directory}: expected an array of shape {expected} in arrays/{name}.npy, got"
-                        f" {found.shape}; the run is damaged, start it again in a new folder"
-                    )
-                out[plan.points(number)] = found
-        return out
-
-    eps = [
-        gather(f"path-{{:05d}}-{i:03d}", (len(steps),), f"eps-{{:05d}}-{i:03d}")
-        for i, steps in enumerate(plan.segments)
-    ]
-    first = "path-{:05d}-000"
-    evolution = np.full(plan.num_points, np.nan)
-    if len(plan.timesteps) >= 3:
-        evolution = gather(first, (), "evolution-{:05d}")
-    width = plan.num_eigenvalues
-    tables = np.full((plan.num_points, len(plan.spectral_timesteps), width + 1), np.nan)
-    counts = np.full((plan.num_points, len(plan.spectral_timesteps), 9), np.nan)
-    for k, t in enumerate(plan.spectral_timesteps):
-        if plan.method != "none":
-            tables[:, k] = gather(f"spectrum-{{:05d}}-{t:04d}", (width + 1,))
-        for point in range(plan.num_points if plan.count_budget is not None else 0):
-            if run.done(key := f"count-{point:06d}-{t:04d}"):
-                counts[point, k] = run.load(key)
-    images, sampled = _images(run, plan)
-    return Raw(
-        eps_difference=np.concatenate(eps, 1),
-        jeon=gather("jeon-{:05d}", ()),
-        evolution=evolution,
-        anisotropy=gather("anisotropy-{:05d}", ()),
-        eigenvalues=tables[..., :width],
-        noise=tables[..., width],
-        counts=counts,
-        images=images,
-        sampled=sampled,
-    )
+    return prompts, truncated
 
 
 def read_points(run: Run) -> np.ndarray:
     r"""The latents x_t at which spectra were taken, (N, M, K, \*latent), NaN where sampling has not come there."""
     plan = Plan.from_manifest(run.manifest.get("plan") or {})
     x = np.full((plan.num_points, len(plan.spectral_timesteps), *plan.latent_shape), np.nan, np.float32)
-    for number in plan.batches():
-        for k, t in enumerate(plan.spectral_timesteps):
-            segment = next(i for i, steps in enumerate(plan.segments) if plan.timesteps.index(t) in steps)
-            if run.done(f"path-{number:05d}-{segment:03d}"):
-                x[plan.points(number), k] = run.load(f"at-{number:05d}-{t:04d}")
+    for k, t in enumerate(plan.spectral_timesteps):
+        for batch in plan.batches():
+            if run.done(store.path(batch, store.segment_of(plan, t))):
+                x[plan.points(batch), k] = store.latents(run, plan, batch, t)
     return x.reshape(-1, plan.noises, *x.shape[1:])[: plan.num_prompts]
 
 
-def _images(run: Run, plan: Plan) -> tuple[np.ndarray | None, np.ndarray]:
-    images, sampled = None, np.zeros(plan.num_points, bool)
-    for number in plan.batches():
-        if run.done(f"image-{number:05d}"):
-            found, points = run.load(f"image-{number:05d}"), plan.points(number)
-            if images is None:
-                images = np.zeros((plan.num_points, *found.shape[1:]), np.uint8)
-            images[points], sampled[points] = found, True
-    return images, sampled
-
-
 def _directions(run: Run) -> Directions | None:
-    if not run.done("directions"):
+    if not run.done(store.DIRECTIONS):
         return None
-    row = next(row for row in run.rows() if row["key"] == "directions")
+    row = next(row for row in run.rows() if row["key"] == store.DIRECTIONS)
     return Directions(
         point=np.array(row["point"]),
         timestep=row["timestep"],
-        eigenvalues=run.load("directions-eigenvalues"),
-        base=run.load("directions-base"),
-        moved=run.load("directions-moved"),
         amplitude=row["amplitude"],
+        **run.load(store.DIRECTIONS, "eigenvalues", "base", "moved"),
     )

@@ -1,93 +1,191 @@
-"""Scores of the detectors from what the stages saved, and what each detector would cost alone."""
+"""Scores of the detectors from what the stages kept, and what each detector would cost alone."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxmem.audit import store
 from jaxmem.audit.plan import Plan
-from jaxmem.memorization.detectors import SCORE_EVOLUTION_STEPS, TILES_PER_SIDE
-from jaxmem.memorization.registry import Detector, Family, detectors
-from jaxmem.memorization.table import score_table
+from jaxmem.detectors import (
+    Counts,
+    CountsAt,
+    Detector,
+    Eigenvalues,
+    EpsDifferences,
+    HessianProducts,
+    Images,
+    ScorePairs,
+    SpectrumAt,
+    StartPairs,
+    columns,
+)
+from jaxmem.memorization.sharpness import positive_count, tangent_count
 from jaxmem.runs.directory import Run
 
-# Which of the numbers that `jaxmem.audit.hessians.run_counts` saves are the estimate and the ends of its interval.
-_COUNTED = {"positive-count": (1, slice(2, 4)), "tangent-count": (6, slice(7, 9))}
 
-
-class Raw(NamedTuple):
-    """What the stages saved, by point (reference prompts come last); NaN where a unit is not done."""
+class Kept(NamedTuple):
+    """What the stages kept, by point (reference prompts come last); NaN where a unit is not done."""
 
     eps_difference: np.ndarray  #: (P, S)
-    jeon: np.ndarray  #: (P,)
-    evolution: np.ndarray  #: (P,)
-    anisotropy: np.ndarray  #: (P,)
     eigenvalues: np.ndarray  #: (P, K, L)
     noise: np.ndarray  #: (P, K)
-    counts: np.ndarray  #: (P, K, 9): see `jaxmem.audit.hessians.run_counts`
+    counts: dict[str, np.ndarray]  #: (P, K) or (P, K, 2), see `jaxmem.audit.store.gather_counts`
     images: np.ndarray | None  #: (P, h, w, 3)
-    sampled: np.ndarray  #: (P,)
+    sampled: np.ndarray  #: (P,) bool
+    scores: dict[str, np.ndarray]  #: (P,) of detectors whose evidence was not kept
 
 
-def detector_scores(plan: Plan, raw: Raw) -> tuple[tuple[Detector, ...], np.ndarray]:
-    """The detectors that this plan runs, and their scores, shape (prompts, noises, D)."""
-    counted = plan.count_budget is not None
-    images = raw.images
-    tiled = images is not None and plan.noises > 1 and not any(side % TILES_PER_SIDE for side in images.shape[1:3])
-    families: dict[Family, bool] = {
-        "wen": True,
-        "jeon": True,
-        "score-evolution": len(plan.timesteps) >= SCORE_EVOLUTION_STEPS,
-        "anisotropy": plan.anisotropy_timestep is not None,
-        "tiled-l2": tiled,
-        "spectrum": bool(plan.spectral_timesteps),
-    }
-    chosen = detectors(
-        len(plan.timesteps),
-        families=[name for name, there in families.items() if there],
-        spectral_timesteps=plan.spectral_timesteps,
-        method=plan.method,
-        k=min(5, plan.num_eigenvalues or 5),
-        num_noises=plan.noises,
-        counted=counted,
-        estimated=plan.estimates_counts,
-        anisotropy_weights=plan.anisotropy_weights,
-    )
+def read_kept(run: Run, plan: Plan, detectors: Sequence[Detector]) -> Kept:
+    """Read a run, finished or not.
 
-    def nested(array: np.ndarray) -> np.ndarray:
-        return array.reshape(len(array) // plan.noises, plan.noises, *array.shape[1:])
-
-    columns = {"jeon": raw.jeon, "score-evolution": raw.evolution, "anisotropy": raw.anisotropy}
-    for k, t in enumerate(plan.spectral_timesteps if counted else ()):
-        columns |= {f"{name}@t{t}": raw.counts[:, k, estimate] for name, (estimate, _) in _COUNTED.items()}
-    table = score_table(
-        chosen,
-        eps_difference=nested(raw.eps_difference),
-        timesteps=plan.timesteps,
-        sigma=plan.sigma,
-        spectral_timesteps=plan.spectral_timesteps,
-        eigenvalues=nested(raw.eigenvalues),
-        noise=nested(raw.noise),
-        columns={name: nested(values) for name, values in columns.items()},
-        images=None if images is None else nested(images),
-        sampled=nested(raw.sampled),
-    )
-    return chosen, table
-
-
-def count_intervals(plan: Plan, raw: Raw) -> dict[str, np.ndarray]:
-    """The 95 % intervals of estimated counts, shape (points, 2), by the detector whose score they belong to.
-
-    Exact counts have none.
+    Raises:
+        ValueError: a file is damaged.
     """
+    norms = [
+        store.gather(run, plan, partial(store.path, segment=i), {"norms": (len(steps),)})["norms"]
+        for i, steps in enumerate(plan.segments if plan.has_pairs else ())
+    ]
+    if not plan.has_pairs:
+        norms = [np.full((plan.num_points, len(plan.timesteps)), np.nan)]
+    k, width = len(plan.spectral_timesteps), plan.num_eigenvalues
+    eigenvalues, noise = np.full((plan.num_points, k, width), np.nan), np.full((plan.num_points, k), np.nan)
+    for i, t in enumerate(plan.spectral_timesteps if plan.method != "none" else ()):
+        shapes = {"eigenvalues": (width,), "noise": ()}
+        found = store.gather(run, plan, partial(store.spectrum, t=t), shapes)
+        eigenvalues[:, i], noise[:, i] = found["eigenvalues"], found["noise"]
+    counts = store.gather_counts(run, plan)
+    if plan.count_budget is None:
+        counts = _exact_counts(plan, eigenvalues, noise)
+    images, sampled = store.gather_images(run, plan)
+    return Kept(
+        eps_difference=np.concatenate(norms, 1),
+        eigenvalues=eigenvalues,
+        noise=noise,
+        counts=counts,
+        images=images,
+        sampled=sampled,
+        scores=_read_scores(run, plan, columns(detectors, plan.setting())),
+    )
+
+
+def _read_scores(run: Run, plan: Plan, chosen: Sequence[Detector]) -> dict[str, np.ndarray]:
+    """Scores that stages computed, from the units that keep them."""
+    found: dict[str, np.ndarray] = {}
+    for detector in chosen:
+        key: Callable[[int], str]
+        if isinstance(detector.needs, ScorePairs):
+            key = partial(store.path, segment=0)
+        elif isinstance(detector.needs, HessianProducts):
+            key = store.products
+        elif isinstance(detector.needs, StartPairs):
+            key = partial(store.pairs, t=detector.needs.timestep(plan.setting()))
+        else:
+            continue
+        name = store.score_of(detector.name)
+        found[detector.name] = store.gather(run, plan, key, {name: ()})[name]
+    return found
+
+
+def _exact_counts(plan: Plan, eigenvalues: np.ndarray, noise: np.ndarray) -> dict[str, np.ndarray]:
+    """Counts of whole spectra, as `jaxmem.audit.store.gather_counts`: intervals are the numbers themselves."""
+    sigma = np.array([plan.sigma[plan.timesteps.index(t)] for t in plan.spectral_timesteps])
+    whole = ~np.isnan(eigenvalues).any(-1)
+    positive = np.where(whole & ~np.isnan(noise), positive_count(eigenvalues, noise), np.nan)
+    tangent = np.where(whole, tangent_count(eigenvalues, np.broadcast_to(sigma, noise.shape)), np.nan)
     return {
-        f"{name}@t{t}": raw.counts[:, k, ends]
-        for k, t in enumerate(plan.spectral_timesteps if plan.estimates_counts else ())
-        for name, (_, ends) in _COUNTED.items()
+        "estimate": positive,
+        "interval": np.stack([positive, positive], -1),
+        "tangent_estimate": tangent,
+        "tangent_interval": np.stack([tangent, tangent], -1),
     }
 
 
-def costs(plan: Plan, run: Run, chosen: Sequence[Detector], scores: np.ndarray) -> list[dict[str, Any]]:
+class Scores(NamedTuple):
+    """Columns of an audit, and what they say of its points; NaN where not done."""
+
+    detectors: tuple[Detector, ...]  #: D
+    values: np.ndarray  #: (P, D) float64
+    intervals: dict[str, np.ndarray]  #: (P, 2) by the name of a column, of estimates
+
+
+def compute_scores(plan: Plan, kept: Kept, detectors: Iterable[Detector]) -> Scores:
+    """The scores of all columns that these detectors have in this audit."""
+    sides = None if kept.images is None else kept.images.shape[1:3]
+    setting = plan.setting(sides)
+    chosen = columns(detectors, setting)
+    values = np.full((plan.num_points, len(chosen)), np.nan)
+    intervals: dict[str, np.ndarray] = {}
+    for d, detector in enumerate(chosen):
+        if detector.name in kept.scores:
+            values[:, d] = kept.scores[detector.name]
+            continue
+        if isinstance(detector.needs, Images):
+            for points, evidence in _generations(plan, kept, detector.needs):
+                values[points, d] = detector.score(evidence)
+            continue
+        estimated = detector.interval is not None and setting.estimates_counts
+        ends = np.full((plan.num_points, 2), np.nan)
+        for point in range(plan.num_points):
+            evidence = _EVIDENCE[type(detector.needs)](plan, kept, detector, point)
+            if evidence is not None:
+                values[point, d] = detector.score(evidence)
+                if estimated and detector.interval is not None:
+                    ends[point] = detector.interval(evidence)
+        if estimated:
+            intervals[detector.name] = ends
+    return Scores(chosen, values, intervals)
+
+
+def _generations(plan: Plan, kept: Kept, needs: Images) -> Iterable[tuple[slice, np.ndarray]]:
+    """The points of each prompt whose images are all there, and its images."""
+    if kept.images is None or plan.noises < needs.fewest:
+        return
+    for first in range(0, plan.num_points, plan.noises):
+        points = slice(first, first + plan.noises)
+        if kept.sampled[points].all():
+            yield points, kept.images[points]
+
+
+def _norms(plan: Plan, kept: Kept, detector: Detector, point: int) -> np.ndarray | None:  # noqa: ARG001
+    norms = kept.eps_difference[point, : detector.steps]
+    return None if np.isnan(norms).any() else norms
+
+
+def _spectrum(plan: Plan, kept: Kept, detector: Detector, point: int) -> SpectrumAt | None:
+    k, t, sigma = _place(plan, detector)
+    values, needs = kept.eigenvalues[point, k], detector.needs
+    there = ~np.isnan(values)
+    if not there.any() or (isinstance(needs, Eigenvalues) and needs.whole and not there.all()):
+        return None
+    return SpectrumAt(values[there], float(kept.noise[point, k]), sigma, t)
+
+
+def _counts(plan: Plan, kept: Kept, detector: Detector, point: int) -> CountsAt | None:
+    k, t, sigma = _place(plan, detector)
+    counts = {name: array[point, k] for name, array in kept.counts.items()}
+    if np.isnan(counts["estimate"]) and np.isnan(counts["tangent_estimate"]):
+        return None
+    positive, tangent = float(counts["estimate"]), float(counts["tangent_estimate"])
+    return CountsAt(positive, tuple(counts["interval"]), tangent, tuple(counts["tangent_interval"]), sigma, t)
+
+
+def _place(plan: Plan, detector: Detector) -> tuple[int, int, float]:
+    """Of a detector of spectra: the index of its timestep, the timestep and the noise level."""
+    t = detector.timestep
+    assert t is not None  # `columns` sets it for these; for the type checker
+    return plan.spectral_timesteps.index(t), t, plan.sigma[plan.timesteps.index(t)]
+
+
+_EVIDENCE: dict[type, Callable[[Plan, Kept, Detector, int], Any]] = {
+    EpsDifferences: _norms,
+    Eigenvalues: _spectrum,
+    Counts: _counts,
+}
+
+
+def costs(plan: Plan, run: Run, found: Scores) -> list[dict[str, Any]]:
     """What each detector alone costs for the points that it was measured at: it shares most of it with others.
 
     ``evaluations`` (forward passes of the network) and ``products`` are counted; ``seconds`` are those of its stage and
@@ -110,36 +208,26 @@ def costs(plan: Plan, run: Run, chosen: Sequence[Detector], scores: np.ndarray) 
     nothing = {"evaluations": 0.0, "seconds": 0.0, "bytes": 0.0}
     path = stages.get("trajectory", nothing)
     per_evaluation = path["seconds"] / max(path["evaluations"], 1)
-    found = []
-    for i, detector in enumerate(chosen):
-        points = int((~np.isnan(scores[..., i])).sum())
-        sampled, evaluations, products, name = _needs(plan, detector)
-        own = stages.get(name, nothing)
+    setting = plan.setting()
+    rows = []
+    for i, detector in enumerate(found.detectors):
+        points = int((~np.isnan(found.values[:, i])).sum())
+        cost = detector.needs.cost(setting)
+        sampling = (
+            cost.sampling
+            if detector.timestep is None
+            else setting.scores_per_step * plan.timesteps.index(detector.timestep)
+        )
+        own = stages.get(cost.stage, nothing)
         # A stage's seconds are spread evenly over its timesteps: all do the same there.
-        share = len(plan.spectral_timesteps) if name in ("spectra", "counts") else 1
-        found.append(
+        share = 1 if detector.timestep is None else len(plan.spectral_timesteps)
+        rows.append(
             {
                 "detector": detector.name,
-                "evaluations": points * (sampled + evaluations),
-                "products": points * products,
-                "seconds": points * sampled * per_evaluation + own["seconds"] / share,
+                "evaluations": points * (sampling + cost.evaluations),
+                "products": points * cost.products,
+                "seconds": points * sampling * per_evaluation + own["seconds"] / share,
                 "bytes": int(max(own["bytes"], path["bytes"])),
             }
         )
-    return found
-
-
-def _needs(plan: Plan, detector: Detector) -> tuple[int, int, int, str]:
-    """Per point: evaluations on the trajectory, others, products; and the stage that does these."""
-    if detector.timestep is not None:
-        before = 2 * plan.timesteps.index(detector.timestep)
-        if plan.count_budget is not None and detector.is_count:
-            return before, 1, min(plan.count_budget, plan.size + 1), "counts"
-        return before, 1, plan.products_per_spectrum, "spectra"
-    return {
-        "wen": (2 * (detector.number or 1), 0, 0, ""),
-        "jeon": (2, 2, 2, "jeon"),
-        "score-evolution": (2 * SCORE_EVOLUTION_STEPS, 0, 0, ""),
-        "anisotropy": (2, 2, 0, "anisotropy"),
-        "tiled-l2": (2 * len(plan.timesteps), 0, 0, "images"),
-    }[detector.statistic]
+    return rows

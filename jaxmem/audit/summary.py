@@ -3,22 +3,34 @@
 import csv
 import io
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxmem.audit.result import AuditResult
 from jaxmem.memorization.evaluation import FPR_LIMITS, evaluate_categories
-from jaxmem.memorization.registry import Detector
 from jaxmem.memorization.sharpness import below_bound
 from jaxmem.memorization.standing import percentile, rank
 from jaxmem.memorization.thresholds import threshold_split
 from jaxmem.prompts import RESULTS_COLUMNS, as_cell, from_cell
 from jaxmem.runs.durable import write_atomically
 
+if TYPE_CHECKING:
+    from jaxmem.audit.result import Audit
 
-def summarise(result: AuditResult, truncated: list[bool]) -> dict[str, Any]:
-    """The metrics of a finished audit: of each prompt mean scores, ranks and percentiles; rates by label.
+
+def summary_metrics(result: "Audit") -> dict[str, Any]:
+    """The metrics of a finished audit: of each prompt mean scores, ranks and percentiles; rates by label."""
+    return {
+        "detectors": [detector.name for detector in result.detectors],
+        "prompts": prompt_rows(result),
+        "evaluation": _evaluation(result),
+        "held_out": _held_out(result),
+        "share_below_bound": _share_below_bound(result),
+    }
+
+
+def prompt_rows(result: "Audit") -> list[dict[str, Any]]:
+    """Of each prompt its mean scores, ranks and percentiles, by detector; NaN and None where not done.
 
     Ends of 95 % intervals of estimated counts are means over noises, too. The interval of a mean is narrower: errors of
     different noises are independent.
@@ -35,12 +47,12 @@ def summarise(result: AuditResult, truncated: list[bool]) -> dict[str, Any]:
         )
     names = [detector.name for detector in result.detectors]
     intervals = {name: ends.mean(1) for name, ends in result.intervals.items()}
-    rows = [
+    return [
         {
             "prompt": prompt.text,
             "label": prompt.label,
             "category": prompt.category,
-            "truncated": bool(truncated[n]),
+            "truncated": bool(result.truncated[n]),
             "scores": dict(zip(names, means[n].tolist(), strict=True)),
             "intervals": {name: ends[n].tolist() for name, ends in intervals.items()},
             "rank": {name: None if np.isnan(places[name][n]) else int(places[name][n]) for name in names},
@@ -48,16 +60,9 @@ def summarise(result: AuditResult, truncated: list[bool]) -> dict[str, Any]:
         }
         for n, prompt in enumerate(result.prompts)
     ]
-    return {
-        "detectors": names,
-        "prompts": rows,
-        "evaluation": _evaluation(result),
-        "held_out": _held_out(result),
-        "share_below_bound": _share_below_bound(result),
-    }
 
 
-def _share_below_bound(result: AuditResult) -> dict[str, float]:
+def _share_below_bound(result: "Audit") -> dict[str, float]:
     """By timestep, of whole spectra: how much of them no density has, so how wrong the model's derivative is there."""
     if result.method != "eigh":
         return {}
@@ -65,7 +70,7 @@ def _share_below_bound(result: AuditResult) -> dict[str, float]:
     return {str(t): float(shares[..., k].mean()) for k, t in enumerate(result.spectral_timesteps)}
 
 
-def _evaluation(result: AuditResult) -> dict[str, Any]:
+def _evaluation(result: "Audit") -> dict[str, Any]:
     """By detector and category, every point an example; empty without labels."""
     labels = [prompt.label for prompt in result.prompts]
     categories = [prompt.category for prompt in result.prompts]
@@ -82,7 +87,7 @@ def _evaluation(result: AuditResult) -> dict[str, Any]:
     }
 
 
-def _held_out(result: AuditResult) -> dict[str, Any]:
+def _held_out(result: "Audit") -> dict[str, Any]:
     """By detector and limit on the FPR: a threshold fixed on half of the labelled prompts, its rates on the rest."""
     known = [n for n, prompt in enumerate(result.prompts) if prompt.label is not None]
     labels = np.array([bool(result.prompts[n].label) for n in known], bool)
@@ -102,35 +107,43 @@ def _held_out(result: AuditResult) -> dict[str, Any]:
     return found
 
 
-def write_table(directory: Path, metrics: dict[str, Any], detectors: tuple[Detector, ...]) -> Path:
-    """``results.csv``, for pandas and spreadsheets: one row per prompt; of each detector score, rank and percentile.
+def write_table(table: dict[str, list[Any]], path: Path) -> Path:
+    """Write ``results.csv``, for pandas and spreadsheets: the columns of `table_columns`, one row per prompt.
 
-    Of counts that were estimated there are the ends of the 95 % interval, ``low`` and ``high``, too. A prompt or a
-    category that a spreadsheet would compute stands behind an apostrophe (`jaxmem.prompts.as_cell`), which
-    `read_results` takes away.
+    A prompt or a category that a spreadsheet would compute stands behind an apostrophe (`jaxmem.prompts.as_cell`),
+    which `read_results` takes away.
     """
-    kinds = (("scores", ""), ("rank", " rank"), ("percentile", " percentile"))
-    names = [(detector.name, part, ending) for detector in detectors for part, ending in kinds]
-    estimated = [detector.name for detector in detectors if detector.name in metrics["prompts"][0]["intervals"]]
-    ends = [f"{name} {end}" for name in estimated for end in ("low", "high")]
-    header = io.StringIO(newline="")
-    csv.writer(header, lineterminator="\n").writerow([*RESULTS_COLUMNS, *(n + end for n, _, end in names), *ends])
 
     def quoted(text: str | None) -> str:
         # Always: a spreadsheet that splits at semicolons or tabs, too, would find formulas in the parts.
         return '"' + as_cell(text or "").replace('"', '""') + '"'
 
+    header = io.StringIO(newline="")
+    csv.writer(header, lineterminator="\n").writerow(table)
     lines = [header.getvalue()]
-    for row in metrics["prompts"]:
-        label = "" if row["label"] is None else str(int(row["label"]))
-        numbers = [row[part][name] for name, part, _ in names]
-        numbers += [end for name in estimated for end in row["intervals"][name]]
+    for prompt, label, category, truncated, *numbers in zip(*table.values(), strict=True):
+        known = [quoted(prompt), "" if label is None else str(int(label)), quoted(category), str(int(truncated))]
         cells = ["" if number is None or number != number else repr(number) for number in numbers]
-        known = [quoted(row["prompt"]), label, quoted(row["category"]), str(int(row["truncated"]))]
         lines.append(",".join([*known, *cells]) + "\n")
-    path = directory / "results.csv"
     write_atomically(path, lambda stream: stream.write("".join(lines).encode()))
     return path
+
+
+def table_columns(result: "Audit") -> dict[str, list[Any]]:
+    """The table of an audit, by column: what is known of a prompt; of each detector score, rank and percentile.
+
+    Of counts that were estimated there are the ends of the 95 % interval, ``low`` and ``high``, too.
+    """
+    rows = prompt_rows(result)
+    known = ("prompt", "label", "category", "truncated")
+    table = {name: [row[key] for row in rows] for name, key in zip(RESULTS_COLUMNS, known, strict=True)}
+    for detector in result.detectors:
+        for part, ending in (("scores", ""), ("rank", " rank"), ("percentile", " percentile")):
+            table[detector.name + ending] = [row[part][detector.name] for row in rows]
+    for name in result.intervals:
+        for i, end in enumerate(("low", "high")):
+            table[f"{name} {end}"] = [row["intervals"][name][i] for row in rows]
+    return table
 
 
 def read_results(path: str | Path) -> Any:

@@ -1,16 +1,19 @@
 """Guided DDIM sampling with the score pair of every step: the pool of evaluations that serves most detectors."""
 
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jaxmem.audit import store
 from jaxmem.audit.work import Work
-from jaxmem.diffusion import ddim_step
-from jaxmem.memorization.detectors import SCORE_EVOLUTION_STEPS, eps_difference, score_evolution
+from jaxmem.detectors import Detector, Pairs, ScorePairs
+from jaxmem.detectors.published import eps_difference
+from jaxmem.sampling import ddim_step
 from jaxmem.score import ScorePair
 
 
@@ -23,7 +26,7 @@ class Step(NamedTuple):
 
 
 @partial(jax.jit, static_argnames="guidance")
-def advance(cond: Array, uncond: Array, x: Array, scales: Array, guidance: float) -> Step:
+def guided_step(cond: Array, uncond: Array, x: Array, scales: Array, guidance: float) -> Step:
     """One DDIM step under guidance, from the two scores."""
 
     def one(cond: Array, uncond: Array, x: Array) -> Step:
@@ -34,81 +37,118 @@ def advance(cond: Array, uncond: Array, x: Array, scales: Array, guidance: float
     return jax.vmap(one)(cond, uncond, x)
 
 
-_evolution = jax.jit(jax.vmap(score_evolution, 1))
+@cache
+def mapped(score: Callable[..., Any], evidence: Callable[..., Any], axes: tuple[int | None, ...]) -> Any:
+    """A detector's score, compiled for a batch of points; ``axes`` is theirs in the parts of the evidence."""
+    return jax.jit(jax.vmap(lambda *parts: score(evidence(*parts)), axes))
+
+
+@jax.jit
+def _unguided_step(scores: Array, x: Array, scales: Array) -> Array:
+    """One DDIM step of a batch with one score for each point, without guidance."""
+    scale = (scales[0], scales[1]), (scales[2], scales[3])
+    return jax.vmap(lambda score, x: ddim_step(score, x, *scale))(scores, x)
 
 
 def run_start(work: Work, t: int) -> np.ndarray:
-    """The unconditional score at the starting noises, which is the same for all prompts, shape (noises, *latent).
-
-    Its row holds what is there to be warned of, see `jaxmem.audit.result.read_warnings`.
-    """
-    key, plan = f"start-{t:04d}", work.plan
+    """The unconditional score at the starting noises, which is the same for all prompts, shape (noises, *shape)."""
+    key, plan = store.start(t), work.plan
     if not work.run.done(key):
-        with work.unit(key, "trajectory", evaluations=plan.noises) as row:
+        with work.unit(key, "trajectory", evaluations=plan.noises):
             parts = []
             for first in range(0, plan.noises, plan.batch):
                 chosen = np.minimum(np.arange(first, first + plan.batch), plan.noises - 1)
                 parts.append(np.asarray(work.scores(work.noise[chosen], t, work.uncond(plan.batch))))
             found = np.concatenate(parts)[: plan.noises]
             work.check(found, len(work.texts) * plan.noises + np.arange(plan.noises), t)
-            work.run.save(key, found)
-            row["noise_share"] = work.noise_share(found, work.noise, t)
-            row["warnings"] = list(work.model.reading.warnings)
-    return work.run.load(key)
+            work.run.save(key, uncond=found)
+    return work.run.load(key)["uncond"]
 
 
 def run_trajectory(work: Work, memory: int) -> None:
-    """Sample all batches; a unit is a segment of steps of one batch, see `segment_keys` for what it saves."""
+    """Sample all batches; a unit is a segment of steps of one batch, see `jaxmem.audit.store` for what it keeps."""
     plan, run = work.plan, work.run
-    start = run_start(work, plan.timesteps[0])
+    start = run_start(work, plan.timesteps[0]) if plan.has_pairs else None
     total, before = plan.num_batches * len(plan.timesteps), 0
+
+    def report(done: int) -> None:
+        work.progress("sampling steps", before + done, total)
+
     for number in plan.batches():
         for index, steps in enumerate(plan.segments):
-            work.progress("sampling steps", before, total)
-            if not run.done(f"path-{number:05d}-{index:03d}"):
-                _run_segment(work, number, index, steps, start, memory, before, total)
+            report(0)
+            key = store.path(number, index)
+            if not run.done(key):
+                # the first score without the prompt is that of `run_start`
+                each = plan.scores_per_step * len(steps) - (plan.has_pairs and index == 0)
+                evaluations = len(plan.points(number)) * each
+                with work.unit(key, "trajectory", evaluations=evaluations, memory=memory):
+                    run.save(key, **_sample_segment(work, number, index, start, report))
             before += len(steps)
     work.progress("sampling steps", total, total)
 
 
-def _run_segment(
-    work: Work, number: int, index: int, steps: range, start: np.ndarray, memory: int, before: int, total: int
-) -> None:
-    """Saves ``x-…`` (the end), ``eps-…`` (the norms), ``at-…`` (x_t of spectra), of the first also its differences."""
-    plan, run = work.plan, work.run
+def _sample_segment(
+    work: Work, number: int, index: int, start: np.ndarray | None, report: Callable[[int], None]
+) -> dict[str, np.ndarray]:
+    """Sample some steps of a batch, and return the arrays of its unit.
+
+    ``start`` has the unconditional scores at the starting noises, if the model has pairs of scores.
+    """
+    plan, steps = work.plan, work.plan.segments[index]
     points, filled = plan.points(number), plan.filled(number)
-    keep, key = len(points), f"path-{number:05d}-{index:03d}"
+    keep = len(points)
     scales = jnp.asarray(work.sampler.scales(), jnp.float32)
     start_at = work.first(filled)
     if index:
-        end = run.load(f"x-{number:05d}-{index - 1:03d}")
+        end = work.run.load(store.path(number, index - 1), "end")["end"]
         start_at = np.concatenate([end, np.repeat(end[-1:], len(filled) - keep, 0)])
-    x = work.batch(start_at, 0, work.cond(filled))[0]
-    cond, uncond = work.cond(filled), work.uncond(len(filled))
-    evaluations = keep * (2 * len(steps) - (index == 0))  # the first unconditional one is that of `run_start`
+    cond = work.cond(filled)
+    x = work.batch(start_at, 0, cond)[0]
+    of_pairs = [one for one in work.detectors if isinstance(one.needs, ScorePairs)] if index == 0 else []
+    num_pairs = max((one.steps or 0 for one in of_pairs), default=0)
+    arrays: dict[str, np.ndarray] = {}
     norms: list[np.ndarray] = []
-    differences: list[Array] = []
-    with work.unit(key, "trajectory", evaluations=evaluations, memory=memory):
-        for step in steps:
-            work.progress("sampling steps", before + len(norms), total)
-            t = plan.timesteps[step]
-            if t in plan.spectral_timesteps:
-                run.save(f"at-{number:05d}-{t:04d}", np.asarray(x)[:keep])
-            given = work.scores(x, t, cond)
-            shared = step == 0
-            without = work.batch(start[filled % plan.noises], t, cond)[0] if shared else work.scores(x, t, uncond)
-            x, norm, difference = advance(given, without, x, scales[step], plan.guidance)
-            norms.append(np.asarray(norm)[:keep])
-            work.check(norms[-1], points, t)
-            if step < SCORE_EVOLUTION_STEPS:
-                differences.append(difference)
-        if index == 0:
-            run.save(f"difference-{number:05d}", np.asarray(differences[0])[:keep])
-            if len(differences) == SCORE_EVOLUTION_STEPS:
-                run.save(f"evolution-{number:05d}", np.asarray(_evolution(jnp.stack(differences)))[:keep])
-        work.check(np.asarray(x)[:keep], points, plan.timesteps[steps[-1]], "latent after the step")
-        run.save(f"eps-{number:05d}-{index:03d}", np.stack(norms, 1))
-        run.save(f"x-{number:05d}-{index:03d}", np.asarray(x)[:keep])
+    pairs: list[tuple[Array, Array, Array]] = []
+    for step in steps:
+        report(step - steps[0])
+        t = plan.timesteps[step]
+        if t in plan.spectral_timesteps:
+            arrays[store.x_at(t)] = np.asarray(x)[:keep]
+        given = work.scores(x, t, cond)
+        if start is None:
+            x = _unguided_step(given, x, scales[step])
+            work.check(np.asarray(given)[:keep], points, t)
+            continue
+        shared = start[filled % plan.noises] if step == 0 else None
+        without = work.scores(x, t, work.uncond(plan.batch)) if shared is None else work.batch(shared, t, cond)[0]
+        if step < num_pairs:
+            pairs.append((x, given, without))
+        x, norm, difference = guided_step(given, without, x, scales[step], plan.guidance)
+        norms.append(np.asarray(norm)[:keep])
+        work.check(norms[-1], points, t)
+        if step == 0:
+            arrays["difference"] = np.asarray(difference)[:keep]
+    arrays["end"] = np.asarray(x)[:keep]
+    work.check(arrays["end"], points, plan.timesteps[steps[-1]], "latent after the step")
+    if norms:
+        arrays["norms"] = np.stack(norms, 1)
+    return arrays | _scores_of_pairs(work, of_pairs, pairs, points)
+
+
+def _scores_of_pairs(
+    work: Work, detectors: Sequence[Detector], pairs: Sequence[tuple[Array, Array, Array]], points: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Scores of the detectors that need the pairs of the first steps."""
+    found = {}
+    for detector in detectors:
+        number = detector.steps or 1
+        sigma = jnp.asarray(work.plan.sigma[:number], jnp.float32)
+        stacked = [jnp.stack(part) for part in zip(*pairs[:number], strict=True)]  # the points are axis 1
+        scores = np.asarray(mapped(detector.score, Pairs, (1, 1, 1, None))(*stacked, sigma))[: len(points)]
+        work.check(scores, points, work.plan.timesteps[number - 1], f"score of {detector.name!r}")
+        found[store.score_of(detector.name)] = scores
+    return found
 
 
 def run_images(work: Work) -> None:
@@ -118,9 +158,9 @@ def run_images(work: Work) -> None:
         return
     for number in plan.batches():
         work.progress("images", int(plan.points(number)[0]), plan.num_points)
-        key = f"image-{number:05d}"
+        key = store.image(number)
         if not run.done(key):
             with work.unit(key, "images"):
-                latents = run.load(f"x-{number:05d}-{len(plan.segments) - 1:03d}")
-                run.save(key, work.model.decode(jnp.asarray(latents)))
+                latents = run.load(store.path(number, len(plan.segments) - 1), "end")["end"]
+                run.save(key, images=work.model.decode(jnp.asarray(latents)))
     work.progress("images", plan.num_points, plan.num_points)

@@ -1,7 +1,6 @@
 """What the stages of an audit share: the model's functions, the run they record in, and the points of a batch."""
 
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jaxmem import first_step
 from jaxmem.audit.plan import Plan
-from jaxmem.diffusion import DDIM
+from jaxmem.detectors import Detector
+from jaxmem.model import Model
 from jaxmem.runs.progress import Progress
-from jaxmem.score import NetworkScore
-from jaxmem.spectra.batch import each_point
-from jaxmem.stable_diffusion import first_step
-from jaxmem.stable_diffusion.pipeline import StableDiffusion
+from jaxmem.sampling import DDIM
+from jaxmem.score import Score
+from jaxmem.spectra.devices import each_point
 
 
 @partial(jax.jit, static_argnames=("score", "mesh"))
@@ -35,38 +35,43 @@ class Work:
 
     run: Any  #: a `Run`; None while only an estimate is made
     plan: Plan
-    model: StableDiffusion
+    model: Model
     sampler: DDIM
-    embedded: np.ndarray  #: (prompts + 1, tokens, features); the last is the empty prompt's
-    noise: np.ndarray  #: (noises, *latent), the same for every prompt
+    conditions: Any  #: of the prompts, leading axis of every leaf; of a model with pairs the last is the empty prompt's
+    noise: np.ndarray  #: (noises, *shape), the same for every prompt
     texts: Sequence[str]
     seed: int
     mesh: Any
     progress: Progress
+    detectors: tuple[Detector, ...] = ()  #: columns of the audit
 
     @property
-    def score(self) -> NetworkScore:
+    def score(self) -> Score:
         return self.model.score
 
     def first(self, points: np.ndarray) -> np.ndarray:
         """x_T of points."""
         return self.noise[points % self.plan.noises]
 
-    def cond(self, points: np.ndarray) -> np.ndarray:
-        """The embeddings of the points' prompts."""
-        return self.embedded[points // self.plan.noises]
+    def cond(self, points: np.ndarray) -> Any:
+        """The conditions of the points' prompts."""
+        return jax.tree.map(lambda leaf: leaf[points // self.plan.noises], self.conditions)
 
-    def uncond(self, count: int) -> np.ndarray:
+    def cond_of(self, point: int) -> Any:
+        """The condition of one point, without a leading axis."""
+        return jax.tree.map(lambda leaf: leaf[point // self.plan.noises], self.conditions)
+
+    def uncond(self, count: int) -> Any:
         """The empty prompt's, for so many points."""
-        return np.broadcast_to(self.embedded[-1:], (count, *self.embedded.shape[1:]))
+        return jax.tree.map(lambda leaf: np.broadcast_to(leaf[-1:], (count, *leaf.shape[1:])), self.conditions)
 
     def scores(self, x: Any, t: int, cond: Any) -> Array:
         """The scores of one batch at one timestep, on all devices."""
         return evaluate(self.score, self.spread_state, *self.batch(x, t, cond), self.mesh)
 
-    def batch(self, x: Any, t: int, cond: Any) -> tuple[Array, Array, Array]:
+    def batch(self, x: Any, t: int, cond: Any) -> tuple[Array, Array, Any]:
         """The arguments of one batch, each device with its share."""
-        arrays = (jnp.asarray(x), jnp.full(self.plan.batch, t, jnp.int32), jnp.asarray(cond))
+        arrays = (jnp.asarray(x), jnp.full(self.plan.batch, t, jnp.int32), jax.tree.map(jnp.asarray, cond))
         if self.mesh is None:
             return arrays
         return jax.device_put(arrays, jax.NamedSharding(self.mesh, jax.P(self.mesh.axis_names)))
@@ -79,10 +84,9 @@ class Work:
         return jax.device_put(self.model.state, jax.NamedSharding(self.mesh, jax.P()))
 
     def noise_share(self, scores: Any, x: Any, t: int) -> float | None:
-        """See `jaxmem.stable_diffusion.first_step`."""
-        scheduler = self.model.scheduler
-        alpha, sigma = scheduler.schedule.alpha[t], scheduler.schedule.sigma[t]
-        return first_step.noise_share(scheduler.prediction, scores, x, alpha, sigma)
+        """See `jaxmem.first_step`."""
+        schedule = self.model.schedule
+        return first_step.noise_share(self.model.prediction, scores, x, schedule.alpha[t], schedule.sigma[t])
 
     def check(self, values: Any, points: np.ndarray, t: int, what: str = "score") -> None:
         """Refuse numbers that are not finite, by the name of the prompt; a point is a leading index of ``values``."""
@@ -113,15 +117,3 @@ def starting_noise(seed: int, noises: int, shape: tuple[int, ...]) -> np.ndarray
     """Noise j is drawn with ``fold_in(key(seed), j)``: every prompt starts from the same ones."""
     keys = [jax.random.fold_in(jax.random.key(seed), j) for j in range(noises)]
     return np.stack([np.asarray(jax.random.normal(key, shape, jnp.float32)) for key in keys])
-
-
-def embed(model: StableDiffusion, texts: Sequence[str], batch: int = 16) -> np.ndarray:
-    """Embeddings of texts, a few at a time by one program; what the tokenizer cuts is said elsewhere."""
-    parts = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        for first in range(0, len(texts), batch):
-            part = list(texts[first : first + batch])
-            filled = part + part[-1:] * (batch - len(part))
-            parts.append(np.asarray(model.embed(filled))[: len(part)])
-    return np.concatenate(parts)

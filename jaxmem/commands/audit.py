@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from jaxmem.commands.flags import in_flags
-from jaxmem.commands.output import model_name, open_model, sayer, show_run, write_page
+from jaxmem.commands.output import is_run, model_name, open_model, open_trained, say, say_result, show_run, write_page
 from jaxmem.config import AuditConfig, FilesConfig, VerbatimConfig
 
 
@@ -20,7 +20,8 @@ class Audit:
     """
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")] = ""
-    """A diffusers folder, or a hub id such as CompVis/stable-diffusion-v1-4; by default the small model shipped."""
+    """A diffusers folder, a hub id such as CompVis/stable-diffusion-v1-4, or a run of jaxmem reproduce mnist, whose
+    prompts are its two digits; by default the small model shipped."""
     prompts: tuple[Path, ...] = ()
     """Files of prompts: .txt, .csv or .tsv with any separator, .json, .jsonl, .parquet; also .gz of the text ones, a
     folder with one caption per .txt file, or - for standard input. With labels and categories or without."""
@@ -50,13 +51,9 @@ class Audit:
 
         if self.out is None and not self.dry_run:
             raise ValueError("--out: expected a folder for the run, got none; or ask what it takes with --dry-run")
-        model, name, config, files = (
-            self.model,
-            model_name(self.model),
-            self.config,
-            [*self.prompts, *self.memorized, *self.not_memorized],
-        )
-        prompts = self.prompts
+        model, name, config = self.model, model_name(self.model), self.config
+        files = [*self.prompts, *self.memorized, *self.not_memorized]
+        prompts, trained = self.prompts, is_run(self.model)
         if not model:
             from jaxmem.data import verbatim_model
 
@@ -65,30 +62,37 @@ class Audit:
             model, prompts = str(shipped), prompts if files else (shipped_prompts,)
             if config.guidance is None:
                 config = replace(config, guidance=VerbatimConfig().audit.guidance)
-        elif not files:
+        elif not (files or trained):
             raise ValueError("--prompts: expected a file of prompts, got none; one prompt per line will do")
         options: dict[str, Any] = dict(limit=self.limit, merge_duplicates=self.merge_duplicates)
-        found = gather([(prompts, None), (self.memorized, True), (self.not_memorized, False)], **options)
+        # Without files a run's own digits are audited.
+        found = (
+            gather([(prompts, None), (self.memorized, True), (self.not_memorized, False)], **options)
+            if prompts or files
+            else None
+        )
         if "-" in map(str, files) and str(self.reference) == "-":
             raise ValueError("--reference: expected another source than the prompts, got standard input (-) twice")
         neutral = self._reference()
         _compute_on(self.device)
 
-        from jaxmem.audit import run_audit
+        from jaxmem.audit import audit, audit_cost
         from jaxmem.runs.progress import show_progress
 
-        opened, out = open_model(model, self.files), None if self.dry_run else self.out
+        opened = (open_trained if trained else open_model)(model, self.files)
+        if self.dry_run or self.out is None:
+            say_result(f"audited model: {name}")
+            audit_cost(opened, found, config, neutral=neutral, say=say_result)
+            return
         with show_progress() as progress:
-            run_audit(
-                opened, found, config, out, neutral=neutral, name=name, progress=progress, say=sayer(self.dry_run)
-            )
-        if out is not None:
-            from rich.console import Console
+            audit(opened, found, config, folder=self.out, neutral=neutral, name=name, progress=progress, say=say)
 
-            from jaxmem.report.tables import print_audit
+        from rich.console import Console
 
-            print_audit(out, Console(), in_flags)
-            write_page(out)
+        from jaxmem.report.tables import print_audit
+
+        print_audit(self.out, Console(), in_flags)
+        write_page(self.out)
 
     def _reference(self) -> Any:
         from jaxmem.data import NEUTRAL_CAPTIONS

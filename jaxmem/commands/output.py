@@ -2,7 +2,6 @@
 
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,22 @@ def say(line: str) -> None:
     print(visible(in_flags(line)), file=sys.stderr, flush=True)
 
 
-def sayer(dry_run: bool) -> Callable[[str], None]:
-    """Where an audit says what it takes: that is the result of a dry run, and beside the results of any other."""
-    return (lambda line: print(visible(in_flags(line)))) if dry_run else say
+def say_result(line: str) -> None:
+    """One line that is the result of a command, such as what an audit would take."""
+    print(visible(in_flags(line)))
+
+
+def is_run(source: str) -> bool:
+    """Whether a source of a model is the folder of a run, not of a diffusers model."""
+    return (Path(source) / "manifest.json").is_file()
 
 
 def open_model(source: str, files: FilesConfig) -> Any:
-    """Open a model as the flags say; its warnings and what may surprise come first."""
+    """Open a Stable Diffusion model as the flags say; its warnings and what may surprise come first."""
+    if is_run(source):
+        raise ValueError(
+            f"MODEL: expected a diffusers folder or a hub id, got a run of jaxmem ({source}), which jaxmem audit takes"
+        )
     from jaxmem.stable_diffusion.pipeline import StableDiffusion
 
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # said below, as lines
@@ -34,6 +42,18 @@ def open_model(source: str, files: FilesConfig) -> Any:
     for warning in model.reading.warnings:
         say(f"warning: {warning}")
     return model
+
+
+def open_trained(source: str, files: FilesConfig) -> Any:
+    """Open the network that a run trained; flags about a model's files have no meaning there."""
+    from jaxmem.experiments.mnist import load_model
+
+    if files != FilesConfig():
+        raise ValueError(
+            f"files: expected no `ignore_setting` and no `prediction_type` for a run of jaxmem ({source}), which has"
+            f" no files of diffusers"
+        )
+    return load_model(source)
 
 
 def model_name(source: str) -> str:

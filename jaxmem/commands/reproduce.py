@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from jaxmem.commands.output import model_name, open_model, say, sayer, show_run, write_page
+from jaxmem.commands.output import model_name, open_model, say, say_result, show_run, write_page
 from jaxmem.config import AuditConfig, FilesConfig, MnistConfig, Toy2dConfig, VerbatimConfig
 from jaxmem.terminal import visible
 
@@ -98,25 +98,19 @@ class PaperFigures:
             raise ValueError("--method: expected spectra to draw (auto, eigh or lanczos), got none; see jaxmem audit")
         prompts = [*first_of_each(gather([(self.prompts, None)], merge_duplicates=True), self.per_category), NO_PROMPT]
 
-        from jaxmem.audit import read_audit, run_audit
-        from jaxmem.runs.directory import Run
+        from jaxmem.audit import audit, audit_cost
         from jaxmem.runs.progress import show_progress
 
-        out = None if self.dry_run else self.out
+        model, name = open_model(self.model, self.files), model_name(self.model)
+        if self.dry_run or self.out is None:
+            say_result(f"audited model: {name}")
+            audit_cost(model, prompts, self.config, say=say_result)
+            return
         with show_progress() as progress:
-            model = open_model(self.model, self.files)
-            run_audit(
-                model,
-                prompts,
-                self.config,
-                out,
-                name=model_name(self.model),
-                progress=progress,
-                say=sayer(self.dry_run),
-            )
-        if out is not None:
-            from jaxmem.report.paper import draw
+            found = audit(model, prompts, self.config, folder=self.out, name=name, progress=progress, say=say)
 
-            write_page(out)
-            for path in draw(read_audit(Run.read(out)), out / "figures"):
-                print(visible(str(path)))
+        from jaxmem.report.paper import draw
+
+        write_page(self.out)
+        for path in draw(found, self.out / "figures"):
+            print(visible(str(path)))

@@ -1,6 +1,5 @@
 """Train the autoencoder of a small latent diffusion model: reconstruction and a weak prior on the latents."""
 
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,8 @@ from jaxtyping import Array, Float
 
 from jaxmem.config import AutoencoderConfig
 from jaxmem.runs.checkpoints import restore_checkpoint, save_checkpoint
-from jaxmem.runs.directory import fingerprint
+from jaxmem.runs.identity import fingerprint
+from jaxmem.runs.progress import Progress
 from jaxmem.stable_diffusion.configs import VAEConfig
 from jaxmem.stable_diffusion.vae import VAE
 
@@ -70,8 +70,8 @@ def train_autoencoder(
     config: AutoencoderConfig,
     images: np.ndarray,
     *,
-    checkpoint_dir: Path,
-    on_step: Callable[[int, int], None],
+    folder: Path,
+    progress: Progress,
 ) -> tuple[nnx.GraphDef, Any]:
     """Train on grey images (n, side, side), uint8, shown as three equal channels; resumes from its checkpoints.
 
@@ -88,12 +88,12 @@ def train_autoencoder(
     optimizer = optax.adam(rate)
     recipe = asdict(config) | {"data": fingerprint(images)[:12]}
     first, now = 0, _Progressing(state, optimizer.init(state))
-    if found := restore_checkpoint(checkpoint_dir, now, recipe):
+    if found := restore_checkpoint(folder, now, recipe):
         first, now = found
     side = architecture.sample_size // architecture.downscale
     shape = (side, side, architecture.latent_channels)
     data = jnp.asarray(images)
-    on_step(first, config.num_steps)
+    progress("train the autoencoder", first, config.num_steps)
     for step in range(first, config.num_steps):
         key = jax.random.fold_in(jax.random.key(config.seed), step)
         now, value = _step(graphdef, optimizer, now, data, key, config.batch_size, shape)
@@ -102,8 +102,8 @@ def train_autoencoder(
                 raise ValueError(
                     f"autoencoder: the loss became {value} before step {step + 1}; lower its learning rate"
                 )
-            save_checkpoint(checkpoint_dir, step + 1, now, recipe)
-        on_step(step + 1, config.num_steps)
+            save_checkpoint(folder, step + 1, now, recipe)
+        progress("train the autoencoder", step + 1, config.num_steps)
     return graphdef, now.parameters
 
 

@@ -15,22 +15,27 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxmem.config import MnistConfig
+from jaxmem.config import MnistConfig, TrainingConfig
 from jaxmem.data.mnist import Digits, select_digits, to_pixels
-from jaxmem.diffusion import DDIM, NoiseSchedule, sample_ddim
+from jaxmem.diffusion import NoiseSchedule
 from jaxmem.extras import require
 from jaxmem.memorization.distances import calibrated_l2, nearest_training
 from jaxmem.memorization.sharpness import below_bound, positive_count, tangent_count
+from jaxmem.model import ClassConditional
+from jaxmem.networks.parameters import load_parameters, save_parameters
 from jaxmem.networks.unet import UNet
+from jaxmem.prompts import Prompt
 from jaxmem.runs.directory import Run
 from jaxmem.runs.progress import Progress, silent
 from jaxmem.runs.stages import save_losses, timed, wall_seconds
+from jaxmem.sampling import DDIM, sample
 from jaxmem.score import NetworkScore, bind
 from jaxmem.spectra.shared import record_spectra
 from jaxmem.training import train
 
 SCHEDULE = NoiseSchedule()  # DDPM linear, 1,000 steps: the paper's
 CLASSES = ("general", "memorized")
+_MODEL = "model.npz"  # the trained parameters, in the folder of the run
 
 
 def score_network(config: MnistConfig) -> tuple[NetworkScore, Any]:
@@ -80,11 +85,12 @@ def run_mnist(config: MnistConfig, out: Path, progress: Progress = silent) -> di
             SCHEDULE,
             config.training,
             probabilities=jnp.asarray(probabilities, jnp.float32),
-            checkpoint_dir=out / "checkpoints",
-            on_step=lambda step, total: progress("train", step, total),
+            folder=out / "checkpoints",
+            progress=lambda _, step, total: progress("train", step, total),
         )
         save_losses(run, "losses", result.losses)
     state = result.state
+    save_parameters(out / _MODEL, state)
     with timed(run, "sample"):
         sample_digits(config, run, score, state, progress)
     arrays = choose_samples(config, run, digits, progress)
@@ -93,6 +99,56 @@ def run_mnist(config: MnistConfig, out: Path, progress: Progress = silent) -> di
     metrics = mnist_metrics(arrays)
     run.finalise(metrics | {"wall_seconds": wall_seconds(run)}, arrays)
     return run.metrics()
+
+
+def load_model(folder: str | Path) -> ClassConditional:
+    """The U-Net that a run of this experiment trained, as a model whose prompts are its two digits.
+
+    The prompts that it brings with it have labels: one digit is memorized, of the other there were many images.
+
+    Raises:
+        ValueError: the folder holds no run of this experiment, or its training is not finished.
+    """
+    run = Run.read(folder)
+    if run.manifest.get("experiment") != "mnist":
+        raise ValueError(
+            f"{run.directory}: expected a run of `jaxmem reproduce mnist`, whose network can be audited, got a run of"
+            f" {run.manifest.get('experiment')!r}"
+        )
+    path = run.directory / _MODEL
+    if not path.is_file():
+        raise ValueError(
+            f"{run.directory}: expected the trained network in {_MODEL}, got none; let `jaxmem reproduce mnist`"
+            f" finish its training in this folder (runs of jaxmem 0.1 did not keep it: train in a new one)"
+        )
+    config = _config_of(run)
+    score, like = score_network(config)
+    return ClassConditional(
+        score=score,
+        state=load_parameters(path, like),
+        schedule=SCHEDULE,
+        shape=(28, 28, 1),
+        classes={str(digit): digit for digit in (config.general_digit, config.memorized_digit)},
+        prediction="eps",
+        known=(
+            Prompt(str(config.general_digit), False, CLASSES[0]),
+            Prompt(str(config.memorized_digit), True, CLASSES[1]),
+        ),
+    )
+
+
+def _config_of(run: Run) -> MnistConfig:
+    """The configuration of a run, from what `dataclasses.asdict` and JSON made of it."""
+    try:
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in run.manifest["config"].items()
+        }
+        return MnistConfig(**(values | {"training": TrainingConfig(**values["training"])}))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{run.directory}: expected the configuration of this version of jaxmem in manifest.json, got another one"
+            f" ({error}); train again in a new folder"
+        ) from None
 
 
 def _batches(config: MnistConfig) -> Iterator[tuple[str, int, int, int]]:
@@ -118,10 +174,9 @@ def sample_digits(config: MnistConfig, run: Run, score: Any, state: Any, progres
             noise_key = jax.random.fold_in(jax.random.key(config.sampling_seed), first)
             noise = jax.random.normal(noise_key, (config.sample_batch, 28, 28, 1))
             cond = jnp.full(config.sample_batch, digit, jnp.int32)
-            samples, kept = sample_ddim(sampler, score, state, noise, cond, keep=config.timesteps)
+            samples, kept = sample(score, state, noise, cond, sampler=sampler, keep=config.timesteps)
             path = np.stack([np.asarray(kept[t])[:number] for t in config.timesteps], 1)
-            run.save(f"samples-{key}", np.asarray(samples)[:number, ..., 0])
-            run.save(f"path-{key}", path)
+            run.save(f"sample-{key}", samples=np.asarray(samples)[:number, ..., 0], path=path)
             run.append({"key": f"sample-{key}", "digit": digit, "first": first, "number": number})
         done += number
         progress("sample", done, total)
@@ -129,7 +184,7 @@ def sample_digits(config: MnistConfig, run: Run, score: Any, state: Any, progres
 
 def choose_samples(config: MnistConfig, run: Run, digits: Digits, progress: Progress) -> dict[str, np.ndarray]:
     """Measure every sample against the training set and choose the clearly new ones, and memorized ones, to analyse."""
-    samples = np.concatenate([run.load(f"samples-{key}") for key, *_ in _batches(config)])
+    samples = np.concatenate([run.load(f"sample-{key}")["samples"] for key, *_ in _batches(config)])
     labels = np.concatenate([np.full(number, digit) for _, digit, _, number in _batches(config)])
     training = to_pixels(digits.images).reshape(len(digits.images), -1)
     flat = samples.reshape(len(samples), -1)
@@ -173,7 +228,7 @@ def analyse(
     config: MnistConfig, run: Run, score: Any, state: Any, arrays: dict[str, np.ndarray], progress: Progress
 ) -> dict[str, np.ndarray]:
     """All 784 eigenvalues of every chosen sample at every timestep, one timestep after another."""
-    paths = np.concatenate([run.load(f"path-{key}") for key, *_ in _batches(config)])[arrays["analysed"]]
+    paths = np.concatenate([run.load(f"sample-{key}")["path"] for key, *_ in _batches(config)])[arrays["analysed"]]
     count, steps = paths.shape[:2]
     found = record_spectra(
         run,
@@ -183,7 +238,7 @@ def analyse(
         np.repeat(np.asarray(config.timesteps), count),
         np.tile(arrays["label"].astype(np.int32), steps),
         unit=config.analysis_batch,
-        points=config.points,
+        batch=config.points,
         chunk=config.chunk,
         progress=progress,
     )

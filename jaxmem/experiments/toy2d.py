@@ -20,13 +20,15 @@ import numpy as np
 from flax import nnx
 
 from jaxmem.config import Toy2dConfig, TrainingConfig
-from jaxmem.diffusion import DDIM, NoiseSchedule, ddim_path
+from jaxmem.diffusion import NoiseSchedule
 from jaxmem.jacobian import score_jacobian
 from jaxmem.networks.mlp import MLP
 from jaxmem.oracles import EmpiricalScore, GaussianMixture, GaussianMixtureScore
-from jaxmem.runs.directory import Run, fingerprint
+from jaxmem.runs.directory import Run
+from jaxmem.runs.identity import fingerprint
 from jaxmem.runs.progress import Progress, silent
 from jaxmem.runs.stages import save_losses, timed, wall_seconds
+from jaxmem.sampling import DDIM, sample_path
 from jaxmem.score import NetworkScore, bind
 from jaxmem.training import train
 
@@ -91,7 +93,8 @@ def analyse_model(
     """Train one model unless the run has it, and set its Hessians beside the closed forms on the same paths."""
     if not run.done(model):
         measure_model(config, run, model, training, points, progress)
-    samples, paths, hessians, field = (run.load(f"{model}-{name}") for name in STORED)
+    arrays = run.load(model)
+    samples, paths, hessians, field = (arrays[name] for name in STORED)
     population_score, empirical_score = GaussianMixtureScore(SCHEDULE), EmpiricalScore(SCHEDULE)
     mixture, data = population(config), points.astype(np.float64)  # the copies count by the number of their rows
     steps = range(SCHEDULE.num_timesteps)
@@ -124,8 +127,8 @@ def measure_model(
             (jnp.asarray(points), None),
             SCHEDULE,
             training,
-            checkpoint_dir=run.directory / "checkpoints" / model,
-            on_step=lambda step, total: progress(f"train {label}", step, total),
+            folder=run.directory / "checkpoints" / model,
+            progress=lambda _, step, total: progress(f"train {label}", step, total),
             name="training" if model == "second_order" else "first_order_training",
         )
         save_losses(run, f"{model}-losses", result.losses)
@@ -136,8 +139,7 @@ def measure_model(
         hessians = np.asarray(path_hessians(score, state, jnp.asarray(paths)))  # waits: a call returns at once
     t = jnp.int32(config.field_timestep)
     field = jax.vmap(lambda x: score(state, x, t, None))(jnp.asarray(field_grid(config)))
-    for name, array in zip(STORED, (samples, paths, hessians, field), strict=True):
-        run.save(f"{model}-{name}", np.asarray(array))
+    run.save(model, samples=samples, paths=paths, hessians=hessians, field=np.asarray(field))
     run.append({"key": model, "products": len(PATHS) * SCHEDULE.num_timesteps * 2})
 
 
@@ -161,7 +163,7 @@ def sample_paths(
     sampler = DDIM(SCHEDULE, SCHEDULE.num_timesteps)
     noise = jax.random.normal(jax.random.key(config.sampling_seed), (config.num_samples, 2))
     kept = {}
-    for done, (t, x) in enumerate(ddim_path(sampler, score, state, noise)):
+    for done, (t, x) in enumerate(sample_path(score, state, noise, sampler=sampler)):
         kept[t] = np.asarray(x)
         on_step(done, sampler.num_steps)
     samples = kept[-1]

@@ -7,7 +7,6 @@ captions, beside which stands the exact spectrum that each caption's own trainin
 
 import shutil
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jaxmem.audit import read_audit, run_audit
+from jaxmem.audit import audit as run_audit
+from jaxmem.audit import read_audit
 from jaxmem.config import VerbatimConfig
 from jaxmem.data.captions import CaptionedImages, captioned_digits
 from jaxmem.data.mnist import load_mnist
@@ -33,7 +33,8 @@ from jaxmem.experiments.verbatim_analysis import (
     mean_counts,
 )
 from jaxmem.prompts import NO_PROMPT, Prompt
-from jaxmem.runs.directory import Run, fingerprint
+from jaxmem.runs.directory import Run
+from jaxmem.runs.identity import fingerprint
 from jaxmem.runs.progress import Progress, Say, quiet, silent
 from jaxmem.runs.stages import save_losses, timed, wall_seconds
 from jaxmem.score import NetworkScore, bind
@@ -96,8 +97,8 @@ def train_model(
             AUTOENCODER,
             config.autoencoder,
             data.images,
-            checkpoint_dir=checkpoints / "autoencoder",
-            on_step=lambda step, total: progress("train the autoencoder", step, total),
+            folder=checkpoints / "autoencoder",
+            progress=progress,
         )
         vae_state, latents = standardise(vae_graphdef, vae_state, encode_all(vae_graphdef, vae_state, data.images))
 
@@ -124,8 +125,8 @@ def train_model(
                 SCHEDULER.schedule,
                 recipe,
                 probabilities=probabilities,
-                checkpoint_dir=checkpoints / name,
-                on_step=partial(progress, stage),
+                folder=checkpoints / name,
+                progress=lambda _, step, total, stage=stage: progress(stage, step, total),  # type: ignore[misc]
                 name=option,
             )
             save_losses(run, f"losses-{name}", result.losses)
@@ -184,7 +185,9 @@ def run_verbatim(config: VerbatimConfig, out: Path, progress: Progress = silent,
     prompts = [*labelled_captions(data), NO_PROMPT]
     for name, settings in (("audit", config.audit), ("course", config.course)):
         with timed(run, name):
-            run_audit(model, prompts, settings, run.directory / name, name="verbatim", progress=progress, say=say)
+            run_audit(
+                model, prompts, settings, folder=run.directory / name, name="verbatim", progress=progress, say=say
+            )
     audit, course = (Run.read(run.directory / name) for name in ("audit", "course"))
     with timed(run, "compare with the training set"):
         arrays = compare(model, data, audit, progress)

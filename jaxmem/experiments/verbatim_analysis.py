@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmem.audit import AuditResult, read_audit
+from jaxmem.audit import Audit, read_audit
 from jaxmem.audit.result import read_points
 from jaxmem.data.captions import CATEGORIES, CaptionedImages
 from jaxmem.experiments.autoencoder import encode_all
@@ -64,7 +64,7 @@ def compare(model: StableDiffusion, data: CaptionedImages, audit: Run, progress:
     }
 
 
-def mean_counts(found: AuditResult, arrays: dict[str, np.ndarray], categories: Sequence[str]) -> dict[str, Any]:
+def mean_counts(found: Audit, arrays: dict[str, np.ndarray], categories: Sequence[str]) -> dict[str, Any]:
     """By timestep and category: mean counts with 95 % intervals over captions, of the model and the training sets."""
     kinds, table = np.array(categories), {}
     measured, oracle = found.eigenvalues[: len(kinds)], arrays["oracle"].astype(np.float64)
@@ -93,7 +93,7 @@ def distances(distance: np.ndarray, categories: Sequence[str]) -> dict[str, dict
     }
 
 
-def apart(found: AuditResult, categories: Sequence[str]) -> dict[str, float]:
+def apart(found: Audit, categories: Sequence[str]) -> dict[str, float]:
     """Median ‖·‖₂ between generated images of two *general* captions: from one noise, and from two."""
     assert found.images is not None  # sampling went to the end
     general = found.images[: len(categories)][np.array(categories) == "none"]
@@ -105,7 +105,7 @@ def apart(found: AuditResult, categories: Sequence[str]) -> dict[str, float]:
     return {"one_noise": float(np.median(one_noise)), "two_noises": float(np.median(two_noises))}
 
 
-def lowest_over_bound(found: AuditResult) -> dict[str, float]:
+def lowest_over_bound(found: Audit) -> dict[str, float]:
     """By timestep: the lowest of all eigenvalues over -1/σ², below which no true one is."""
     ratios = -found.eigenvalues.min((0, 1, 3)) * found.spectral_sigma**2
     return {str(t): float(ratio) for t, ratio in zip(found.spectral_timesteps, ratios, strict=True)}
@@ -120,7 +120,7 @@ def areas(audit: Run) -> dict[str, Any]:
     }
 
 
-def areas_over_time(course: AuditResult) -> dict[str, dict[str, list[tuple[int, float]]]]:
+def areas_over_time(course: Audit) -> dict[str, dict[str, list[tuple[int, float]]]]:
     """AUC of each statistic at each timestep it was taken at, from the first: by statistic and memorized category.
 
     Spectral statistics at the timesteps with a spectrum, ‖eps_c - eps_u‖ at all sampling steps.

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from jaxmem.memorization.sharpness import positive_count, tangent_count
-from jaxmem.report.style import GENERAL, MEMORIZED, NEUTRAL, figure
+from jaxmem.report.style import GENERAL, MEMORIZED, NEUTRAL, figure, mean_and_range
 
 Arrays = dict[str, np.ndarray]
 
@@ -102,9 +102,7 @@ def counts(arrays: Arrays, path: Path) -> None:
                 (~is_memorized, GENERAL, f"digit {general}, not memorized", "o"),
                 (is_memorized, MEMORIZED, f"digit {memorized}, memorized", "s"),
             ):
-                part = values[mask]
-                axis.fill_between(t, part.min(0), part.max(0), color=colour, alpha=0.18, lw=0)
-                axis.plot(t, part.mean(0), color=colour, marker=marker, ms=4, label=f"{name}: mean, range")
+                mean_and_range(axis, t, values[mask], color=colour, marker=marker, label=f"{name}: mean, range")
             # Most of the change is at small t, where a linear axis has no room.
             axis.set_xscale("symlog", linthresh=10, linscale=0.5)
             ticks = [tick for tick in (0, 10, 20, 50, 100, 200, 500, 1000) if tick <= max(t.max(), 10)]

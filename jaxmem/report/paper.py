@@ -5,16 +5,16 @@ from typing import Any
 
 import numpy as np
 
-from jaxmem.audit import AuditResult
+from jaxmem.audit import Audit
 from jaxmem.memorization.sharpness import positive_count, tangent_count
 from jaxmem.prompts import NO_PROMPT
 from jaxmem.report.style import CATEGORIES as COLOURS
-from jaxmem.report.style import NEUTRAL, figure, plain
+from jaxmem.report.style import NEUTRAL, figure, mean_and_range, plain
 
 _APPENDIX = 4  # prompts of a category
 
 
-def draw(result: AuditResult, folder: Path, training: np.ndarray | None = None) -> list[Path]:
+def draw(result: Audit, folder: Path, training: np.ndarray | None = None) -> list[Path]:
     """Draw what the audit has spectra for; ``training``, (N, h, w), is an image of each prompt's training set.
 
     Raises:
@@ -36,7 +36,7 @@ def draw(result: AuditResult, folder: Path, training: np.ndarray | None = None) 
     return made
 
 
-def categories(result: AuditResult) -> dict[str, np.ndarray]:
+def categories(result: Audit) -> dict[str, np.ndarray]:
     """Indices of the prompts of each category, in the order they come; "no prompt" last."""
     found: dict[str, list[int]] = {}
     for n, prompt in enumerate(result.prompts):
@@ -58,11 +58,11 @@ def _picture(axis: Any, image: np.ndarray | None, title: str) -> None:
         axis.set_title(title, fontsize=9)
 
 
-def _what(result: AuditResult) -> str:
+def _what(result: Audit) -> str:
     return "eigenvalue" if result.method == "eigh" else "Ritz value"
 
 
-def _figure6(result: AuditResult, kinds: dict[str, np.ndarray], path: Path, training: np.ndarray | None) -> None:
+def _figure6(result: Audit, kinds: dict[str, np.ndarray], path: Path, training: np.ndarray | None) -> None:
     """Of one prompt per category the images and the sorted spectra, of all the counts over the timesteps."""
     shown = {kind: members for kind, members in kinds.items() if kind != NO_PROMPT.category}
     sigma = result.spectral_sigma
@@ -82,10 +82,7 @@ def _figure6(result: AuditResult, kinds: dict[str, np.ndarray], path: Path, trai
             row[2].legend(fontsize=7, frameon=True, framealpha=1, edgecolor="none")  # readable above the line at 0
             for axis, name in ((row[3], "positive"), (row[4], "tangent")):
                 counts, label = _over_time(result, members, name)
-                axis.plot(result.spectral_timesteps, counts.mean(0), "o-", color=colour, ms=4)
-                axis.fill_between(
-                    result.spectral_timesteps, counts.min(0), counts.max(0), color=colour, alpha=0.2, lw=0
-                )
+                mean_and_range(axis, result.spectral_timesteps, counts, color=colour)
                 axis.set(xlabel="timestep t", ylabel=label)
                 axis.set_title(f"{len(members)} prompts, mean and range", fontsize=9)
         for column in (3, 4):
@@ -94,7 +91,7 @@ def _figure6(result: AuditResult, kinds: dict[str, np.ndarray], path: Path, trai
                 axis.set_ylim(-0.02 * top, max(top, 1))
 
 
-def _over_time(result: AuditResult, members: np.ndarray, name: str) -> tuple[np.ndarray, str]:
+def _over_time(result: Audit, members: np.ndarray, name: str) -> tuple[np.ndarray, str]:
     """Counts (prompts × noises, timesteps) and what they are: exact, estimates by the audit, or of Ritz values."""
     columns = {
         detector.timestep: d for d, detector in enumerate(result.detectors) if detector.statistic == f"{name}-count"
@@ -109,7 +106,7 @@ def _over_time(result: AuditResult, members: np.ndarray, name: str) -> tuple[np.
     return counts, f"{name} Ritz values"
 
 
-def _figure7(result: AuditResult, kinds: dict[str, np.ndarray], path: Path) -> None:
+def _figure7(result: Audit, kinds: dict[str, np.ndarray], path: Path) -> None:
     """The first spectra: of all prompts from one noise, and of one prompt per category from three noises."""
     length = result.eigenvalues.shape[3]
     sigma = result.sigma[result.timesteps == result.spectral_timesteps[0]]
@@ -142,7 +139,7 @@ def _figure7(result: AuditResult, kinds: dict[str, np.ndarray], path: Path) -> N
             row[1].legend(handles, labels, fontsize=7, ncols=1 + (len(labels) > 6))
 
 
-def _appendix(result: AuditResult, members: np.ndarray, kind: str, colour: str, path: Path) -> None:
+def _appendix(result: Audit, members: np.ndarray, kind: str, colour: str, path: Path) -> None:
     """Generated images of some prompts of a category and their spectra at the last timestep (Figures 8 to 10)."""
     chosen, t = members[:_APPENDIX], result.spectral_timesteps[-1]
     with figure(path, 2.4 * len(chosen) + 0.4, 3.9) as canvas:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmem.report.style import GENERAL, MEMORIZED, NEUTRAL, REFERENCE, figure, plain
+from jaxmem.report.style import GENERAL, MEMORIZED, NEUTRAL, REFERENCE, figure, plain, residual_bars
 
 _MARKERS = "osD^v<>pX*"
 _NO_WORDS = "(no words)"
@@ -43,16 +43,13 @@ def draw_spectrum(spectra: dict[str, np.ndarray], metrics: dict[str, Any], direc
         for i, point in enumerate(points):
             values, residuals = spectra["eigenvalues"][i].real, spectra["residuals"][i]
             color = GENERAL if point["kind"] == "conditional" else MEMORIZED
-            axis.errorbar(
-                np.arange(1, len(values) + 1),
+            residual_bars(
+                axis,
                 values,
-                yerr=residuals,
-                fmt=_MARKERS[point["image"] % len(_MARKERS)],
+                residuals,
                 color=color,
-                markersize=4,
-                markerfacecolor=color if point["image"] < len(_MARKERS) else "none",
-                elinewidth=1,
-                capsize=2,
+                marker=_MARKERS[point["image"] % len(_MARKERS)],
+                filled=point["image"] < len(_MARKERS),
                 label=plain(point["prompt"]) or _NO_WORDS
                 if point["kind"] == "conditional"
                 else f"image {point['image']}, no prompt",

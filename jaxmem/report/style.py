@@ -1,4 +1,4 @@
-"""How figures look: one place for colours, sizes and the file format."""
+"""How figures look: one place for colours, sizes, the file format, and what several figures draw alike."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from jaxmem.terminal import visible
 
@@ -19,7 +22,7 @@ NEUTRAL = "#7F7F7F"
 SEQUENTIAL = "cividis"
 CATEGORIES = (GENERAL, MEMORIZED, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
-_RC: Any = {
+RC: Any = {
     "font.size": 10,
     "axes.labelsize": 10,
     "axes.titlesize": 10,
@@ -49,7 +52,7 @@ def figure(target: Path | BytesIO, width: float, height: float) -> Iterator[Figu
     Figures are made without pyplot: no global state, no display, safe in threads and notebooks. Equal figures give
     equal bytes.
     """
-    with mpl.rc_context(_RC):
+    with mpl.rc_context(RC):
         canvas = Figure(figsize=(width, height))
         yield canvas
         if isinstance(target, BytesIO):
@@ -57,3 +60,47 @@ def figure(target: Path | BytesIO, width: float, height: float) -> Iterator[Figu
             return
         target.parent.mkdir(parents=True, exist_ok=True)
         canvas.savefig(target, dpi=160)
+
+
+def mean(values: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
+    """Mean of what is not NaN; NaN where nothing is."""
+    number = np.sum(~np.isnan(values), axis)
+    return np.where(number > 0, np.nansum(values, axis) / np.maximum(number, 1), np.nan)
+
+
+def mean_and_range(
+    ax: Axes, x: np.ndarray, values: np.ndarray, *, color: str, marker: str = "o", label: str | None = None
+) -> None:
+    """Mean over the points, (points, steps), as a line and their range as a band; NaN is no value."""
+    there = ~np.isnan(values).all(0)
+    if not there.any():
+        return
+    x, values = x[there], values[:, there]
+    ax.fill_between(x, np.nanmin(values, 0), np.nanmax(values, 0), color=color, alpha=0.18, lw=0)
+    ax.plot(x, mean(values, 0), color=color, marker=marker, ms=4 if len(x) < 20 else 2.5, label=label)
+
+
+def residual_bars(
+    ax: Axes,
+    values: np.ndarray,
+    residuals: np.ndarray,
+    *,
+    color: str,
+    marker: str = "o",
+    filled: bool = True,
+    label: str | None = None,
+) -> None:
+    """Ritz values against their rank as points, with their residuals as bars."""
+    ax.errorbar(
+        np.arange(1, len(values) + 1),
+        values,
+        yerr=residuals,
+        fmt=marker,
+        color=color,
+        markersize=4,
+        markerfacecolor=color if filled else "none",
+        elinewidth=1,
+        capsize=2,
+        label=label,
+    )
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))

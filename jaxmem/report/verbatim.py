@@ -9,7 +9,6 @@ from jaxmem.audit import read_audit
 from jaxmem.report import paper
 from jaxmem.report.style import CATEGORIES as COLOURS
 from jaxmem.report.style import NEUTRAL, figure
-from jaxmem.runs.directory import Run
 
 _KINDS = ("none", "matching", "template")
 _COURSE = {
@@ -23,7 +22,7 @@ _COURSE = {
 
 def draw(arrays: dict[str, np.ndarray], metrics: dict[str, Any], folder: Path) -> list[Path]:
     """Draw all figures of a finished run."""
-    audit = read_audit(Run.read(folder.parent / "audit"))
+    audit = read_audit(folder.parent / "audit")
     blank = np.full((1, *arrays["example"].shape[1:]), 0, np.uint8)
     training = np.concatenate([arrays["example"], np.repeat(blank, len(audit.prompts) - len(arrays["example"]), 0)])
     made = paper.draw(audit, folder, training)

@@ -1,42 +1,37 @@
-"""The run directory: what every experiment writes, resumes from, and all that a report reads.
+"""The run directory: experiments and audits write it and resume from it, and reports read nothing else.
 
-``manifest.json`` comes first and fixes the run; ``arrays/<key>.npy`` and one line of ``results-<process>.jsonl`` per
-finished unit of work follow; ``costs-<process>.jsonl`` keeps seconds and bytes, which no comparison looks at;
+``manifest.json`` comes first and fixes the run; ``arrays/<key>.npz`` (named arrays) and one line of
+``results-<process>.jsonl`` per finished unit of work follow; ``costs-<process>.jsonl`` keeps seconds and bytes, which
+no comparison looks at;
 ``environments-<process>.jsonl`` says when a run was continued under other versions or devices;
 ``spectra.npz`` and, last, ``metrics.json`` finish it. Files appear whole or not at all: each is written beside its
 place, fsynced and renamed; a line that a crash tore is cut when the run continues.
 """
 
-import hashlib
-import json
-import os
 import re
-import sys
 import warnings
-from collections.abc import Iterator
-from importlib.metadata import version
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
 
+from jaxmem.runs import manifest as manifests
 from jaxmem.runs.durable import (
     TEMPORARY,
     append_line,
+    arrays_writer,
     as_json,
     clear_os_errors,
     cut_torn_line,
     json_writer,
+    read_arrays,
     read_json,
     read_lines,
     write_atomically,
-    write_once,
 )
+from jaxmem.runs.identity import differences
 
-FORMAT = 1
-PACKAGES = ("jaxmem", "jax", "jaxlib", "flax", "optax", "numpy")
 # A unit is done when its row is there: without its arrays it has to be undone.
 _AGAIN = "delete the line of its unit in results-*.jsonl, and metrics.json, and start the run again"
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]{0,149}")
@@ -59,25 +54,25 @@ class Run:
             directory: new, empty, or holding a run of the same config and provenance.
             config: everything that decides the results, JSON values only (no absolute paths).
             process: index of this process among those that share the run, ``jax.process_index()`` by default.
-            provenance: what else must be the same to continue, such as ``dtype``, ``seeds``, ``data`` (hashes).
+            provenance: further values that must be the same to continue, such as ``dtype`` and ``data`` (hashes).
 
         Raises:
-            ValueError: the directory holds something else, a run that differs (the fields are named), or a manifest
-                that cannot be read.
+            ValueError: the directory holds other files, a run of another version of jaxmem, a run that differs (the
+                fields are named), or a manifest that cannot be read.
             OSError: the directory cannot be written.
         """
         directory = Path(directory)
         if directory.exists() and not directory.is_dir():
             raise ValueError(f"{directory}: expected a directory for the run, got a file; choose another folder")
-        wanted = as_json({"format": FORMAT, "config": config, **provenance}, "manifest")
-        _refuse_absolute_paths(wanted)
-        here = _environment()
+        wanted = manifests.describe(config, provenance)
+        here = manifests.environment()
         path = directory / "manifest.json"
         process = _process_index() if process is None else process
-        created = not path.exists() and _create_manifest(path, wanted | here, process)
+        created = not path.exists() and manifests.create(path, wanted | here, process)
         manifest = wanted | here if created else read_json(path, "move the directory away, or choose another folder")
         if not created:
-            _refuse_differences(directory, wanted, manifest)
+            manifests.refuse_other_format(directory, manifest)
+            manifests.refuse_other_work(directory, manifest, wanted)
         with clear_os_errors(directory):
             (directory / "arrays").mkdir(exist_ok=True)
             for left_over in directory.glob(f"**/{TEMPORARY}{process}-*"):
@@ -87,8 +82,9 @@ class Run:
         run = cls(directory, manifest, process)
         changed = {name: here[name] for name in here if manifest.get(name) != here[name]}
         if changed and not created:
+            before = {name: manifest[name] for name in changed if name in manifest}
             warnings.warn(
-                f"{directory}: continued under another environment ({_list_differences(here, manifest, here)}); "
+                f"{directory}: continued under another environment ({differences(before, changed)}); "
                 "the rest may differ from the first part by rounding",
                 stacklevel=2,
             )
@@ -100,7 +96,7 @@ class Run:
         """Look at a run without its config: the manifest, the rows and, once finished, metrics and spectra.
 
         Raises:
-            ValueError: there is no run here, or its manifest cannot be read.
+            ValueError: there is no run here, its manifest cannot be read, or another version of jaxmem made it.
         """
         directory = Path(directory)
         path = directory / "manifest.json"
@@ -109,7 +105,9 @@ class Run:
                 f"{directory}: expected a run directory, got no manifest.json in it; give the folder that "
                 "a run was written to"
             )
-        return cls(directory, read_json(path, "restore it, or run the experiment again elsewhere"), 0)
+        manifest = read_json(path, "restore it, or run the experiment again elsewhere")
+        manifests.refuse_other_format(directory, manifest)
+        return cls(directory, manifest, 0)
 
     @property
     def finished(self) -> bool:
@@ -124,31 +122,32 @@ class Run:
         """Whether a row of this key is recorded. A unit saves its arrays first and appends its row last."""
         return key in self._rows
 
-    def save(self, key: str, array: Shaped[np.ndarray, "..."]) -> None:
-        """Write one array to ``arrays/<key>.npy``; a second call replaces it.
+    def save(self, key: str, /, **arrays: Shaped[np.ndarray, "..."]) -> None:
+        """Write the named arrays of one unit to ``arrays/<key>.npz``; a second call replaces them.
 
         Raises:
-            ValueError: the key is no file name, or the array holds Python objects.
+            ValueError: the key is no file name, there is no array, or one holds Python objects.
             OSError: it cannot be written; what was there before is still there.
         """
-        _refuse_objects(key, array)
-        write_atomically(
-            self._array(key), lambda stream: np.lib.format.write_array(stream, array, allow_pickle=False), self.process
-        )
+        if not arrays:
+            raise ValueError(f"arrays: expected at least one for {key!r}, got none; record a unit without by its row")
+        self._write_arrays(self._array(key), arrays)
 
-    def load(self, key: str) -> Shaped[np.ndarray, "..."]:
-        """The array of one key.
+    def load(self, key: str, *names: str) -> dict[str, Shaped[np.ndarray, "..."]]:
+        """The arrays of one key, by name: all, or those named, which are read alone.
 
         Raises:
-            ValueError: it is not there, or the file is damaged.
+            ValueError: the file or a named array is not there, or the file is damaged.
         """
         path = self._array(key)
         if not path.is_file():
-            raise ValueError(f"{path}: expected a saved array, got no such file; {_AGAIN}")
-        try:
-            return np.load(path, allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise ValueError(f"{path}: expected a whole .npy file, got a damaged one ({error}); {_AGAIN}") from None
+            raise ValueError(f"{path}: expected saved arrays, got no such file; {_AGAIN}")
+        return read_arrays(path, "a whole .npz file", _AGAIN, names)
+
+    def _write_arrays(self, path: Path, arrays: dict[str, np.ndarray]) -> None:
+        for name, array in arrays.items():
+            _refuse_objects(name, np.asarray(array))
+        write_atomically(path, arrays_writer(arrays), self.process)
 
     def append(self, row: dict[str, Any]) -> None:
         """Record one finished unit as a line of ``results-<process>.jsonl``, on disk when this returns.
@@ -184,14 +183,7 @@ class Run:
 
     def finalise(self, metrics: dict[str, Any], spectra: dict[str, Shaped[np.ndarray, "..."]]) -> None:
         """Write ``spectra.npz``, then ``metrics.json``: with the second one in place the run is finished."""
-        for name, array in spectra.items():
-            _refuse_objects(name, np.asarray(array))
-        # not np.savez_compressed: eigenvalues hardly compress, and equal arrays give equal bytes either way
-        write_atomically(
-            self.directory / "spectra.npz",
-            lambda stream: np.savez(stream, **spectra),  # type: ignore[arg-type]
-            self.process,
-        )
+        self._write_arrays(self.directory / "spectra.npz", spectra)
         write_atomically(self.directory / "metrics.json", json_writer(as_json(metrics, "metrics")), self.process)
 
     def metrics(self) -> dict[str, Any]:
@@ -210,15 +202,8 @@ class Run:
             ValueError: the run is not finished, or the file is damaged.
         """
         self._expect_finished()
-        path = self.directory / "spectra.npz"
-        try:
-            with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
-        except Exception as error:  # zipfile, zlib and numpy each have their own for a damaged file
-            raise ValueError(
-                f"{path}: expected a whole .npz file, got {type(error).__name__}: {error}; delete metrics.json and "
-                "start the run again"
-            ) from None
+        remedy = "delete metrics.json and start the run again"
+        return read_arrays(self.directory / "spectra.npz", "a whole .npz file", remedy)
 
     def _expect_finished(self) -> None:
         if not self.finished:
@@ -232,110 +217,13 @@ class Run:
             raise ValueError(
                 f"key: expected letters, digits and . _ = + - (at most 150, no folder), got {key!r}; rename the unit"
             )
-        return self.directory / "arrays" / f"{key}.npy"
-
-
-def fingerprint(array: Shaped[np.ndarray, "..."]) -> str:
-    """SHA-256 of an array's dtype, shape and values, for the data hashes of a manifest."""
-    head = f"{array.dtype.str}{array.shape}".encode()
-    return hashlib.sha256(head + np.ascontiguousarray(array).tobytes()).hexdigest()
-
-
-def _environment() -> dict[str, Any]:
-    import jax
-
-    devices = jax.devices()
-    versions = {name: version(name) if name != "jaxmem" else _own_version() for name in PACKAGES}
-    versions["python"] = ".".join(map(str, sys.version_info[:3]))
-    return {"versions": versions, "device": {"kind": devices[0].device_kind, "count": len(devices)}}
-
-
-def _own_version() -> str:
-    from jaxmem import __version__
-
-    return __version__
+        return self.directory / "arrays" / f"{key}.npz"
 
 
 def _process_index() -> int:
     import jax
 
     return jax.process_index()
-
-
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        for key, item in value.items():
-            yield from _flat(item, f"{prefix}.{key}" if prefix else key)
-    else:
-        yield prefix, value
-
-
-def _refuse_absolute_paths(manifest: dict[str, Any]) -> None:
-    for name, value in _flat(manifest):
-        # A prompt may say "/imagine"; it is no path, whatever it begins with.
-        if isinstance(value, str) and os.path.isabs(value) and not name.endswith("prompt"):
-            raise ValueError(f"{name}: expected no absolute path in a manifest, got {value}; record a hash of the data")
-
-
-def _list_differences(names: dict[str, Any], old: dict[str, Any], new: dict[str, Any]) -> str:
-    before, after = ({name: manifest[name] for name in names if name in manifest} for manifest in (old, new))
-    return "; ".join(_difference(*field) for field in _differing(before, after))
-
-
-def _differing(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """The fields that differ, as name, old and new value; a section that only one of them has is one field."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in dict.fromkeys((*old, *new)):
-            yield from _differing(old.get(key, _absent), new.get(key, _absent), f"{name}.{key}" if name else key)
-    elif old != new:
-        yield name, old, new
-
-
-def _difference(name: str, old: Any, new: Any) -> str:
-    """What a field was and is; of long lists the first items that differ."""
-    if isinstance(old, list) and isinstance(new, list) and max(map(len, map(json.dumps, (old, new)))) > _LONGEST_SHOWN:
-        pairs = enumerate(zip_longest(old, new, fillvalue=_absent))
-        number, (old, new) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
-        name = f"{name}[{number}]"
-    return f"{name}: there {_shown(old)}, now {_shown(new)}"
-
-
-_absent = object()
-_LONGEST_SHOWN = 100
-
-
-def _shown(value: Any) -> str:
-    if value is _absent:
-        return "nothing"
-    text = json.dumps(value)
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}… ({len(text):,} characters)"
-
-
-def _refuse_differences(directory: Path, wanted: dict[str, Any], manifest: dict[str, Any]) -> None:
-    names = dict.fromkeys((*wanted, *(name for name in manifest if name not in ("versions", "device"))))
-    differences = _list_differences(names, manifest, wanted)
-    if differences:
-        raise ValueError(
-            f"{directory}: expected a run of the same config, got another one ({differences}); give the same values to "
-            "continue it (where one has a field that the other lacks, with the version of jaxmem that made it), "
-            "or choose another folder"
-        )
-
-
-def _create_manifest(path: Path, manifest: dict[str, Any], process: int) -> bool:
-    """Write the manifest into a new or empty directory, unless another process does so first."""
-    directory = path.parent
-    names = sorted(entry.name for entry in directory.iterdir()) if directory.is_dir() else []
-    foreign = [name for name in names if not name.startswith(TEMPORARY)]
-    # A manifest comes before all else of a run: where it is by now, what is there is its run's.
-    if foreign and not path.exists():
-        raise ValueError(
-            f"{directory}: expected a new or empty directory or a run, got {len(foreign)} other entries "
-            f"({', '.join(foreign[:3])}{', …' if len(foreign) > 3 else ''}); choose another folder"
-        )
-    with clear_os_errors(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-    return write_once(path, json_writer(manifest), process)
 
 
 def _refuse_objects(name: str, array: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""How much memory compiled programs take, and how much there is, before anything large is allocated."""
+"""Memory that compiled programs need and memory that is free, before anything large is allocated."""
 
 from typing import Any
 
@@ -7,21 +7,21 @@ import psutil
 
 
 def tree_bytes(tree: Any) -> int:
-    """Bytes of all arrays, or shapes, of a pytree."""
+    """Bytes of all arrays, or shapes (`jax.ShapeDtypeStruct`), of a pytree."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def program_bytes(compiled: Any) -> tuple[int, int]:
-    """``(results, scratch)`` of a compiled program in bytes, by the compiler's own account; its arguments not counted.
+    """Bytes of a compiled program's results and of its temporary arrays, as the compiler counts them.
 
-    ``compiled`` is what ``jax.jit(f).lower(...).compile()`` gives.
+    The arguments are not counted. ``compiled`` is the result of ``jax.jit(f).lower(...).compile()``.
     """
     analysis = compiled.memory_analysis()
     return analysis.output_size_in_bytes - analysis.alias_size_in_bytes, analysis.temp_size_in_bytes
 
 
 def available_bytes() -> int:
-    """Bytes that the default device can still give: of the machine for a CPU, of the device otherwise."""
+    """Free bytes of the default device: the machine's for a CPU."""
     device = jax.local_devices()[0]
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
@@ -30,7 +30,7 @@ def available_bytes() -> int:
 
 
 def require(needed: int, what: str, remedy: str) -> None:
-    """Raise a ValueError if ``needed`` bytes are not there."""
+    """Raise a ValueError if fewer than ``needed`` bytes are free: "what: needs about …; remedy"."""
     available = available_bytes()
     if needed > available:
         raise ValueError(
@@ -39,5 +39,5 @@ def require(needed: int, what: str, remedy: str) -> None:
 
 
 def gigabytes(count: int) -> str:
-    """A number of bytes for people."""
+    """A number of bytes as text, in GB or MB."""
     return f"{count / 1e9:.1f} GB" if count >= 5e7 else f"{count / 1e6:.1f} MB"

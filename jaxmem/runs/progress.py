@@ -1,4 +1,4 @@
-"""Progress of the long steps: one callable, handed down; how it looks is decided here alone."""
+"""Progress of long work: one callable, ``progress(task, done, total)``, and how terminals and logs show it."""
 
 import sys
 import time
@@ -6,24 +6,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# progress(task, completed, total): `completed` of `total` units of `task` are done. `completed` is absolute, so a
-# resumed step may start anywhere; the first call of a task shows it, `completed == total` closes it.
+#: Called with the name of a task, its finished units and all its units. A resumed task starts at what was there; the
+#: first call of a task shows it, and ``done == total`` closes it.
 Progress = Callable[[str, int, int], None]
 
 
-def silent(task: str, completed: int, total: int) -> None:
-    """The default of every function that takes a progress callable: shows nothing."""
+def silent(task: str, done: int, total: int) -> None:
+    """Show nothing; the default of every function with a ``progress`` argument."""
 
 
-Say = Callable[[str], None]  #: shows one line to whoever waits, such as what a command will take
+Say = Callable[[str], None]  #: Called with one line for the user, such as the expected duration.
 
 
 def quiet(line: str) -> None:
-    """The default of every function that takes a `Say`: shows nothing."""
+    """Show nothing; the default of every function with a ``say`` argument."""
 
 
 class PlainLines:
-    """Progress as ordinary lines for logs: the start, the end and at most one line every ``every`` seconds per task."""
+    """Progress as lines for logs: start and end of each task, and one line in ``every`` seconds between them."""
 
     def __init__(self, stream: Any, every: float = 15.0, clock: Callable[[], float] = time.monotonic) -> None:
         self.stream, self.every, self.clock = stream, every, clock
@@ -46,7 +46,7 @@ class PlainLines:
             left = seconds * (total - completed) / (completed - offset)
             text += f", {_clock(seconds)} elapsed" + ("" if done else f", about {_clock(left)} left")
         print(text, file=self.stream, flush=True)
-        if done:  # the same task may come again (another model, another epoch)
+        if done:  # the same task may come again, for instance for another model
             del self._first[task], self._last[task]
 
 
@@ -57,10 +57,10 @@ def _clock(seconds: float) -> str:
 
 @contextmanager
 def show_progress(stream: Any = None) -> Iterator[Progress]:
-    """Yield a progress callable: live bars on a terminal, occasional plain lines anywhere else.
+    """Yield a progress callable: bars on a terminal, `PlainLines` elsewhere.
 
     Args:
-        stream: a text stream; standard error by default, so that standard output stays clean for results.
+        stream: a text stream; standard error by default, because standard output is for results.
     """
     stream = sys.stderr if stream is None else stream
     if not stream.isatty():

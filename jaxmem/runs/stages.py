@@ -1,4 +1,4 @@
-"""What a run keeps beside its results: the seconds of each stage, the losses of each training."""
+"""Seconds of the stages of a run, and losses of its trainings, kept beside its results."""
 
 import time
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ def timed(run: Run, stage: str) -> Iterator[None]:
 def save_losses(run: Run, name: str, losses: np.ndarray) -> None:
     """Keep the losses of one start of a training (`TrainingResult.losses`), under the step of the first row."""
     if len(losses):
-        run.save(f"{name}-{int(losses[0, 0]):06d}", losses)
+        run.save(f"{name}-{int(losses[0, 0]):06d}", losses=losses)
 
 
 def wall_seconds(run: Run) -> dict[str, float]:

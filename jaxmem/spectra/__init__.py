@@ -2,27 +2,27 @@
 
 from jaxmem.spectra.batch import batch_spectra
 from jaxmem.spectra.counting import Count, count_positive
-from jaxmem.spectra.dense import DenseCost, dense_cost, dense_spectrum
+from jaxmem.spectra.dense import DenseCost, dense_cost
 from jaxmem.spectra.density import Density, spectral_density
 from jaxmem.spectra.estimate import Estimate
-from jaxmem.spectra.extreme import extreme_pairs
+from jaxmem.spectra.methods import Arnoldi, Dense, Extreme, Lanczos
+from jaxmem.spectra.one_operator import spectrum
 from jaxmem.spectra.result import Spectrum, Status
-from jaxmem.spectra.sharding import sharded_columns
-from jaxmem.spectra.single import spectrum
 
 __all__ = [
+    "Arnoldi",
     "Count",
+    "Dense",
     "DenseCost",
     "Density",
     "Estimate",
+    "Extreme",
+    "Lanczos",
     "Spectrum",
     "Status",
     "batch_spectra",
     "count_positive",
     "dense_cost",
-    "dense_spectrum",
-    "extreme_pairs",
-    "sharded_columns",
     "spectral_density",
     "spectrum",
 ]

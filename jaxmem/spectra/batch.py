@@ -1,37 +1,25 @@
 """Spectra of many points: points × timesteps × conditions, one compilation, bounded memory."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from jaxmem.jacobian import check_score, score_jacobian
 from jaxmem.krylov import Factorization, Status, scaled_norm
+from jaxmem.runs.progress import Progress, silent
 from jaxmem.score import Score
-from jaxmem.spectra.result import Spectrum, check_method, rounding_noise
-from jaxmem.spectra.ritz import ritz_pairs
-from jaxmem.spectra.single import Probe, dense_and_noise, krylov_noise, run_krylov
-
-
-def on_devices(share: Callable[..., Any], mesh: Any, state: Any, *points: Any) -> Any:
-    """``share(state, *points)``, each device of the mesh working on its own share of the points."""
-    if mesh is None:
-        return share(state, *points)
-    # Not left to XLA's partitioner: it gathers what a loop runs over, and attention folds points into such an axis.
-    # Unchecked, because `jax.linearize` and our primitives have no rules for the check; nothing is exchanged here.
-    spread, whole = jax.P(mesh.axis_names), jax.P()
-    specs = (whole, *[spread] * len(points))
-    return jax.shard_map(share, mesh=mesh, in_specs=specs, out_specs=spread, check_vma=False)(state, *points)
-
-
-def each_point(one: Callable[..., Any], mesh: Any, state: Any, *points: Any) -> Any:
-    """``one(state, *point)`` of every point, each device of the mesh working on its own share of them."""
-    return on_devices(lambda state, *points: jax.vmap(partial(one, state))(*points), mesh, state, *points)
+from jaxmem.spectra.devices import each_point, on_devices, require_local
+from jaxmem.spectra.measure import Probe, dense_and_noise, run_krylov
+from jaxmem.spectra.methods import Dense, Extreme, Krylov, Method, check_method
+from jaxmem.spectra.result import Spectrum, rounding_noise
+from jaxmem.spectra.ritz import ritz_table
 
 
 def _tridiagonal_on_cpu(matrices: Array) -> tuple[Array, Array]:
@@ -76,22 +64,15 @@ def _dense_group(
     return on_devices(share, mesh, state, x, t, cond)
 
 
-@partial(jax.jit, static_argnames=("score", "num_steps", "symmetric", "mesh"))
+@partial(jax.jit, static_argnames=("score", "method", "mesh"))
 def _krylov_group(
-    score: Score,
-    state: Any,
-    x: Array,
-    t: Array,
-    cond: Any,
-    keys: Array,
-    num_steps: int,
-    symmetric: bool,
-    mesh: Any = None,
+    score: Score, state: Any, x: Array, t: Array, cond: Any, keys: Array, method: Krylov, mesh: Any = None
 ) -> tuple[Factorization, Probe]:
     def one(state: Any, x: Array, t: Array, cond: Any, key: Array) -> tuple[Factorization, Probe]:
         operator = score_jacobian(score, state, x, t, cond)
         start = jax.random.normal(key, (operator.size,), operator.dtype)
-        factorization, probe = run_krylov(operator, start, num_steps, symmetric=symmetric)
+        options: dict[str, Any] = dict(symmetric=method.symmetric, tolerance=method.tolerance)
+        factorization, probe = run_krylov(operator, start, method.num_steps, **options)
         finite = jnp.all(jnp.isfinite(operator.value))
         return factorization._replace(status=jnp.where(finite, factorization.status, Status.NONFINITE)), probe
 
@@ -101,17 +82,18 @@ def _krylov_group(
 def batch_spectra(
     score: Score,
     state: Any,
-    x: Float[Array, " n *shape"],
+    x: Shaped[Any, " n *shape"],
     t: Any,
     cond: Any = None,
+    method: Method = Dense(),
     *,
-    method: Literal["eigh", "lanczos", "arnoldi"] = "eigh",
-    num_steps: int | None = None,
     key: Any = None,
-    points: int = 1,
+    batch: int = 1,
     chunk: int = 56,
     mesh: jax.sharding.Mesh | None = None,
-    on_points: Callable[[int, int], None] | None = None,
+    folder: str | Path | None = None,
+    unit: int | None = None,
+    progress: Progress = silent,
 ) -> Spectrum:
     """The spectra of n points at their timesteps and conditions; every array of the result has n as leading axis.
 
@@ -121,76 +103,88 @@ def batch_spectra(
         x: points, shape (n, ...). For points × timesteps × conditions, repeat and flatten.
         t: one timestep for all, or n of them.
         cond: None, or a pytree whose leaves have n as leading axis.
-        method: ``"eigh"`` (of the symmetric part), ``"lanczos"`` or ``"arnoldi"``; ``"eig"`` is not batched.
-        num_steps: Krylov steps.
+        method: ``Dense()`` (all eigenvalues of the symmetric part), `Lanczos` or `Arnoldi`; the others are not batched.
         key: random key for Krylov starts, where point i starts from ``fold_in(key, i)``; or n keys.
-        points: how many points one compiled call takes together, on each device.
+        batch: points that one compiled call takes together, on each device.
         chunk: Jacobian columns taken together per point.
         mesh: devices of this process that share the points, for instance ``jax.make_mesh((8,), ("points",))``; by
             default one. On a CPU ``XLA_FLAGS=--xla_force_host_platform_device_count=<cores>`` makes a device of each
             core (with ``OPENBLAS_NUM_THREADS=1``: solvers take one matrix after another on each device). There a score
             must not factorise or solve batches of large matrices itself: jaxlib's calls for them can wait for each
-            other for ever. Several processes share a run: `jaxmem.spectra.shared.record_spectra`.
-        on_points: called with (points done, n) after each group.
+            other for ever. Several processes share a ``folder``.
+        folder: a run where finished points are kept, ``unit`` at a time: the same call goes on there after an
+            interruption or a kill. Several processes (`jax.distributed.initialize`), each with the same call and a file
+            system that all see, share the points; each returns all (`jaxmem.spectra.shared.record_spectra`).
+        unit: points that are kept together, which is what a kill can lose; by default those of one compiled call.
+        progress: told of the points; with a folder, of the units.
 
-    Memory on each device: the parameters, and ``points`` times (``chunk`` times what one product holds, plus four d × d
-    matrices), or for Krylov bases of ``points · (num_steps + 1) · d`` numbers and up to twice as much again. Devices
+    Memory on each device: the parameters, and ``batch`` times (``chunk`` times what one product holds, plus four d × d
+    matrices), or for Krylov bases of ``batch · (num_steps + 1) · d`` numbers and up to twice as much again. Devices
     exchange nothing. The last group is filled up by repeating a point, so one program serves all.
 
     Raises:
         ValueError: as `spectrum`, or if leading axes disagree, or the mesh has devices of other processes; a score that
             is NaN or infinite names its point.
     """
-    if points < 1 or chunk < 1:
-        raise ValueError(f"points and chunk: expected at least 1, got {points} and {chunk}")
+    if batch < 1 or chunk < 1:
+        raise ValueError(f"batch and chunk: expected at least 1, got {batch} and {chunk}")
+    if folder is not None:
+        from jaxmem.spectra.shared import spectra_in_folder  # which calls this for its units
+
+        unit = batch * (1 if mesh is None else mesh.size) if unit is None else unit
+        options = dict(unit=unit, key=key, progress=progress, batch=batch, chunk=chunk, mesh=mesh)
+        return spectra_in_folder(folder, score, state, x, t, cond, method, **options)
+    if unit is not None:
+        raise ValueError(f"unit: expected none without a folder to keep the points in, got {unit}; give a `folder`")
     # On the host, so that taking a group's points waits for nothing that a device still computes.
     x, t, cond = jax.device_get(jax.tree.map(jnp.asarray, check_points(x, t, cond)))
     count = len(x)
-    if method == "eig":
-        raise ValueError("method: 'eig' is not batched (accelerators have no such solver); use spectrum per point")
-    size = int(np.prod(x.shape[1:]))
-    check_method(method, size, num_steps)
-    keys = None if num_steps is None else jax.device_get(start_keys(key, count))
+    krylov = _krylov_method(method, int(np.prod(x.shape[1:])))
+    keys = None if krylov is None else jax.device_get(start_keys(key, count))
     check_score(score, state, x[0], t[0], jax.tree.map(lambda leaf: leaf[0], cond))
     if mesh is not None:
-        if mesh.is_multi_process:
-            raise ValueError(
-                f"mesh: expected devices of this process, got {mesh.size} of several; take jax.local_devices(), and let"
-                f" processes share a run (jaxmem.spectra.shared)"
-            )
+        require_local(mesh)
         state = jax.device_put(state, jax.NamedSharding(mesh, jax.P()))
-
     num_devices = 1 if mesh is None else mesh.size
-    together = num_devices * min(points, -(-count // num_devices))
+    together = num_devices * min(batch, -(-count // num_devices))
 
     def begin(first: int) -> Any:
         index = np.minimum(np.arange(first, first + together), count - 1)
         group = jax.tree.map(lambda leaf: leaf[index], (x, t, cond, keys))
         if mesh is not None:
             group = jax.device_put(group, jax.NamedSharding(mesh, jax.P(mesh.axis_names)))
-        if num_steps is None:
+        if krylov is None:
             return _dense_group(score, state, *group[:3], chunk, mesh)
-        return _krylov_group(score, state, *group, num_steps, method == "lanczos", mesh)
+        return _krylov_group(score, state, *group, krylov, mesh)
 
     def finish(first: int, computed: Any) -> list[np.ndarray]:
-        if num_steps is None:
-            result = _dense_result(computed, first, x.dtype)
-        else:
-            result = _krylov_result(computed, first, method, num_steps)
+        result = _dense_result(computed, first, x.dtype) if krylov is None else _krylov_result(computed, first, krylov)
         keep = min(together, count - first)
-        if on_points is not None:
-            on_points(first + keep, count)
+        progress("points", first + keep, count)
         return [part[:keep] for part in result]
 
+    progress("points", 0, count)
     begun = ((first, begin(first)) for first in range(0, count, together))
     groups = []
     # Devices go on while the host finishes a group; not with Krylov's, because two groups' bases would be held at once.
-    for group in _one_ahead(begun) if num_steps is None else begun:
+    for group in _one_ahead(begun) if krylov is None else begun:
         groups.append(finish(*group))
         del group  # before the next one is begun
     eigenvalues, residuals, num_products, status, asymmetry, noise = map(np.concatenate, zip(*groups, strict=True))
-    seed = None if key is None or num_steps is None else np.asarray(jax.random.key_data(key))
+    seed = None if krylov is None else np.asarray(jax.random.key_data(key))
     return Spectrum(eigenvalues, residuals, None, num_products, status, asymmetry, noise, x.dtype, method, seed)
+
+
+def _krylov_method(method: Any, size: int) -> Krylov | None:
+    """The method if it is a Krylov one, None for `Dense`; refuses what is not batched."""
+    check_method(method, size)
+    if isinstance(method, Extreme) or (isinstance(method, Dense) and (not method.symmetric or method.folder)):
+        raise ValueError(
+            f"method: expected Dense(), Lanczos or Arnoldi, got {method}, which is not batched; take spectrum of each"
+            f" point"
+        )
+    method.check_size(size)
+    return None if isinstance(method, Dense) else method
 
 
 def _one_ahead(items: Iterable[Any]) -> Iterator[Any]:
@@ -262,18 +256,9 @@ def _dense_result(computed: tuple[Array, ...], first: int, dtype: Any) -> list[n
     ]
 
 
-def _krylov_result(computed: tuple[Factorization, Probe], first: int, method: str, num_steps: int) -> list[np.ndarray]:
-    symmetric = method == "lanczos"
+def _krylov_result(computed: tuple[Factorization, Probe], first: int, method: Krylov) -> list[np.ndarray]:
     factorizations, probes = jax.device_get(computed)
     _refuse_nonfinite(factorizations.status == Status.NONFINITE, first)
-    count = len(factorizations.status)
-    eigenvalues = np.full((count, num_steps), np.nan, np.float64 if symmetric else np.complex128)
-    residuals, noise = np.full((count, num_steps), np.nan), np.zeros(count)
-    for i in range(count):
-        one = jax.tree.map(lambda leaf, i=i: leaf[i], factorizations)
-        pairs = ritz_pairs(one, symmetric=symmetric)
-        noise[i] = krylov_noise(one, pairs, jax.tree.map(lambda leaf, i=i: leaf[i], probes))
-        eigenvalues[i, : len(pairs.values)] = pairs.values
-        residuals[i, : len(pairs.values)] = np.maximum(pairs.residuals, noise[i])
-    products = factorizations.num_steps * (2 if symmetric else 1) + 3
-    return [eigenvalues, residuals, products, factorizations.status, probes.asymmetry, noise]
+    table = ritz_table(factorizations, probes.noise, symmetric=method.symmetric)
+    products = factorizations.num_steps * (2 if method.symmetric else 1) + 3
+    return [table.values, table.residuals, products, factorizations.status, probes.asymmetry, table.noise]

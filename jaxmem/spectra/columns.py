@@ -1,4 +1,7 @@
-"""The columns of one large matrix in a file that grows, survives a kill and knows what it holds."""
+"""Columns of one large matrix in a file that grows chunk by chunk and survives a kill.
+
+A stream, not a state (`jaxmem.runs.resume`): a chunk is appended, and what is there is never written again.
+"""
 
 import hashlib
 import os
@@ -9,22 +12,28 @@ from typing import Any
 import numpy as np
 
 from jaxmem.runs.durable import TEMPORARY, clear_os_errors, json_writer, read_json, write_atomically
+from jaxmem.runs.identity import differences
 
-ESTIMATE = "count.npz"  #: what `jaxmem.spectra.count_positive` keeps of an estimate; it may be in the same folder
+ESTIMATE = "count.npz"  #: state of an estimate of `jaxmem.spectra.count_positive`, which may be in the same folder
 
 _DAMAGED = "delete the folder and start again"
 
 
 class ColumnStore:
-    """Columns in ``jacobian.npy``, and ``jacobian.json``, which says what they are and how many are whole."""
+    """Columns in ``jacobian.npy``, and in ``jacobian.json`` their identity and the checksums of the whole chunks."""
 
     def __init__(self, folder: Path, size: int, dtype: np.dtype, chunk: int, product: str) -> None:
-        """Look at the folder and refuse what is another matrix's; writes nothing.
+        """Look at the folder and refuse columns of another matrix; nothing is written.
 
-        ``product`` stands for the operator: the `checksum` of one product.
+        Args:
+            folder: new, empty, or with columns of the same matrix.
+            size: number of rows and of columns.
+            dtype: data type of the entries.
+            chunk: columns that are appended together.
+            product: `checksum` of one product, which tells operators apart.
 
         Raises:
-            ValueError: if the folder holds another matrix's columns, a damaged file or something else.
+            ValueError: if the folder holds columns of another matrix, a damaged file or other files.
         """
         self.folder, self.size, self.dtype, self.chunk = folder, size, dtype, chunk
         self.path, self.record = folder / "jacobian.npy", folder / "jacobian.json"
@@ -46,17 +55,13 @@ class ColumnStore:
 
     def _check(self, wanted: dict[str, Any]) -> None:
         found, sums, starts = self.entries, self.entries.get("sums"), self.entries.get("starts")
-        differences = [
-            f"{name}: there {found.get(name)}, now {value}"
-            for name, value in wanted.items()
-            if found.get(name) != value
-        ]
-        if differences and sums == []:  # nothing is lost
+        differing = differences({name: found[name] for name in wanted if name in found}, wanted)
+        if differing and sums == []:  # nothing is lost
             self.entries = wanted | {"starts": 0, "sums": []}
             return
-        if differences:
+        if differing:
             raise ValueError(
-                f"{self.folder}: expected columns of this operator, got others ({'; '.join(differences)}; product is"
+                f"{self.folder}: expected columns of this operator, got others ({differing}; product is"
                 f" a checksum of one, which another machine or version may round otherwise); choose another folder"
             )
         if not isinstance(sums, list) or not isinstance(starts, int) or len(sums) > -(-self.size // self.chunk):
@@ -75,7 +80,7 @@ class ColumnStore:
 
     @property
     def done(self) -> int:
-        """Whole columns."""
+        """Number of whole columns."""
         return min(len(self.entries["sums"]) * self.chunk, self.size)
 
     @property
@@ -95,7 +100,7 @@ class ColumnStore:
             return stream.read(last - first)
 
     def begin(self) -> None:
-        """Count this start; the record is there before the columns are."""
+        """Count this start, and write the record before the first column."""
         with clear_os_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             for left_over in self.folder.glob(f"{TEMPORARY}*"):
@@ -106,7 +111,7 @@ class ColumnStore:
             write_atomically(self.path, lambda stream: stream.write(self.header))
 
     def append(self, columns: np.ndarray) -> None:
-        """The next chunk, columns as rows. What a kill left behind the whole ones is written over."""
+        """Write the next chunk, columns as rows, over what a kill left behind the whole chunks."""
         content = np.ascontiguousarray(columns).tobytes()
         with clear_os_errors(self.path), open(self.path, "r+b") as stream:
             stream.seek(self._offset(self.done))
@@ -117,13 +122,13 @@ class ColumnStore:
         write_atomically(self.record, json_writer(self.entries))
 
     def read(self, columns: slice) -> np.ndarray:
-        """Columns as rows; mapped, so what is not being read takes no memory."""
+        """Columns as rows of an array that is mapped: only what is read takes memory."""
         shape = (columns.stop - columns.start, self.size)
         return np.memmap(self.path, self.dtype, "r", self._offset(columns.start), shape)
 
 
 def header(size: int, dtype: np.dtype) -> bytes:
-    """Of a NumPy file of this matrix, columns one after another (Fortran's order)."""
+    """Header of a NumPy file of this matrix, columns one after another (Fortran order)."""
     stream = BytesIO()
     layout = {"descr": dtype.str, "fortran_order": True, "shape": (size, size)}
     np.lib.format.write_array_header_1_0(stream, layout)
@@ -131,5 +136,5 @@ def header(size: int, dtype: np.dtype) -> bytes:
 
 
 def checksum(content: bytes) -> str:
-    """Sixteen hexadecimal digits that tell contents apart."""
+    """First sixteen hexadecimal digits of the SHA-256."""
     return hashlib.sha256(content).hexdigest()[:16]

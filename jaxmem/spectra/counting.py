@@ -1,10 +1,10 @@
-"""The number of positive eigenvalues: exact where it fits the budget, else a certified bound and an estimate.
+"""The number of positive eigenvalues: exact where products suffice, else a certified bound and an estimate.
 
-Exact counts are of a spectrum: one that is there, or that `jaxmem.spectra.spectrum` or, with a folder,
-`jaxmem.spectra.dense_spectrum` computes. Below that a first Lanczos run from a random vector takes a third of the
-budget. Each of its Ritz values above zero is one positive eigenvalue (Cauchy interlacing); they are deflated, exactly
-(`jaxmem.spectra.deflation`), and what is left is estimated with fresh random vectors: d times the mass that such a
-vector has above zero (`jaxmem.spectra.quadrature`, `jaxmem.spectra.estimate`).
+Exact counts are of a spectrum: one that is there, or that `jaxmem.spectra.dense` computes. Below that a first Lanczos
+run from a random vector takes a third of the products. Each of its Ritz values above zero is one positive eigenvalue
+(Cauchy interlacing); they are deflated, exactly (`jaxmem.spectra.deflation`), and what is left is estimated with fresh
+random vectors: d times the mass that such a vector has above zero (`jaxmem.spectra.quadrature`,
+`jaxmem.spectra.estimate`).
 """
 
 from functools import partial
@@ -17,29 +17,29 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxmem.krylov import Factorization, Status, begin, extend, may_go_on, reopened
+from jaxmem.krylov import Factorization, Status, begin, extend, reopened
 from jaxmem.operators import Operator, SymmetricPart
-from jaxmem.runs import resume
 from jaxmem.runs.progress import Progress, silent
 from jaxmem.spectra.columns import ESTIMATE
 from jaxmem.spectra.deflation import Deflated, deflate
-from jaxmem.spectra.dense import dense_spectrum
+from jaxmem.spectra.dense import dense_from_file, dense_in_memory
+from jaxmem.spectra.driver import Kept, drive, segments
 from jaxmem.spectra.estimate import Estimate, Runs, combine, probe_steps
-from jaxmem.spectra.quadrature import Tridiagonal
-from jaxmem.spectra.result import LARGEST_DENSE, Spectrum
-from jaxmem.spectra.ritz import ritz_pairs
-from jaxmem.spectra.single import (
+from jaxmem.spectra.measure import (
+    Probe,
     check_operator,
     dense_products,
     krylov_noise,
     probe_and_product,
     probe_products,
-    spectrum,
 )
+from jaxmem.spectra.methods import LARGEST_DENSE, Arnoldi, Dense, Extreme, Lanczos
+from jaxmem.spectra.quadrature import PACKED, Tridiagonal, packed, unpacked
+from jaxmem.spectra.result import Spectrum
+from jaxmem.spectra.ritz import ritz_pairs, unstacked
 
 FEWEST_STEPS = 12  #: of an estimate: 4 of the first run, and 8 of a fresh vector
 _NONFINITE = "operator: a product was NaN or infinite; check the parameters, the point and the timestep"
-_SEGMENT = 32  # steps of the first run between two looks at it, which is what a kill can lose
 
 
 class Count(NamedTuple):
@@ -58,21 +58,20 @@ class Count(NamedTuple):
 
 def count_positive(
     operator: Operator | Spectrum,
-    budget: int | None = None,
-    key: Any = None,
     *,
+    max_products: int | None = None,
+    key: Any = None,
     sigma: float | None = None,
     steps_per_probe: int | None = None,
-    batch: int = 1,
-    chunk: int = 56,
+    chunk: int | None = None,
     folder: str | Path | None = None,
     progress: Progress = silent,
 ) -> Count:
     """Count the positive eigenvalues of ½(A + Aᵀ).
 
-    With a budget of at least d + 1 products (d + 2 for ``operator.symmetric``, whose product takes two; or None) the
-    spectrum is computed and the count is exact. With less it is an estimate with a 95 % interval. Eigenvalues within
-    ±threshold of zero then count as not positive.
+    With at least d + 1 products (d + 2 for ``operator.symmetric``, whose product takes two; or None) the spectrum is
+    computed and the count is exact. With less it is an estimate with a 95 % interval. Eigenvalues within ±threshold of
+    zero then count as not positive.
 
     The interval assumes nothing about the spectrum, so it is as wide as the runs fail to tell eigenvalues just below
     zero from those just above: a range of about 1/steps of the spectrum's. Across a gap it is as narrow as the number
@@ -81,112 +80,151 @@ def count_positive(
     is smooth on either side of zero (``benchmarks/README.md``).
 
     Args:
-        operator: see `spectrum`; for the difference of two, `jaxmem.operators.Difference`. Or a `Spectrum` with all
-            eigenvalues of the symmetric part (of ``"eigh"`` or `dense_spectrum`), which is counted without a product.
-        budget: products with A or Aᵀ that may be spent; None for an exact count.
+        operator: see `spectrum`; ``A - B`` for the difference of two. Or a `Spectrum` with all eigenvalues of the
+            symmetric part (of `Dense`), which is counted without a product.
+        max_products: most products with A or Aᵀ; None for an exact count.
         key: random key of the start vectors; needed for an estimate.
         sigma: noise level of the point, for the tangent count: directions in which the posterior of x0 is wider than
             half the noise. From the same products.
         steps_per_probe: Lanczos steps per fresh vector, two products each for a non-symmetric operator. By default the
             number that the first run says gives the smallest error.
-        batch: fresh vectors whose products are taken together.
-        chunk: as in `spectrum`.
+        chunk: products taken together: columns of an exact count, 56 by default as in `spectrum`; fresh vectors of an
+            estimate, 1 by default, because each holds a basis.
         folder: where the work is kept as it goes on; the same call takes it up after an interruption or a kill, and
             gives the same count bit for bit. Needed for exact counts of more than 4,096 dimensions, which are those of
-            `jaxmem.spectra.dense_spectrum`: its memory, disk and restarts (one product each).
-        progress: told of the products; for an exact count with a folder, as `jaxmem.spectra.dense_spectrum`.
+            `jaxmem.spectra.dense.dense_from_file`: its memory, disk and restarts (one product each).
+        progress: told of the products; for an exact count with a folder, as `jaxmem.spectra.dense.dense_from_file`.
 
-    Memory of an estimate: the Krylov basis of a third of the budget's steps, ``steps · d`` numbers, up to twice as much
-    for what is deflated (rows come in powers of two, at least 32), and twice ``batch`` bases of ``steps_per_probe``
-    rounded up to 32.
+    Memory of an estimate: the Krylov basis of a third of all steps, ``steps · d`` numbers, up to twice as much for what
+    is deflated (rows come in powers of two, at least 32), and twice ``chunk`` bases of ``steps_per_probe`` rounded up
+    to 32.
 
     Raises:
-        ValueError: if the budget is too small, or the key is missing, or an exact count needs a folder, or as
-            `spectrum` and `jaxmem.spectra.dense_spectrum`; if the folder's state is damaged, of another call or of
-            another operator; if a spectrum does not have all eigenvalues, or comes with options of products.
+        ValueError: if the products are too few, or the key is missing, or an exact count needs a folder, or as
+            `spectrum`; if the folder's state is damaged, of another call or of another operator; if a spectrum does not
+            have all eigenvalues, or comes with options of products.
         OSError: the folder cannot be written.
     """
     tangent_level = None if sigma is None else _tangent_level(float(sigma))
     if isinstance(operator, Spectrum):
-        given = dict(budget=budget, key=key, steps_per_probe=steps_per_probe, folder=folder)
+        given = dict(max_products=max_products, key=key, steps_per_probe=steps_per_probe, folder=folder)
         _check_spectrum(operator, [name for name, value in given.items() if value is not None])
         return _of_spectrum(operator, tangent_level, 0)
     check_operator(operator, "count_positive")
-    budget, steps_per_probe = (None if value is None else index(value) for value in (budget, steps_per_probe))
-    batch, sigma = index(batch), None if sigma is None else float(sigma)
-    for name, value in (("steps_per_probe", steps_per_probe), ("batch", batch), ("chunk", chunk)):
+    numbers = dict(max_products=max_products, steps_per_probe=steps_per_probe, chunk=chunk)
+    max_products, steps_per_probe, chunk = (None if value is None else index(value) for value in numbers.values())
+    sigma = None if sigma is None else float(sigma)
+    for name, value in numbers.items():
         if value is not None and value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
-    if budget is None or budget >= dense_products(operator):
-        return _exact(operator, tangent_level, chunk, folder, progress)
-    each, measuring = operator.symmetric.products_per_mv, probe_products(operator)
-    steps = (budget - measuring) // each
-    if steps < FEWEST_STEPS:
-        fewest, exact = FEWEST_STEPS * each + measuring, dense_products(operator)
+    if max_products is None or max_products >= dense_products(operator):
+        return _exact(operator, tangent_level, 56 if chunk is None else chunk, folder, progress)
+    if max_products < _fewest(operator):
+        fewest, exact = _fewest(operator), dense_products(operator)
         estimate = f"{fewest} products ({FEWEST_STEPS} Lanczos steps), or " if fewest < exact else ""
         raise ValueError(
-            f"budget: expected at least {estimate}{exact} for an exact count, got {budget}; raise the budget"
+            f"max_products: expected at least {estimate}{exact} for an exact count, got {max_products}; allow more"
         )
     if key is None:
         raise ValueError("key: an estimate needs a random key, for instance jax.random.key(0)")
+    asked = _Asked(max_products, key, sigma, steps_per_probe, 1 if chunk is None else chunk)
+    return _estimated(operator, asked, None if folder is None else Path(folder) / ESTIMATE, progress)
 
-    start = jax.random.normal(jax.random.fold_in(key, 0), (operator.size,), operator.dtype)
+
+class _Asked(NamedTuple):
+    """What an estimate is asked for; see `count_positive`."""
+
+    max_products: int
+    key: Any
+    sigma: float | None
+    steps_per_probe: int | None
+    chunk: int
+
+    @property
+    def tangent_level(self) -> float | None:
+        return None if self.sigma is None else _tangent_level(self.sigma)
+
+
+def _fewest(operator: Operator) -> int:
+    """The fewest products of an estimate."""
+    return FEWEST_STEPS * operator.symmetric.products_per_mv + probe_products(operator)
+
+
+def _estimated(operator: Operator, asked: _Asked, path: Path | None, progress: Progress) -> Count:
+    start = jax.random.normal(jax.random.fold_in(asked.key, 0), (operator.size,), operator.dtype)
     measured, product = jax.device_get(jax.jit(probe_and_product)(operator, start))
     if not np.isfinite([measured.noise, measured.asymmetry, measured.norm]).all():
         raise ValueError(_NONFINITE)
-    room = steps // 3
-    options = dict(budget=budget, seed=np.asarray(jax.random.key_data(key)).tolist(), steps_per_probe=steps_per_probe)
-    options |= dict(batch=batch, sigma=sigma, size=operator.size, dtype=str(jnp.dtype(operator.dtype)))
-    kept = _Kept(None if folder is None else Path(folder) / ESTIMATE, product, 8 * float(measured.noise), options)
-    factorization, probes = kept.load(room) or (begin(start, room), [])
+    options: dict[str, Any] = asked._asdict() | dict(size=operator.size, dtype=str(jnp.dtype(operator.dtype)))
+    options["key"] = np.asarray(jax.random.key_data(asked.key)).tolist()
+    kept = Kept(path, product, 8 * float(measured.noise), options)
+    per_step, measuring = operator.symmetric.products_per_mv, probe_products(operator)
+    steps = (asked.max_products - measuring) // per_step
+    there = kept.load(PACKED)
+    first, probes = (begin(start, steps // 3), []) if there is None else (there[0], unpacked(there[1]))
 
-    def report() -> int:
-        spent = int(factorization.num_steps) + sum(len(run.diagonal) for run in probes)
-        progress("products", spent * each + measuring, steps * each + measuring)
-        return spent
+    def spent(first: Factorization) -> int:
+        return int(first.num_steps) + sum(len(run.diagonal) for run in probes)
 
-    spent = report()
-    while may_go_on(factorization, room):
-        factorization = _extend(operator.symmetric, factorization, _SEGMENT)
-        _refuse_nonfinite(factorization)
-        kept.save(factorization, probes)
-        spent = report()
-    first = factorization = jax.device_get(factorization)
-    pairs = ritz_pairs(factorization, symmetric=True)
+    def keep(first: Factorization) -> None:
+        _refuse_nonfinite(first)
+        kept.save(first, **packed(probes))
+        progress("products", measuring + spent(first) * per_step, measuring + steps * per_step)
+
+    progress("products", measuring + spent(first) * per_step, measuring + steps * per_step)
+    first = jax.device_get(drive(segments(operator.symmetric, symmetric=True), first, keep))
+    runs, deflated, signs_known = _deflated(operator, first, measured, probes)
+    left = steps - len(runs.ritz_values)
+    length = max(1, min(_probe_length(runs, asked, left, signs_known), operator.size - runs.taken, left))
+    while spent(first) + length <= steps:
+        together = min(asked.chunk, (steps - spent(first)) // length)
+        keys = jnp.stack([jax.random.fold_in(asked.key, 1 + len(probes) + i) for i in range(together)])
+        # Few shapes, so that few programs are compiled.
+        for one in unstacked(_probe_runs(deflated, keys, length, -(-length // 32) * 32)):
+            _refuse_nonfinite(one)
+            probes.append(Tridiagonal.of(reopened(one, runs.level)))
+        keep(first)
+    progress("products", measuring + steps * per_step, measuring + steps * per_step)
+    level = asked.tangent_level
+    tangent = None if level is None else combine(runs, level + runs.level)
+    paper = int((runs.ritz_values > 1e-15).sum())
+    return Count(*combine(runs, runs.level), runs.level, measuring + spent(first) * per_step, paper, tangent)
+
+
+def _deflated(
+    operator: Operator, first: Factorization, measured: Probe, probes: list[Tridiagonal]
+) -> tuple[Runs, Deflated, bool]:
+    """The operator without what the first run has found; and whether all signs of its Ritz values are certain."""
+    pairs = ritz_pairs(first, symmetric=True)
     # Twice what the first run may have moved eigenvalues by: the runs on what is left share the error of its vectors.
     # Numbers below the smallest normal one have lost digits, whatever was measured.
     tiny = operator.size**0.5 * float(jnp.finfo(operator.dtype).tiny)
-    threshold = max(2 * krylov_noise(factorization, pairs, measured), tiny)
+    threshold = max(2 * krylov_noise(first, pairs, measured), tiny)
     # What counted as closed within 20 eps ‖A‖ may hold more than rounding: the level must not lie within it.
-    factorization = reopened(factorization, threshold)
-    pairs = ritz_pairs(factorization, symmetric=True)  # with the residuals of what was left
-    deflated, taken, amplification = deflate(operator.symmetric, factorization, pairs, threshold)
-    margin = amplification * threshold
-    coupling = float(deflated.coupling)
-    runs = Runs(operator.size, Tridiagonal.of(factorization), pairs.values, taken, threshold, coupling, margin, probes)
-    left = steps - len(pairs.values)
-    if steps_per_probe is None:
-        signs_known = bool(((pairs.residuals <= pairs.values) | (pairs.values <= threshold)).all())
-        steps_per_probe = probe_steps(runs, threshold, left, signs_known)
-        if tangent_level is not None:
-            steps_per_probe = max(steps_per_probe, probe_steps(runs, tangent_level, left, False))
-    steps_per_probe = max(1, min(steps_per_probe, operator.size - taken, left))
-    while spent + steps_per_probe <= steps:
-        together = min(batch, (steps - spent) // steps_per_probe)
-        keys = jnp.stack([jax.random.fold_in(key, 1 + len(probes) + i) for i in range(together)])
-        # Few shapes, so that few programs are compiled.
-        found = jax.device_get(_probe_runs(deflated, keys, steps_per_probe, -(-steps_per_probe // 32) * 32))
-        for i in range(together):
-            one = jax.tree.map(lambda leaf, i=i: leaf[i], found)
-            _refuse_nonfinite(one)
-            probes.append(Tridiagonal.of(reopened(one, threshold)))
-        kept.save(first, probes)
-        spent = report()
-    progress("products", steps * each + measuring, steps * each + measuring)
-    positive = combine(runs, threshold)
-    tangent = None if tangent_level is None else combine(runs, tangent_level + threshold)
-    paper = int((pairs.values > 1e-15).sum())
-    return Count(*positive, threshold, spent * each + measuring, paper, tangent)
+    first = reopened(first, threshold)
+    pairs = ritz_pairs(first, symmetric=True)  # with the residuals of what was left
+    deflated, taken, amplification = deflate(operator.symmetric, first, pairs, threshold)
+    runs = Runs(
+        size=operator.size,
+        first=Tridiagonal.of(first),
+        ritz_values=pairs.values,
+        taken=taken,
+        level=threshold,
+        coupling=float(deflated.coupling),
+        margin=amplification * threshold,
+        probes=probes,
+    )
+    return runs, deflated, bool(((pairs.residuals <= pairs.values) | (pairs.values <= threshold)).all())
+
+
+def _probe_length(runs: Runs, asked: _Asked, left: int, signs_known: bool) -> int:
+    """Steps of each fresh vector: as asked, or those with the smallest error that the first run lets expect."""
+    if asked.steps_per_probe is not None:
+        return asked.steps_per_probe
+    length = probe_steps(runs, runs.level, left, signs_known)
+    if asked.tangent_level is None:
+        return length
+    return max(length, probe_steps(runs, asked.tangent_level, left, False))
 
 
 def _tangent_level(sigma: float) -> float:
@@ -202,18 +240,18 @@ def _exact(
     if folder is not None:
         # Of the symmetric part it would take twice the columns, to symmetrise what is symmetric.
         whole = operator.operator if isinstance(operator, SymmetricPart) else operator
-        exact = dense_spectrum(whole, folder, chunk=chunk, progress=progress)
+        exact = dense_from_file(whole, Dense(), folder, chunk, progress)
     elif operator.size > LARGEST_DENSE:
         raise ValueError(
             f"folder: expected one for an exact count of {operator.size:,} dimensions, whose matrix does not stay in"
-            f" memory (up to {LARGEST_DENSE:,} do), got none; give one, or a budget of fewer products than"
+            f" memory (up to {LARGEST_DENSE:,} do), got none; give one, or a `max_products` below"
             f" {dense_products(operator):,}"
         )
     else:
         progress("products", 0, dense_products(operator))
-        exact = spectrum(operator, "eigh", chunk=chunk)
+        exact = dense_in_memory(operator, Dense(), False, chunk)
         progress("products", dense_products(operator), dense_products(operator))
-    return _of_spectrum(exact, tangent_level, int(exact.num_products))
+    return _of_spectrum(exact, tangent_level, exact.num_products)
 
 
 def _of_spectrum(exact: Spectrum, tangent_level: float | None, num_products: int) -> Count:
@@ -234,20 +272,21 @@ def _check_spectrum(given: Spectrum, options: list[str]) -> None:
             f"{options[0]}: expected none with a spectrum, which is counted as it is, got one; leave it out, or count"
             f" the operator"
         )
-    if given.method != "eigh":
+    if not (isinstance(given.method, Dense) and given.method.symmetric):
         why = {
-            "lanczos": "Ritz values, whose positive ones are only a lower bound",
-            "arnoldi": "Ritz values of A, which is not its symmetric part",
-            "eig": "eigenvalues of A, which is not its symmetric part",
-        }.get(given.method, "others")
+            Lanczos: "Ritz values, whose positive ones are only a lower bound",
+            Arnoldi: "Ritz values of A, which is not its symmetric part",
+            Dense: "eigenvalues of A, which is not its symmetric part",
+            Extreme: "only some of the eigenvalues",
+        }[type(given.method)]
         raise ValueError(
-            f"spectrum: expected all eigenvalues of the symmetric part (method 'eigh', or dense_spectrum), got those of"
-            f" {given.method!r}: {why}; count the operator, with a budget for an estimate"
+            f"spectrum: expected all eigenvalues of the symmetric part (those of Dense()), got those of"
+            f" {given.method}: {why}; count the operator, with `max_products` for an estimate"
         )
     if given.eigenvalues.ndim != 1:
         raise ValueError(
-            f"spectrum: expected that of one point, got eigenvalues of shape {given.eigenvalues.shape}; count each, for"
-            f" instance with given._replace(eigenvalues=given.eigenvalues[i], noise=given.noise[i])"
+            f"spectrum: expected that of one operator, got eigenvalues of shape {given.eigenvalues.shape}; count those"
+            f" of each point, spectra.point(i)"
         )
     if not np.isfinite(given.eigenvalues).all() or not np.isfinite(given.noise):
         raise ValueError("spectrum: expected finite eigenvalues and noise, got NaN or infinity; compute it again")
@@ -258,11 +297,6 @@ def _refuse_nonfinite(factorization: Factorization) -> None:
         raise ValueError(_NONFINITE)
 
 
-@jax.jit
-def _extend(operator: Operator, factorization: Factorization, num_steps: Any) -> Factorization:
-    return extend(operator.mv, factorization, num_steps, symmetric=True)
-
-
 @partial(jax.jit, static_argnames="room")
 def _probe_runs(deflated: Deflated, keys: Array, num_steps: Any, room: int) -> Factorization:
     def one(key: Array) -> Factorization:
@@ -271,36 +305,3 @@ def _probe_runs(deflated: Deflated, keys: Array, num_steps: Any, room: int) -> F
         return extend(deflated.mv, begin(start, room), num_steps, symmetric=True)
 
     return jax.vmap(one)(keys)
-
-
-class _Kept(NamedTuple):
-    """What a folder keeps of a count: the first run and the tridiagonal matrices of the others."""
-
-    path: Path | None
-    product: np.ndarray
-    rounding: float
-    options: dict[str, Any]
-
-    def save(self, factorization: Factorization, probes: list[Tridiagonal]) -> None:
-        if self.path is None:
-            return
-        arrays = jax.device_get(factorization)._asdict() | {"product": self.product}
-        arrays["basis"] = arrays["basis"][: int(arrays["num_steps"]) + 1]
-        arrays["lengths"] = np.array([len(run.diagonal) for run in probes], int)
-        for name in Tridiagonal._fields:
-            arrays[name] = np.concatenate([np.zeros(0), *(getattr(run, name) for run in probes)])
-        resume.save(self.path, arrays, self.options)
-
-    def load(self, room: int) -> tuple[Factorization, list[Tridiagonal]] | None:
-        if self.path is None or not self.path.exists():
-            return None
-        names = (*Factorization._fields, "lengths", *Tridiagonal._fields)
-        arrays = resume.load(self.path, names, self.product, self.rounding, self.options)
-        basis = np.zeros((room + 1, arrays["basis"].shape[1]), arrays["basis"].dtype)
-        basis[: len(arrays["basis"])] = arrays["basis"]
-        state = arrays | {"basis": basis}
-        factorization = Factorization(*(jnp.asarray(state[name]) for name in Factorization._fields))
-        ends = np.cumsum(arrays["lengths"])[:-1]
-        parts = (np.split(arrays[name], ends) for name in Tridiagonal._fields)
-        probes = [Tridiagonal(*part) for part in zip(*parts, strict=True)] if len(arrays["lengths"]) else []
-        return factorization, probes

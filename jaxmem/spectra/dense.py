@@ -1,7 +1,7 @@
-"""All eigenvalues at sizes where the matrix is gigabytes: columns go to a file and may be interrupted, one solve ends.
+"""All eigenvalues of one operator: in memory, or through a file at sizes where the matrix is gigabytes.
 
-`jaxmem.spectra.spectrum` holds the matrix three times over and loses everything when it is killed. Here a column costs
-one product and is on the disk when it is done; what the solve holds is one float64 matrix.
+In memory the matrix is there three times over, and a kill loses everything. Through a file, a column costs one product
+and is on the disk when it is done; what the solve holds is one float64 matrix.
 """
 
 import shutil
@@ -20,14 +20,45 @@ from jaxmem.operators import Operator
 from jaxmem.runs import memory
 from jaxmem.runs.progress import Progress, silent
 from jaxmem.spectra.columns import ColumnStore, checksum, header
-from jaxmem.spectra.result import Spectrum, Status, rounding_noise
-from jaxmem.spectra.single import check_operator
+from jaxmem.spectra.measure import check_operator, dense_and_noise, dense_products
+from jaxmem.spectra.methods import Dense
+from jaxmem.spectra.result import Spectrum, Status, order_descending, rounding_noise
 
 _BLOCK = 512  # side of the blocks in which a matrix is read and symmetrised: 2 MB in float64
 
 
+def dense_in_memory(operator: Operator, method: Dense, vectors: bool, chunk: int) -> Spectrum:
+    """All eigenvalues, with eigenvectors where asked for, of a matrix that is held in memory."""
+    matrix, product_noise = (np.asarray(part, np.float64) for part in dense_and_noise(operator, chunk))
+    if not np.isfinite(matrix).all():
+        raise ValueError("operator: its matrix holds NaN or infinity; check the parameters, the point and the timestep")
+    norm = np.linalg.norm(matrix)
+    asymmetry = np.linalg.norm(matrix - matrix.T) / norm if norm > 0 else 0.0
+    if method.symmetric:
+        symmetric = (matrix + matrix.T) / 2
+        values, columns = np.linalg.eigh(symmetric) if vectors else (np.linalg.eigvalsh(symmetric), None)
+    else:
+        values, columns = np.linalg.eig(matrix) if vectors else (np.linalg.eigvals(matrix), None)
+        values = values.astype(np.complex128)
+    order = order_descending(values)
+    # LAPACK's backward error is a small multiple of eps ‖A‖, here of float64; d eps is above it.
+    noise = float(rounding_noise(product_noise, operator.size, norm, operator.size * np.finfo(np.float64).eps))
+    return Spectrum(
+        eigenvalues=values[order],
+        residuals=np.full(len(values), noise),
+        vectors=None if columns is None else columns.T[order],
+        num_products=dense_products(operator),
+        status=Status.CONVERGED,
+        asymmetry=float(asymmetry),
+        noise=noise,
+        dtype=operator.dtype,
+        method=method,
+        seed=None,
+    )
+
+
 class DenseCost(NamedTuple):
-    """What `dense_spectrum` takes, beside what the process and the operator hold already."""
+    """What `dense_from_file` takes, beside what the process and the operator hold already."""
 
     products: int  #: with A or Aᵀ, of a run that is not interrupted
     disk_bytes: int  #: the matrix in the precision of the products, at least float32
@@ -36,14 +67,14 @@ class DenseCost(NamedTuple):
 
 
 def dense_cost(operator: Operator, chunk: int = 56) -> DenseCost:
-    """The products, the disk and the memory of `dense_spectrum`; compiles one chunk and runs nothing.
+    """The products, the disk and the memory of ``Dense(folder=...)``; compiles one chunk and runs nothing.
 
     On a CPU the device's memory and the host's are one, but not needed at one time. For d = 16,384 in float32 the disk
     takes 1.1 GB and the host 2.3 GB.
     """
     if chunk < 1:
         raise ValueError(f"chunk: expected at least 1, got {chunk}")
-    check_operator(operator, "dense_spectrum")
+    check_operator(operator, "dense_cost")
     size = operator.size
     program = _columns.lower(operator, _indices(size, 0, chunk)).compile()
     return DenseCost(
@@ -55,17 +86,19 @@ def dense_cost(operator: Operator, chunk: int = 56) -> DenseCost:
 
 
 def file_bytes(size: int, dtype: Any) -> int:
-    """Of the matrix on the disk."""
+    """Size of the file of columns, in bytes."""
     return len(header(size, np.dtype(dtype))) + size**2 * np.dtype(dtype).itemsize
 
 
 def solve_bytes(size: int) -> int:
-    """Of the host's memory for the solve."""
+    """Memory of the solve on the host, in bytes."""
     # a block of rows is read in the file's precision; blocks of blocks, and LAPACK's panels, are smaller
     return 8 * size**2 + 2 * 8 * min(_BLOCK, size) * size
 
 
-def dense_spectrum(operator: Operator, folder: str | Path, *, chunk: int = 56, progress: Progress = silent) -> Spectrum:
+def dense_from_file(
+    operator: Operator, method: Dense, folder: str | Path, chunk: int = 56, progress: Progress = silent
+) -> Spectrum:
     """All eigenvalues of the symmetric part ½(A + Aᵀ) through a matrix on disk: d products and one solve.
 
     Columns of A go to ``jacobian.npy`` in the folder, ``chunk`` at a time, each chunk on the disk before
@@ -77,6 +110,7 @@ def dense_spectrum(operator: Operator, folder: str | Path, *, chunk: int = 56, p
 
     Args:
         operator: see `spectrum`; what differs bit for bit in one product is another operator and gets another folder.
+        method: what the result says it is of.
         folder: new or empty, or of an earlier call with the same operator and chunk.
         chunk: columns taken together (see `Operator.to_dense`).
         progress: called with the tasks ``"columns"``, ``"read"``, ``"symmetrise"`` and ``"solve"``.
@@ -106,13 +140,41 @@ def dense_spectrum(operator: Operator, folder: str | Path, *, chunk: int = 56, p
         progress("columns", store.done, size)
     _require_finite_column(product, "a product with a random unit vector")  # after the columns, which have a number
 
-    matrix, square, gap = np.empty((size, size)), 0.0, 0.0  # sums of squares of A and A - Aᵀ
-    again, weights = np.zeros(size), np.asarray(vector, np.float64)
+    matrix, norm, gap, again = _symmetrised(store, np.asarray(vector, np.float64), progress)
+    progress("solve", 0, 1)
+    # The transpose of a symmetric matrix is itself, and in Fortran's order, which LAPACK overwrites without a copy.
+    values = scipy.linalg.eigh(matrix.T, eigvals_only=True, overwrite_a=True, check_finite=False, driver="evd")
+    progress("solve", 1, 1)
+    # as in `jaxmem.spectra.measure`: two roundings of one product, and a bound on LAPACK's backward error
+    exact = product.astype(np.float64)
+    rounding = max(np.linalg.norm(again - exact), float(jnp.finfo(operator.dtype).eps) * np.linalg.norm(exact))
+    noise = float(rounding_noise(rounding, size, norm, size * np.finfo(np.float64).eps))
+    return Spectrum(
+        eigenvalues=values[::-1].copy(),
+        residuals=np.full(size, noise),
+        vectors=None,
+        num_products=(size + store.starts) * operator.products_per_mv,
+        status=Status.CONVERGED,
+        asymmetry=gap / norm if norm > 0 else 0.0,
+        noise=noise,
+        dtype=operator.dtype,
+        method=method,
+        seed=None,
+    )
+
+
+def _symmetrised(
+    store: ColumnStore, vector: np.ndarray, progress: Progress
+) -> tuple[np.ndarray, float, float, np.ndarray]:
+    """½(A + Aᵀ) of the columns A on the disk, made in place; ‖A‖ and ‖A - Aᵀ‖, Frobenius; and the product A v."""
+    size = store.size
+    matrix, square, gap = np.empty((size, size)), 0.0, 0.0  # sums of squares
+    product = np.zeros(size)
     for rows in _blocks(size):
         block = matrix[rows]
         block[...] = store.read(rows)
         square += float(np.vdot(block, block))
-        again += weights[rows] @ block
+        product += vector[rows] @ block
         progress("read", rows.stop, size)
     pairs = [(a, b) for a in _blocks(size) for b in _blocks(size) if a.start <= b.start]
     for done, (a, b) in enumerate(pairs):
@@ -122,27 +184,7 @@ def dense_spectrum(operator: Operator, folder: str | Path, *, chunk: int = 56, p
         upper[...] = (upper + lower.T) / 2
         lower[...] = upper.T
         progress("symmetrise", done + 1, len(pairs))
-    progress("solve", 0, 1)
-    # The transpose of a symmetric matrix is itself, and in Fortran's order, which LAPACK overwrites without a copy.
-    values = scipy.linalg.eigh(matrix.T, eigvals_only=True, overwrite_a=True, check_finite=False, driver="evd")
-    progress("solve", 1, 1)
-    norm = np.sqrt(square)
-    # as in `jaxmem.spectra.single`: two roundings of one product, and a bound on LAPACK's backward error
-    exact = product.astype(np.float64)
-    rounding = max(np.linalg.norm(again - exact), float(jnp.finfo(operator.dtype).eps) * np.linalg.norm(exact))
-    noise = rounding_noise(rounding, size, norm, size * np.finfo(np.float64).eps)
-    return Spectrum(
-        eigenvalues=values[::-1].copy(),
-        residuals=np.full(size, noise),
-        vectors=None,
-        num_products=np.asarray((size + store.starts) * operator.products_per_mv),
-        status=np.asarray(int(Status.CONVERGED)),
-        asymmetry=np.asarray(np.sqrt(gap) / norm if norm > 0 else 0.0),
-        noise=np.asarray(noise),
-        dtype=operator.dtype,
-        method="eigh",
-        seed=None,
-    )
+    return matrix, float(np.sqrt(square)), float(np.sqrt(gap)), product
 
 
 @jax.jit
@@ -199,8 +241,8 @@ def require_host_memory(size: int) -> None:
     if needed > free:
         raise ValueError(
             f"the matrix of d = {size:,}: its solve needs about {memory.gigabytes(needed)} of memory, of which this"
-            f" machine has {memory.gigabytes(free)} free; free some, or take fewer eigenvalues (spectrum with"
-            f" method='lanczos')"
+            f" machine has {memory.gigabytes(free)} free; free some, or take fewer eigenvalues (Lanczos or"
+            f" Extreme)"
         )
 
 

@@ -6,6 +6,7 @@ Gauss-Radau rule with a node at x; the mass above x is at least that of the node
 weight of the node at x. Both ends are attained by measures with these moments, and nothing else is assumed.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -84,3 +85,24 @@ def top_pair(tridiagonal: Tridiagonal) -> tuple[float, float]:
         tridiagonal.diagonal, tridiagonal.off_diagonal[:-1], select="i", select_range=(last, last)
     )
     return float(values[0]), float(tridiagonal.off_diagonal[-1] * abs(vectors[-1, 0]))
+
+
+PACKED = ("lengths", *Tridiagonal._fields)  #: names of the arrays of `packed`
+
+
+def packed(runs: Sequence[Tridiagonal]) -> dict[str, np.ndarray]:
+    """Some runs as three arrays, for a file."""
+    lengths = np.array([len(run.diagonal) for run in runs], int)
+    fields = {
+        name: np.concatenate([np.zeros(0), *(getattr(run, name) for run in runs)]) for name in Tridiagonal._fields
+    }
+    return {"lengths": lengths} | fields
+
+
+def unpacked(arrays: dict[str, np.ndarray]) -> list[Tridiagonal]:
+    """What `packed` was made of."""
+    if not len(arrays["lengths"]):
+        return []
+    ends = np.cumsum(arrays["lengths"])[:-1]
+    parts = (np.split(arrays[name], ends) for name in Tridiagonal._fields)
+    return [Tridiagonal(*part) for part in zip(*parts, strict=True)]

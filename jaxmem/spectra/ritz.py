@@ -4,12 +4,14 @@ The small eigenproblem runs on the host in float64, whatever the device and the 
 accelerators have no non-symmetric eigensolver, and its own rounding then never matters.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from jaxmem.krylov import Factorization
-from jaxmem.spectra.result import order_descending
+from jaxmem.spectra.result import order_descending, rounding_noise
 
 
 class Ritz(NamedTuple):
@@ -43,3 +45,31 @@ def ritz_vectors(factorization: Factorization, pairs: Ritz) -> np.ndarray:
     """Unit Ritz vectors as rows, shape (k, d)."""
     basis = np.asarray(factorization.basis)[: len(pairs.values)]
     return pairs.coordinates.astype(np.result_type(basis.dtype, pairs.coordinates.dtype)) @ basis
+
+
+class RitzTable(NamedTuple):
+    """Ritz values of n factorisations, as arrays of m columns: NaN where a space closed before m steps."""
+
+    values: np.ndarray  #: (n, m), descending
+    residuals: np.ndarray  #: (n, m), at least ``noise``
+    noise: np.ndarray  #: (n,), what rounding can have moved them by (see `rounding_noise`)
+
+
+def ritz_table(factorizations: Factorization, product_noise: Any, *, symmetric: bool) -> RitzTable:
+    """The Ritz values of n factorisations (the leading axis), given the measured noise (n,) of their products."""
+    count, _, room = factorizations.hessenberg.shape
+    values = np.full((count, room), np.nan, np.float64 if symmetric else np.complex128)
+    residuals, noise = np.full((count, room), np.nan), np.zeros(count)
+    for i, one in enumerate(unstacked(factorizations)):
+        pairs = ritz_pairs(one, symmetric=symmetric)
+        steps = len(pairs.values)
+        noise[i] = float(rounding_noise(product_noise[i], steps, one.scale, pairs.orthogonality_loss))
+        values[i, :steps] = pairs.values
+        residuals[i, :steps] = np.maximum(pairs.residuals, noise[i])
+    return RitzTable(values, residuals, noise)
+
+
+def unstacked(factorizations: Factorization) -> Sequence[Factorization]:
+    """N factorisations one by one, on the host."""
+    factorizations = jax.device_get(factorizations)
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], factorizations) for i in range(len(factorizations.num_steps))]

@@ -5,8 +5,10 @@ SLURM, Open MPI, Kubernetes and on TPU pods (or takes ``coordinator_address``, `
 and opens the same run directory, on a file system that all see. Alone, a process does everything.
 """
 
+import hashlib
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,11 +17,14 @@ import numpy as np
 from jaxtyping import Shaped
 
 from jaxmem.runs.directory import Run
+from jaxmem.runs.identity import fingerprint
 from jaxmem.runs.progress import Progress, silent
 from jaxmem.score import Score
-from jaxmem.spectra import Spectrum, batch_spectra
-from jaxmem.spectra.batch import check_points, start_keys
-from jaxmem.spectra.result import Method
+from jaxmem.spectra.batch import batch_spectra, check_points, start_keys
+from jaxmem.spectra.methods import Dense, Method
+from jaxmem.spectra.result import Spectrum
+
+_KEPT = ("eigenvalues", "num_products", "status", "asymmetry", "noise")  # of a spectrum, in the arrays of a unit
 
 
 def shared_units(run: Run, keys: Sequence[str], task: str, progress: Progress = silent) -> Iterator[str]:
@@ -53,6 +58,7 @@ def record_spectra(
     x: Shaped[Any, " n *shape"],
     t: Any,
     cond: Any = None,
+    method: Method = Dense(),
     *,
     unit: int,
     name: str = "spectra",
@@ -73,12 +79,13 @@ def record_spectra(
         x: as of `batch_spectra`; NumPy arrays stay on the host but for the unit at work.
         t: as of `batch_spectra`.
         cond: as of `batch_spectra`.
-        unit: points of one unit, which is what a kill can lose; a multiple of ``points`` times the mesh's devices
+        method: as of `batch_spectra`.
+        unit: points of one unit, which is what a kill can lose; a multiple of ``batch`` times the mesh's devices
             fills every group.
         name: begins the keys of the units, ``<name>-<first point>``.
         key: as of `batch_spectra`: a point's start does not depend on its unit.
         progress: called as units are recorded, by any process.
-        options: of `batch_spectra`: ``method``, ``num_steps``, ``points``, ``chunk``, ``mesh`` (of this process).
+        options: of `batch_spectra`: ``batch``, ``chunk``, ``mesh`` (of this process).
 
     Raises:
         ValueError: as `batch_spectra`, or if ``unit`` is below 1 or another one than the run began with.
@@ -90,45 +97,68 @@ def record_spectra(
     parts = {f"{name}-{first:07d}": slice(first, min(first + unit, len(x))) for first in range(0, len(x), unit)}
     for unit_key in shared_units(run, list(parts), name, progress):
         part = parts[unit_key]
-        points = jax.tree.map(lambda leaf, part=part: jnp.asarray(leaf[part]), (x, t, cond, starts))
+        points, times, conds, keys = jax.tree.map(lambda leaf, part=part: jnp.asarray(leaf[part]), (x, t, cond, starts))
         try:
-            found = batch_spectra(score, state, *points[:3], key=points[3], **options)
+            found = batch_spectra(score, state, points, times, conds, method, key=keys, **options)
         except ValueError as error:
             raise ValueError(f"points {part.start} to {part.stop - 1}, counted from 0 here: {error}") from error
-        run.save(unit_key, _table(found))
-        run.append({"key": unit_key, "number": len(points[0]), "products": int(found.num_products.sum())})
-    tables = []
+        residuals = {} if isinstance(found.method, Dense) else {"residuals": found.residuals}  # else they are the noise
+        kept = {name: getattr(found, name) for name in _KEPT} | residuals
+        run.save(unit_key, **{name: np.asarray(array) for name, array in kept.items()})
+        run.append({"key": unit_key, "number": len(points), "products": int(found.num_products.sum())})
+    units = []
     for unit_key, part in parts.items():
-        tables.append(run.load(unit_key))
-        if len(tables[-1]) != part.stop - part.start:
+        units.append(run.load(unit_key))
+        size = len(units[-1]["eigenvalues"])
+        if size != part.stop - part.start:
             raise ValueError(
-                f"unit: expected the size that the run began with, {unit_key} has {len(tables[-1])} points, got {unit};"
+                f"unit: expected the size that the run began with, {unit_key} has {size} points, got {unit};"
                 f" put it into the run's config"
             )
-    return _spectrum(np.concatenate(tables), starts, options.get("method", "eigh"), jnp.asarray(x[:0]).dtype)
-
-
-def _table(found: Spectrum) -> np.ndarray:
-    """One row a point: eigenvalues, residuals unless they are the noise (of dense methods), and four numbers."""
-    residuals = [] if found.method == "eigh" else [found.residuals]
-    return np.column_stack(
-        [found.eigenvalues, *residuals, found.num_products, found.status, found.asymmetry, found.noise]
-    )
-
-
-def _spectrum(table: np.ndarray, starts: Any, method: Method, dtype: Any) -> Spectrum:
-    """What `_table` was made of."""
-    size = (table.shape[1] - 4) // (1 if method == "eigh" else 2)
-    values, (num_products, status, asymmetry, noise) = table[:, :size], table[:, -4:].real.T
+    arrays = {name: np.concatenate([kept[name] for kept in units]) for name in units[0]}
+    width = arrays["eigenvalues"].shape[1]
     return Spectrum(
-        eigenvalues=values.astype(jnp.promote_types(dtype, jnp.float32)) if method == "eigh" else values,
-        residuals=np.repeat(noise[:, None], size, 1) if method == "eigh" else table[:, size:-4].real,
+        **{"residuals": np.repeat(arrays["noise"][:, None], width, 1)} | arrays,
         vectors=None,
-        num_products=num_products.astype(int),
-        status=status.astype(int),
-        asymmetry=asymmetry,
-        noise=noise,
-        dtype=dtype,
+        dtype=jnp.asarray(x[:0]).dtype,
         method=method,
-        seed=None if starts is None or method == "eigh" else np.asarray(jax.random.key_data(starts)),
+        seed=None if starts is None or isinstance(method, Dense) else np.asarray(jax.random.key_data(starts)),
     )
+
+
+def spectra_in_folder(
+    folder: str | Path,
+    score: Score,
+    state: Any,
+    x: Any,
+    t: Any,
+    cond: Any,
+    method: Method,
+    *,
+    unit: int,
+    **options: Any,
+) -> Spectrum:
+    """`record_spectra` in a run of its own, which knows the points, the parameters, the method and the keys.
+
+    Raises:
+        ValueError: as `record_spectra`, or if the folder holds something else.
+    """
+    x, t, cond = check_points(x, t, cond)
+    key = options["key"]
+    keys = None if key is None or isinstance(method, Dense) else start_keys(key, len(x))
+    config = dict(
+        method=str(method),
+        unit=unit,
+        score=getattr(score, "__qualname__", type(score).__qualname__),
+        state=_fingerprint(state),
+        points=_fingerprint((x, t, cond)),
+        keys=None if keys is None else _fingerprint(jax.random.key_data(keys)),
+    )
+    run = Run.open(folder, config, experiment="spectra")
+    return record_spectra(run, score, state, x, t, cond, method, unit=unit, **options)
+
+
+def _fingerprint(tree: Any) -> str:
+    """One hash of all arrays of a pytree."""
+    leaves = [fingerprint(np.asarray(leaf)) for leaf in jax.tree.leaves(tree)]
+    return hashlib.sha256(" ".join(leaves).encode()).hexdigest()

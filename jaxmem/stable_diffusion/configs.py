@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from jaxmem.diffusion import NoiseSchedule, Prediction, ScheduleKind, Spacing
+from jaxmem.diffusion import NoiseSchedule, Prediction, ScheduleKind
+from jaxmem.sampling import Spacing
 from jaxmem.stable_diffusion.settings import (
     Reading,
     SettingsReader,
@@ -357,6 +358,7 @@ class VAEConfig:
 
 _BETAS: dict[str, ScheduleKind] = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
 _PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+PREDICTION_TYPES: dict[str, str] = {ours: theirs for theirs, ours in _PREDICTIONS.items()}  #: diffusers' by ours
 
 # Classes of diffusers 0.42 whose forward process is x_t = alpha_t x_0 + sigma_t eps on a table of betas, with the
 # defaults that they have of their own; the others' are DDIM's. What they differ in is how they sample.
@@ -520,8 +522,7 @@ class SchedulerConfig:
 
 def in_diffusers_words(prediction: str) -> str:
     """``prediction_type`` of a `jaxmem.diffusion.Prediction`; those that diffusers does not have keep their name."""
-    words: dict[str, str] = {ours: theirs for theirs, ours in _PREDICTIONS.items()}
-    return words.get(prediction, prediction)
+    return PREDICTION_TYPES.get(prediction, prediction)
 
 
 def _prediction(r: SettingsReader, reading: Reading) -> str:

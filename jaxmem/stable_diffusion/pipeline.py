@@ -3,7 +3,7 @@
 import hashlib
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,14 +14,17 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxmem.diffusion import DDIM, ddim_path
+from jaxmem import first_step
+from jaxmem.model import Model, require_finite
 from jaxmem.runs import memory
 from jaxmem.runs.durable import json_writer, read_json, write_atomically
 from jaxmem.runs.progress import Say, quiet
-from jaxmem.score import GuidedScore, NetworkScore
+from jaxmem.sampling import DDIM, sample_path
+from jaxmem.score import NetworkScore, with_guidance
 from jaxmem.stable_diffusion import adapters, live, weights
 from jaxmem.stable_diffusion.configs import (
     OTHER_SCHEDULER,
+    PREDICTION_TYPES,
     SCHEDULERS,
     SchedulerConfig,
     TextEncoderConfig,
@@ -74,12 +77,15 @@ class Component(NamedTuple):
         return memory.tree_bytes(weights.shapes(self.make)[1])
 
 
-class StableDiffusion:
+class StableDiffusion(Model):
     """A model of the Stable Diffusion 1.x or 2.x architecture, made by `StableDiffusion.load`.
 
     Everything was checked when it was made; the weights of each network are read when it is first used. Latents are
     (rows, columns, channels), channels last: diffusers' latents are ``transpose(2, 0, 1)`` of them.
     """
+
+    has_pairs = True  # the empty prompt is the absence of one
+    guidance = 7.5  # diffusers' default
 
     def __init__(
         self,
@@ -93,6 +99,10 @@ class StableDiffusion:
         self.components = dict(components)
         self._make_tokenizer = make_tokenizer
         self._loaded: dict[str, tuple[nnx.GraphDef, nnx.State]] = {}
+        side = self.unet_config.sample_size
+        self.shape = (side, side, self.unet_config.in_channels)  #: shape of one latent, (64, 64, 4) for 1.x
+        self.schedule, self.prediction = self.scheduler.schedule, self.scheduler.prediction
+        self.warnings = self.reading.warnings  #: what may be wrong with the model as it was read
         _check_fit(*configs[:3])
 
     @classmethod
@@ -284,7 +294,7 @@ class StableDiffusion:
         return self._make_tokenizer()
 
     @cached_property
-    def score(self) -> NetworkScore:
+    def score(self) -> NetworkScore:  # type: ignore[override]
         """``s(x, t, c) = ∇ log p_t(x | c)`` of one latent; ``c`` is one prompt's embedding (`embed`)."""
         graphdef, _ = weights.shapes(self.components["unet"].make)
         return NetworkScore(graphdef, self.scheduler.schedule, self.scheduler.prediction)
@@ -294,11 +304,16 @@ class StableDiffusion:
         """The UNet's parameters, the score's first argument; read at first use."""
         return self.network("unet")[1]
 
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """Of one latent: 64 × 64 × 4 for Stable Diffusion 1.x."""
-        side = self.unet_config.sample_size
-        return side, side, self.unet_config.in_channels
+    def conditions(self, prompts: Sequence[str], batch: int = 16) -> Float[np.ndarray, "n tokens features"]:
+        """The embeddings of `embed`, on the host, ``batch`` at a time by one program; what is cut is not warned of."""
+        parts = []
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            for first in range(0, len(prompts), batch):
+                part = list(prompts[first : first + batch])
+                filled = part + part[-1:] * (batch - len(part))
+                parts.append(np.asarray(self.embed(filled))[: len(part)])
+        return np.concatenate(parts)
 
     def embed(self, prompts: Sequence[str]) -> Float[Array, "n tokens features"]:
         """The text encoder's last hidden states; the empty prompt's is the unconditional one.
@@ -356,19 +371,19 @@ class StableDiffusion:
         noise: Float[Array, "n rows columns channels"],
         prompts: Sequence[str],
         *,
-        guidance: float = 7.5,
+        guidance: float | None = None,
         negative: str = "",
         num_steps: int = 50,
     ) -> Iterator[tuple[int, Float[Array, "n rows columns channels"]]]:
         """Yield ``(t, x_t)`` of guided DDIM sampling before each step, and ``(-1, x_0)`` at the end.
 
-        The score is ``s(x, ∅) + guidance (s(x, c) - s(x, ∅))``; 7.5 is diffusers' default. Memory is that of ``2 n``
-        forward passes at once.
+        The score is ``s(x, ∅) + guidance (s(x, c) - s(x, ∅))``; without a scale it is 7.5, diffusers' default. Memory
+        is that of ``2 n`` forward passes at once.
         """
         embedded = self.embed([*prompts, negative])
-        unconditional = jnp.broadcast_to(embedded[-1:], embedded[:-1].shape)
-        cond = jnp.stack([embedded[:-1], unconditional], 1)
-        return ddim_path(self.sampler(num_steps), GuidedScore(self.score, guidance), self.state, noise, cond)
+        scale = self.guidance if guidance is None else guidance
+        score, cond = with_guidance(self.score, embedded[:-1], scale, embedded[-1])
+        return sample_path(score, self.state, noise, cond, sampler=self.sampler(num_steps))
 
     def decode(self, latents: Float[Array, "n rows columns channels"]) -> np.ndarray:
         """Images of latents, uint8, shape (n, height, width, 3); one after another, to bound memory."""
@@ -382,6 +397,38 @@ class StableDiffusion:
             raise ValueError(f"images: expected uint8 (n, height, width, 3), got {images.dtype} {images.shape}")
         graphdef, state = self.network("vae")
         return jnp.stack([_encode(graphdef, state, image.astype(np.float32) / 127.5 - 1) for image in images])
+
+    def identity(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """Hashes of weights and tokens, and all settings; not where the model lies, nor its tokenizer's files."""
+        tokens = hashlib.sha256()
+        for ids in self.whole_tokens(prompts):
+            tokens.update(np.asarray(ids, np.int32).tobytes())
+        tokens.update(self.tokenize([""]).tobytes())  # with the padding
+        return {
+            "sha256": self.fingerprint(),
+            "tokens_sha256": tokens.hexdigest(),
+            "unet": asdict(self.unet_config),
+            "text_encoder": asdict(self.text_encoder_config),
+            "vae": asdict(self.vae_config),
+            "scheduler": asdict(self.scheduler),
+        } | self.reading.decisions
+
+    def check(self) -> None:
+        """Read all three networks, and refuse parameters that do not fit into memory or are not finite.
+
+        Raises:
+            ValueError: there is too little memory, or there are parameters that are not finite; they are named.
+        """
+        self.require_memory()
+        require_finite(
+            (f"{part}: {'.'.join(map(str, path))}", variable.get_value())
+            for part in ("unet", "text_encoder", "vae")
+            for path, variable in nnx.to_flat_state(self.network(part)[1])
+        )
+
+    def contradiction(self, share: float | None) -> str | None:
+        """What to tell the user if the first step contradicts the prediction type, in diffusers' words."""
+        return first_step.contradiction(self.prediction, share, "prediction_type", PREDICTION_TYPES)
 
     def fingerprint(self, parts: Sequence[str] = ("unet", "text_encoder", "vae")) -> str:
         """SHA-256 over the parameters of these parts, as float32, in the order of keys; settings are not in it."""

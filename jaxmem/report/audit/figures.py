@@ -12,8 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from jaxmem.memorization import evaluation
-from jaxmem.report.audit.view import AuditView, Group, mean
-from jaxmem.report.style import CATEGORIES, NEUTRAL, figure, plain
+from jaxmem.report.audit.view import AuditView, Group
+from jaxmem.report.style import CATEGORIES, NEUTRAL, figure, mean, mean_and_range, plain
 
 PANELS = 6  # statistics in one figure, so that a page of paper holds it
 
@@ -99,7 +99,7 @@ def _strips(axis: Any, view: AuditView, those: list[int]) -> None:
         axis.set_xticks(named, [str(view.detectors[those[place]].timestep) for place in named])
         axis.set_xlabel("timestep t", fontsize=9)
     elif several:
-        axis.set_xticks(range(len(those)), [str(view.detectors[d].number) for d in those])
+        axis.set_xticks(range(len(those)), [str(view.detectors[d].steps) for d in those])
         axis.set_xlabel("sampling steps", fontsize=9)
     else:
         axis.set_xticks([])
@@ -188,11 +188,7 @@ def guidance(view: AuditView) -> list[Drawing]:
 def _over_time(axis: Any, view: AuditView, t: np.ndarray, values: np.ndarray) -> None:
     for group in view.groups:
         part = values[group.members].reshape(-1, values.shape[-1])
-        part = part[:, (there := ~np.isnan(part).all(0))]
-        if not part.size:
-            continue
-        axis.fill_between(t[there], np.nanmin(part, 0), np.nanmax(part, 0), color=group.colour, alpha=0.16, lw=0)
-        axis.plot(t[there], mean(part, 0), color=group.colour, marker=group.marker, ms=4 if len(t) < 20 else 2.5)
+        mean_and_range(axis, t, part, color=group.colour, marker=group.marker)
     axis.set_xlabel("timestep t (noise at the right, image at the left)")
     axis.xaxis.label.set_fontsize(9)
 

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from jaxmem import __version__
 from jaxmem.report.audit import figures
 from jaxmem.report.audit.pictures import Sparkline, data_uri, thumbnail
-from jaxmem.report.audit.summary import highlights, summarise
+from jaxmem.report.audit.summary import highlights, page_summary
 from jaxmem.report.audit.view import AuditView, mean
 from jaxmem.runs.directory import Run
 from jaxmem.runs.durable import write_atomically
@@ -46,13 +46,18 @@ def write_report(run: str | Path | Run, out: str | Path | None = None) -> Path:
     from jaxmem.audit import read_audit
 
     path = Path(out) if out is not None else run.directory / "report.html"
-    page = render(read_audit(run), written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
+    return write_page(read_audit(run), path)
+
+
+def write_page(result: Any, path: Path) -> Path:
+    """Write the page of an `jaxmem.audit.Audit`, and return its path."""
+    page = render(result, written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
     write_atomically(path, lambda stream: stream.write(page.encode()))
     return path
 
 
 def render(result: Any, title: str = "Memorization audit", written: str = "") -> str:
-    """The page of an `jaxmem.audit.AuditResult` as text; equal results give equal pages."""
+    """The page of an `jaxmem.audit.Audit` as text; equal results give equal pages."""
     view = AuditView(result)
     rows, every = _rows(view), list(range(len(view.detectors)))
     evaluation = (result.metrics or {}).get("evaluation") or {}
@@ -60,7 +65,7 @@ def render(result: Any, title: str = "Memorization audit", written: str = "") ->
     page = _environment().get_template("report.html").render(
         title=title, written=written, version=__version__, size=SIZE,
         code={name: Markup(text) for name, text in files.items()}, hashes={n: _hash(t) for n, t in files.items()},
-        view=view, result=result, rows=rows, summary=summarise(view, rows, evaluation), evaluation=evaluation,
+        view=view, result=result, rows=rows, summary=page_summary(view, rows, evaluation), evaluation=evaluation,
         held_out=(result.metrics or {}).get("held_out", {}),
         titles={detector.name: detector.title for detector in view.detectors},
         costs={row["detector"]: row for row in result.costs}, figures=_figures(view), facts=_facts(result.manifest),
@@ -217,7 +222,7 @@ def _glossary(view: AuditView) -> list[tuple[Any, list[str]]]:
     """Detectors with their names; what is the same at several timesteps is one entry."""
     entries: dict[Any, tuple[Any, list[str]]] = {}
     for detector in view.detectors:
-        key = (detector.statistic, detector.formula, detector.paper, detector.as_released)
+        key = (detector.statistic, detector.formula, detector.source, detector.as_released)
         entries.setdefault(key, (detector, []))[1].append(detector.name)
     return list(entries.values())
 

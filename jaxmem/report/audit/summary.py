@@ -11,7 +11,7 @@ _MOST_LISTED = 6  # timesteps in a line
 MOST_EVIDENCE = 12  # prompts whose evidence is spelled out
 
 
-def summarise(view: AuditView, rows: list[dict[str, Any]], evaluation: dict[str, Any]) -> dict[str, Any]:
+def page_summary(view: AuditView, rows: list[dict[str, Any]], evaluation: dict[str, Any]) -> dict[str, Any]:
     """The numbers of the summary; None where a run cannot say."""
     fixed, others, num_spectra = None, None, 0
     if view.judges:
@@ -95,7 +95,7 @@ def highlights(result: Any) -> list[tuple[str, str]]:
         ("Eigenvalues below -1/σ², which no density has", _listed(metrics.get("share_below_bound"))),
         ("Jacobian products", f"{metrics['num_products']:,}" if "num_products" in metrics else None),
         ("Time of all recorded work", None if minutes is None else f"{minutes / 60:,.1f} minutes"),
-        ("Reference prompts", len(result.reference) or "none"),
+        ("Reference list", len(result.reference) or "none"),
         ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items()) or None),
     ]
     return [(name, str(item)) for name, item in asked if item is not None]

@@ -3,25 +3,35 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxmem.audit.plan import EARLIEST_JUDGED, JUDGED, judged
 from jaxmem.memorization.sharpness import positive_count, tangent_count
 from jaxmem.memorization.standing import End, percentile, rank
-from jaxmem.report.style import CATEGORIES, GENERAL, MEMORIZED
+from jaxmem.report.style import CATEGORIES, GENERAL, MEMORIZED, mean
 
 STRONG, ENOUGH = 99.0, 100  # percentile from which a prompt stands out; in a shorter list it is beyond all of it
 MOST_LEADS, MOST_GROUPS = 6, len(CATEGORIES)
-# Statistics that lead, where they ran: one of each kind of evidence before a second of the same kind.
-_FIRST = ("positive-count", "wen", "jeon", "largest-sum", "anisotropy", "tiled-l2", "score-evolution", "tangent-count")
 
 
-def mean(values: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
-    """The mean of what is there; NaN where nothing is."""
-    number = np.sum(~np.isnan(values), axis)
-    return np.where(number > 0, np.nansum(values, axis) / np.maximum(number, 1), np.nan)
+class Noun(NamedTuple):
+    """Words for a model and for what it was asked for, see `jaxmem.model.Model.condition`."""
+
+    one: str
+    many: str  #: empty where there is nothing to ask for
+    model: str
+    article: str  #: of ``model``
+    references: str
+    units: str  #: of a move of x
+
+
+_NOUNS = {
+    "prompt": Noun("prompt", "prompts", "text-to-image model", "A", "captions", "latent units"),
+    "class": Noun("class", "classes", "class-conditional model", "A", "classes", "units of x"),
+    "none": Noun("condition", "", "unconditional model", "An", "samples", "units of x"),
+}
 
 
 @dataclass(frozen=True)
@@ -35,7 +45,7 @@ class Group:
 
 
 class AuditView:
-    """An `AuditResult` with the numbers that its page shows.
+    """An `jaxmem.audit.Audit` with the numbers that its page shows.
 
     Scores of a prompt are means over its noises. ``leads`` are the detectors of the ranking, one of each statistic;
     ``order`` puts the most memorized prompt first, by its mean place among the prompts by the leads: a way to sort, no
@@ -46,8 +56,7 @@ class AuditView:
         self.result = result
         self.prompts, self.detectors = result.prompts, result.detectors
         self.scores = mean(np.asarray(result.scores, np.float64), 1)  # (N, D)
-        rows = (result.metrics or {}).get("prompts") or [{}] * len(self.prompts)
-        self.truncated = [bool(row.get("truncated")) for row in rows]
+        self.truncated = result.truncated
 
     @cached_property
     def intervals(self) -> dict[int, np.ndarray]:
@@ -96,7 +105,7 @@ class AuditView:
         for d, detector in enumerate(self.detectors):
             if behind(d) < behind(chosen.setdefault(detector.statistic, d)):
                 chosen[detector.statistic] = d
-        order = sorted(chosen, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
+        order = sorted(chosen, key=lambda name: self.detectors[chosen[name]].place)
         return [chosen[name] for name in order[:MOST_LEADS]]
 
     @cached_property
@@ -193,6 +202,16 @@ class AuditView:
             "tangent": tangent_count(values, np.broadcast_to(self.spectral_sigma, values.shape[:3])),
         }
         return {name: np.where(there, count, np.nan) for name, count in found.items()}
+
+    @property
+    def noun(self) -> Noun:
+        """The words of the page."""
+        return _NOUNS[(self.result.manifest.get("model") or {}).get("condition", "prompt")]
+
+    @property
+    def without_pairs(self) -> bool:
+        """Whether the model has no unconditional score, so that detectors were left out."""
+        return not (self.result.manifest.get("plan") or {}).get("has_pairs", True)
 
     @property
     def has_spectra(self) -> bool:

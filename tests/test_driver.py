@@ -1,18 +1,27 @@
 """Krylov methods driven from the host against the same methods in one compiled loop, and dense LAPACK."""
 
+import signal
+import subprocess
+import sys
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import command_environment
+from killing import Stopped, signal_when
+from operators import skewed
 
-from jaxmem import NoiseSchedule, score_jacobian
-from jaxmem.krylov import Status, absorb, arnoldi, begin, lanczos, next_vector
+from jaxmem import Arnoldi, Lanczos, NoiseSchedule, Status, score_jacobian, spectrum
+from jaxmem.krylov import absorb, arnoldi, begin, lanczos, next_vector
+from jaxmem.operators import MatrixOperator
 from jaxmem.oracles import GaussianMixture, GaussianMixtureScore
 from jaxmem.runs.memory import available_bytes, gigabytes, require
+from jaxmem.spectra import driver
+from jaxmem.spectra.driver import drive
+from jaxmem.spectra.programs import compile_programs, measure
 from jaxmem.spectra.ritz import ritz_pairs
-from jaxmem.spectra.stepwise import advance, compile_programs, measure
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -58,7 +67,7 @@ def test_all_steps_give_the_exact_spectrum(problem, symmetric, getkey):
     operators = programs.operators(state, x, t, None)
     seen = []
     f = jax.vmap(partial(begin, max_steps=6))(jax.random.normal(getkey(), (3, 6)))
-    f = advance(programs, operators, f, lambda f: seen.append(f.num_steps.tolist()))
+    f = drive(programs.step(operators), f, lambda f: seen.append(f.num_steps.tolist()))
     assert seen == [[step] * 3 for step in range(1, 7)]
     for i in range(3):
         exact = np.linalg.eigvalsh(np.asarray(score_jacobian(score, state, x[i], t[i]).to_dense(), np.float64))
@@ -102,3 +111,89 @@ def test_too_little_memory_is_said():
     with pytest.raises(ValueError, match=r"the spectrum: needs about 1000000.0 GB, of which .* free; take less"):
         require(10**15, "the spectrum", "take less")
     assert (gigabytes(3_440_000_000), gigabytes(1_500_000)) == ("3.4 GB", "1.5 MB")
+
+
+@pytest.mark.parametrize("method", [Lanczos(40), Arnoldi(40)])
+def test_a_spectrum_goes_on_to_the_same_bits(method, tmp_path, monkeypatch, getkey):
+    monkeypatch.setattr(driver, "_SAVING_SHARE", np.inf)  # whatever is done is saved
+    operator, key = MatrixOperator(skewed(150)), getkey()
+    whole = spectrum(operator, method, key=key, vectors=True)
+    reports = []
+
+    def progress(task, done, total):
+        reports.append(done)
+        if len(reports) > 1 and reports[-2] < done < total:
+            raise Stopped
+
+    starts, found = 0, None
+    while found is None:
+        starts += 1
+        try:
+            found = spectrum(operator, method, key=key, vectors=True, folder=tmp_path, progress=progress)
+        except Stopped:
+            continue
+    assert starts == 40  # a segment begins with one step
+    assert reports == sorted(reports)
+    assert reports[-1] == whole.num_products == 3 + 40 * (2 if method.symmetric else 1)
+    for one, other in zip(whole, found, strict=True):
+        np.testing.assert_array_equal(one, other)
+    again = spectrum(operator, method, key=key, vectors=True, folder=tmp_path)
+    np.testing.assert_array_equal(again.vectors, whole.vectors)
+    with pytest.raises(ValueError, match=r"krylov.npz: expected the state of the same call.*method: there .*now"):
+        spectrum(operator, Lanczos(3), key=key, folder=tmp_path)
+    with pytest.raises(ValueError, match=r"expected the state of the same call.*seed: there"):
+        spectrum(operator, method, key=getkey(), folder=tmp_path)
+    with pytest.raises(ValueError, match="expected the state of the same operator, got one whose product differs"):
+        spectrum(2 * operator, method, key=key, folder=tmp_path)
+
+
+SCRIPT = """
+import sys, time
+import jax
+import numpy as np
+from jaxmem import Lanczos, from_matvec, spectrum
+
+matrix = np.random.default_rng(0).normal(size=(400, 400)).astype(np.float32)
+operator = from_matvec(lambda v: matrix @ v, 400)
+slowly = lambda *call: time.sleep(float(sys.argv[2]))
+found = spectrum(operator, Lanczos(300), key=jax.random.key(0), folder=sys.argv[1], progress=slowly)
+np.save(sys.argv[1] + ".npy", np.stack([found.eigenvalues, found.residuals]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
+def test_a_killed_process_is_gone_on_with(tmp_path):
+    def start(name, pause):
+        arguments = [sys.executable, "-c", SCRIPT, str(tmp_path / name), str(pause)]
+        return subprocess.Popen(arguments, env=command_environment())
+
+    child, path = start("killed", 0.5), tmp_path / "killed" / "krylov.npz"
+    signal_when(child, path.exists)
+    assert child.wait() == -signal.SIGKILL
+    with np.load(path) as kept:
+        assert 1 <= kept["num_steps"] < 300
+    assert [start(name, 0).wait(600) for name in ("killed", "whole")] == [0, 0]
+    np.testing.assert_array_equal(np.load(tmp_path / "killed.npy"), np.load(tmp_path / "whole.npy"))
+
+
+def test_a_large_state_is_not_saved_after_every_step(tmp_path, monkeypatch):
+    clock, saved = [0.0], []
+
+    def save(path, arrays, options):
+        clock[0] += 1.0  # a second each
+        saved.append(int(arrays["num_steps"]))
+
+    monkeypatch.setattr(driver.resume, "save", save)
+    monkeypatch.setattr(driver.time, "monotonic", lambda: clock[0])
+    kept = driver.Kept(tmp_path / "a.npz", np.zeros(1), 0.0, {})
+    f = begin(jnp.ones(4), 100)
+    for steps in range(1, 101):
+        clock[0] += 4.0  # seconds of a step
+        kept.save(f._replace(num_steps=jnp.int32(steps)))
+    # A twentieth of the time is for saving: every fifth step, and the last.
+    assert saved == [*range(1, 101, 5), 100]
+
+
+def test_a_start_that_is_not_finite_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"operator: product \d+ was NaN or infinite"):
+        spectrum(MatrixOperator(jnp.eye(4).at[1, 2].set(jnp.nan)), Lanczos(3), key=jax.random.key(0), folder=tmp_path)

@@ -1,7 +1,6 @@
-"""Krylov methods one product at a time, driven from the host: for scores whose products take seconds.
+"""A score's linearisation at n points and the products with it, compiled: for scores whose products take seconds.
 
-The programs are compiled before the parameters are needed, so what they will take is known first; a caller sees every
-product, can save the factorisation after it, and can go on from a saved one.
+The programs are compiled before the parameters are needed, so what they will take is known first.
 """
 
 from collections.abc import Callable
@@ -14,9 +13,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxmem.jacobian import ScoreJacobian, assemble, check_score, linearise_points
-from jaxmem.krylov import Factorization, absorb, may_go_on, next_vector
+from jaxmem.krylov import Factorization, absorb, next_vector
 from jaxmem.runs import memory
 from jaxmem.score import Score
+from jaxmem.spectra.driver import Step
 
 
 class Programs(NamedTuple):
@@ -31,6 +31,15 @@ class Programs(NamedTuple):
     def operators(self, state: Any, x: Array, t: Array, cond: Any) -> ScoreJacobian:
         """The Jacobians at n points, as `jaxmem.jacobian.batch_jacobian` gives them."""
         return assemble(state, *self.linearise(state, x, t, cond))
+
+    def step(self, operators: ScoreJacobian) -> Step:
+        """One product with each of n operators, for `jaxmem.spectra.driver.drive`."""
+
+        def step(factorizations: Factorization) -> Factorization:
+            products = self.multiply(operators, _next(factorizations))
+            return _absorb(factorizations, products, self.transposed is not None)
+
+        return step
 
     def multiply(self, operators: ScoreJacobian, vectors: Float[Array, "n d"]) -> Float[Array, "n d"]:
         """Products with J, or with ½(J + Jᵀ) where the transposed program is there."""
@@ -65,29 +74,8 @@ def _absorb(factorizations: Factorization, products: Array, symmetric: bool) -> 
 
 
 @jax.jit
-def _next(factorizations: Factorization) -> tuple[Array, Array]:
-    room = factorizations.hessenberg.shape[-1]
-    return jax.vmap(next_vector)(factorizations), jax.vmap(lambda f: may_go_on(f, room))(factorizations)
-
-
-def advance(
-    programs: Programs,
-    operators: ScoreJacobian,
-    factorizations: Factorization,
-    on_step: Callable[[Factorization], None],
-) -> Factorization:
-    """Go on until the room of the factorisations (n of them, see `jaxmem.krylov.begin`) is used or all have closed.
-
-    ``on_step`` sees them after every product with all n points, in the order that makes a restart exact: what it saved
-    is all that is needed to go on.
-    """
-    while True:
-        vectors, going = _next(factorizations)
-        if not np.any(going):
-            return factorizations
-        products = programs.multiply(operators, vectors)
-        factorizations = _absorb(factorizations, products, programs.transposed is not None)
-        on_step(factorizations)
+def _next(factorizations: Factorization) -> Array:
+    return jax.vmap(next_vector)(factorizations)
 
 
 class Measured(NamedTuple):
@@ -99,7 +87,7 @@ class Measured(NamedTuple):
 
 
 def measure(programs: Programs, operators: ScoreJacobian, vectors: Float[Array, "n d"]) -> Measured:
-    """What a few products with given vectors tell about the operators (see `jaxmem.spectra.single.Probe`)."""
+    """What a few products with given vectors tell about the operators (see `jaxmem.spectra.measure.Probe`)."""
     units = vectors / jnp.linalg.norm(vectors, axis=1, keepdims=True)
     product, again = (np.asarray(programs.forward(operators, c * units), np.float64) / c for c in (1, 3))
     norm = np.linalg.norm(product, axis=1)

@@ -8,11 +8,10 @@ v and x_0 are not told apart: no model of this kind is published that predicts x
 nothing as well and is no epsilon network either, so a warning about it is true.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-
-from jaxmem.stable_diffusion.configs import in_diffusers_words
 
 EPSILON, OTHER = 0.7, 0.3  #: shares of the noise from and up to which a network is taken for one; between, for neither
 _LEAST_NOISE = 0.95  # sigma below which the first step is not all noise: few steps with leading timesteps
@@ -35,19 +34,28 @@ def noise_share(prediction: str, scores: Any, x: Any, alpha: float, sigma: float
     return float((outputs[prediction] * x).sum() / (x * x).sum())
 
 
-def contradiction(prediction: str, share: float | None) -> str | None:
-    """What to tell the user if a network cannot predict what its file says, given `noise_share`; None if it can."""
+def contradiction(
+    prediction: str, share: float | None, argument: str = "prediction", names: Mapping[str, str] | None = None
+) -> str | None:
+    """What to tell the user if a network cannot predict what it is said to, given `noise_share`; None if it can.
+
+    Args:
+        prediction: what the network is said to predict.
+        share: what `noise_share` found.
+        argument: the argument that says so where the model is made.
+        names: what predictions are called there, by `jaxmem.diffusion.Prediction`; by default the same.
+    """
     if share is None or prediction not in ("eps", "v", "x0"):
         return None
-    said = in_diffusers_words(prediction)
+    eps, v, x0, said = (names[one] if names else one for one in ("eps", "v", "x0", prediction))
     if prediction == "eps" and abs(share) <= OTHER:
-        expected, looks, remedy = "about 1", "'v_prediction' (or 'sample'), or not trained", "v_prediction"
+        expected, looks, remedy = "about 1", f"{v!r} (or {x0!r}), or not trained", v
     elif prediction != "eps" and share >= EPSILON:
-        expected, looks, remedy = "about 0", "'epsilon'", "epsilon"
+        expected, looks, remedy = "about 0", repr(eps), eps
     else:
         return None
     return (
-        f"prediction_type: the model says {said!r}, but at the first step its output holds {share:.2f} of the noise"
-        f" that went in; {said!r} gives {expected}. It looks like {looks}. Then all numbers are wrong: load it with"
-        f" `prediction_type={remedy!r}`"
+        f"{argument}: the model says {said!r}, but at the first step its output holds {share:.2f} of the noise that"
+        f" went in; {said!r} gives {expected}. It looks like {looks}. Then all numbers are wrong: load it with"
+        f" `{argument}={remedy!r}`"
     )

@@ -1,0 +1,51 @@
+"""Detectors of memorization: one entry each, the published ones and your own.
+
+`Detector` is an entry; `register` makes one known to every audit, and ``jaxmem.audit(..., detectors=[...])`` takes
+names and entries for one audit. What an entry can ask for is in `jaxmem.detectors.evidence`.
+"""
+
+from jaxmem.detectors import published, spectral
+from jaxmem.detectors.entry import Detector, choose, columns, register, registered, require_evidence, table
+from jaxmem.detectors.evidence import (
+    Counts,
+    CountsAt,
+    Eigenvalues,
+    EpsDifferences,
+    Evidence,
+    HessianProducts,
+    Images,
+    Pairs,
+    Products,
+    ScorePairs,
+    Setting,
+    SpectrumAt,
+    StartPairs,
+    TwoPairs,
+)
+
+for _detector in (*published.DETECTORS, *spectral.DETECTORS):
+    register(_detector)
+
+__all__ = [
+    "Counts",
+    "CountsAt",
+    "Detector",
+    "Eigenvalues",
+    "EpsDifferences",
+    "Evidence",
+    "HessianProducts",
+    "Images",
+    "Pairs",
+    "Products",
+    "ScorePairs",
+    "Setting",
+    "SpectrumAt",
+    "StartPairs",
+    "TwoPairs",
+    "choose",
+    "columns",
+    "register",
+    "registered",
+    "require_evidence",
+    "table",
+]

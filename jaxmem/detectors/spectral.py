@@ -1,0 +1,93 @@
+"""Detectors of one spectrum: counts and sums of the eigenvalues of the conditional Hessian, one column per timestep."""
+
+from jaxmem.detectors.entry import Detector
+from jaxmem.detectors.evidence import Counts, Eigenvalues, Setting, SpectrumAt
+from jaxmem.memorization.sharpness import negative_trace_of_cube, sum_of_largest
+
+MOST_SUMMED = 5  #: eigenvalues in the sum of the largest: the first trial's choice
+_JEON = "Jeon et al., ICML 2025"
+
+
+def _number_summed(setting: Setting) -> dict[str, int]:
+    return {"k": min(MOST_SUMMED, setting.num_eigenvalues)}
+
+
+def _sum_of_largest(spectrum: SpectrumAt, k: int) -> float:
+    values = spectrum.eigenvalues
+    return float(sum_of_largest(values, k)) if len(values) >= k else float("nan")
+
+
+DETECTORS = (
+    Detector(
+        name="positive-count",
+        title="Positive eigenvalues",
+        formula="#{λ > 0}",
+        source="the paper reproduced here",
+        as_released="no code was released; the paper counts λ > 1e-15, here λ above the spectrum's measured rounding",
+        memorized_is="low",
+        needs=Counts(),
+        score=lambda counts: counts.positive,
+        interval=lambda counts: counts.positive_interval,
+        is_count=True,
+        place=0,
+    ),
+    Detector(
+        name="tangent-count",
+        title="Tangent directions",
+        formula="#{λ > -1/(2σ²)}",
+        source="this library",
+        memorized_is="low",
+        needs=Counts(),
+        score=lambda counts: counts.tangent,
+        interval=lambda counts: counts.tangent_interval,
+        is_count=True,
+        place=7,
+    ),
+    Detector(
+        name="largest-sum",
+        title="Sum of the {k} largest eigenvalues",
+        formula="λ₁ + … + λ_{k}",
+        source="this library",
+        memorized_is="low",
+        needs=Eigenvalues(whole=False),
+        score=_sum_of_largest,
+        parameters=_number_summed,
+        place=3,
+    ),
+    Detector(
+        name="largest",
+        title="Largest eigenvalue",
+        formula="λ₁",
+        source="this library",
+        memorized_is="low",
+        needs=Eigenvalues(whole=False),
+        score=lambda spectrum: spectrum.eigenvalues.max(),
+    ),
+    Detector(
+        name="smallest",
+        title="Smallest eigenvalue",
+        formula="λ_d",
+        source="this library",
+        memorized_is="low",
+        needs=Eigenvalues(whole=False),
+        score=lambda spectrum: spectrum.eigenvalues.min(),
+    ),
+    Detector(
+        name="trace",
+        title="Trace",
+        formula="tr H = Σ λ_i",
+        source=f"{_JEON} (E‖s‖² = -tr H)",
+        memorized_is="low",
+        needs=Eigenvalues(),
+        score=lambda spectrum: spectrum.eigenvalues.sum(),
+    ),
+    Detector(
+        name="cubed-trace",
+        title="Negative trace of the cube",
+        formula="-tr H³ = -Σ λ_i³",
+        source=f"{_JEON} (E‖H s‖² = -tr H³)",
+        memorized_is="high",
+        needs=Eigenvalues(),
+        score=lambda spectrum: negative_trace_of_cube(spectrum.eigenvalues),
+    ),
+)
