@@ -17,11 +17,6 @@ from jaxmem.data import verbatim_model
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("**/*.md"))]
-# Pages that use names which are not there yet: each fails here as soon as it runs, and then leaves this set.
-WAITING = {
-    "README.md",
-    *(f"docs/{name}.md" for name in ("audit", "choosing-a-method", "five-jobs", "stable-diffusion", "tutorial")),
-}
 HUB = "CompVis/stable-diffusion-v1-4"  # 3.4 GB; the model that ships takes its place
 
 
@@ -50,13 +45,7 @@ def workplace(tmp_path, monkeypatch):
         pyplot.close("all")
 
 
-def waiting(page: Path) -> list[pytest.MarkDecorator]:
-    return [pytest.mark.xfail(strict=True)] if name_of(page) in WAITING else []
-
-
-@pytest.mark.parametrize(
-    "page", [pytest.param(page, marks=waiting(page)) for page in with_blocks("python")], ids=name_of
-)
+@pytest.mark.parametrize("page", with_blocks("python"), ids=name_of)
 def test_the_code_of_a_page_runs(page, workplace):
     """In order, in one namespace. In place of the hub's model stands the one that ships, without its network."""
     namespace: dict = {"__name__": "page"}
@@ -94,7 +83,6 @@ def test_each_of_the_five_jobs_is_short_and_imports_from_jaxmem_alone(number):
         assert len([line for line in block.splitlines() if line.strip()]) <= 12
 
 
-@pytest.mark.xfail(strict=True)  # as WAITING
 def test_public_names_are_documented(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "scripts")
     documented = importlib.import_module("documented")
@@ -118,7 +106,6 @@ def test_undocumented_names_are_found(monkeypatch, tmp_path):
     ]
 
 
-@pytest.mark.xfail(strict=True)  # as WAITING
 def test_the_table_of_detectors_is_made_from_their_entries(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "scripts")
     script = importlib.import_module("detector_table")
