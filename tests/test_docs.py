@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 import shlex
+import sys
 import tomllib
 from pathlib import Path
 
@@ -16,11 +17,6 @@ from jaxmem.data import verbatim_model
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("**/*.md"))]
-# Pages that use names which are not there yet: each fails here as soon as it runs, and then leaves this set.
-WAITING = {
-    "README.md",
-    *(f"docs/{name}.md" for name in ("choosing-a-method", "stable-diffusion", "tutorial")),
-}
 HUB = "CompVis/stable-diffusion-v1-4"  # 3.4 GB; the model that ships takes its place
 
 
@@ -45,17 +41,11 @@ def workplace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
     yield tmp_path
-    if "matplotlib.pyplot" in importlib.sys.modules:
-        importlib.import_module("matplotlib.pyplot").close("all")
+    if pyplot := sys.modules.get("matplotlib.pyplot"):
+        pyplot.close("all")
 
 
-def waiting(page: Path) -> list[pytest.MarkDecorator]:
-    return [pytest.mark.xfail(strict=True)] if name_of(page) in WAITING else []
-
-
-@pytest.mark.parametrize(
-    "page", [pytest.param(page, marks=waiting(page)) for page in with_blocks("python")], ids=name_of
-)
+@pytest.mark.parametrize("page", with_blocks("python"), ids=name_of)
 def test_the_code_of_a_page_runs(page, workplace):
     """In order, in one namespace. In place of the hub's model stands the one that ships, without its network."""
     namespace: dict = {"__name__": "page"}

@@ -3,7 +3,6 @@ import re
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -13,7 +12,6 @@ def example() -> str:
     return block
 
 
-@pytest.mark.xfail(strict=True)  # as WAITING in test_docs.py
 def test_the_example_runs_and_says_what_the_comments_say(capsys):
     namespace: dict = {}
     exec(compile(example(), "README.md", "exec"), namespace)

@@ -75,7 +75,7 @@ def count_positive(
     zero from those just above: a range of about 1/steps of the spectrum's. Across a gap it is as narrow as the number
     of vectors allows, or one number; where many eigenvalues crowd at zero (no gap, a null space) it is wide, more so
     with fewer products. The estimate lies nearer to the truth than the interval says where the density of eigenvalues
-    is smooth on either side of zero (``benchmarks/README.md``).
+    is smooth on either side of zero (``docs/benchmarks.md``).
 
     Args:
         operator: see `spectrum`; ``A - B`` for the difference of two. Or a `Spectrum` with all eigenvalues of the
