@@ -32,10 +32,8 @@ def environment() -> dict[str, Any]:
     """Versions and device, which a manifest records and a continued run may change."""
     import jax
 
-    from jaxmem import __version__
-
     devices = jax.devices()
-    versions = {name: __version__ if name == "jaxmem" else version(name) for name in PACKAGES}
+    versions = {name: version(name) for name in PACKAGES}
     versions["python"] = ".".join(map(str, sys.version_info[:3]))
     return {"versions": versions, "device": {"kind": devices[0].device_kind, "count": len(devices)}}
 
