@@ -21,7 +21,7 @@ from jaxmem.spectra.block_ritz import (
     ritz_vectors,
 )
 from jaxmem.spectra.measure import Probe
-from jaxmem.spectra.methods import Extreme
+from jaxmem.spectra.methods import Extreme, basis_rows
 from jaxmem.spectra.restarted import (
     KrylovState,
     Outside,
@@ -78,7 +78,7 @@ class Search:
         self.operator, self.method, self.key, self.size = operator, method, key, operator.size
         self.applied = operator.symmetric if method.symmetric else operator
         self.per_step = self.applied.products_per_mv
-        self.least, block = method.room(self.size), method.block
+        self.least, block = basis_rows(method, self.size), method.block
         self.budget = self._affordable_steps()
         memory.require(
             4 * (self.least + block) * self.size * jnp.dtype(operator.dtype).itemsize,

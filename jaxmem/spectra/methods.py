@@ -153,24 +153,26 @@ class Extreme:
         """Refuse more than there are, and a basis that is too small."""
         _within("k", self.k, size)
         _within("block", self.block, size)
-        least = self.least_subspace(size)
+        least = least_subspace(self, size)
         if self.subspace is not None and self.subspace < min(least, size):
             raise ValueError(
                 f"subspace: expected at least {least} for {self.k} pairs and blocks of {self.block}, got"
                 f" {self.subspace}"
             )
 
-    def least_subspace(self, size: int) -> int:
-        """The smallest basis: a restart keeps half of what is not wanted, and must leave room for a block."""
-        return min(-(-size // self.block) * self.block, self.k + 2 * self.block + 2)
 
-    def room(self, size: int) -> int:
-        """Rows of the basis before a restart."""
-        subspace = self.subspace
-        if subspace is None:
-            subspace = max(self.least_subspace(size), 512, 4 * self.k)
-        # A block past d would bring rows of zeros into a restart; nearly all of the space is the same as all of it.
-        return -(-size // self.block) * self.block if subspace + self.block > size else subspace
+def least_subspace(method: Extreme, size: int) -> int:
+    """The smallest basis: a restart keeps half of what is not wanted, and must leave room for a block."""
+    return min(-(-size // method.block) * method.block, method.k + 2 * method.block + 2)
+
+
+def basis_rows(method: Extreme, size: int) -> int:
+    """Rows of the basis before a restart."""
+    subspace = method.subspace
+    if subspace is None:
+        subspace = max(least_subspace(method, size), 512, 4 * method.k)
+    # A block past d would bring rows of zeros into a restart; nearly all of the space is the same as all of it.
+    return -(-size // method.block) * method.block if subspace + method.block > size else subspace
 
 
 Krylov = Lanczos | Arnoldi
