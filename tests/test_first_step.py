@@ -19,7 +19,7 @@ from jaxmem.prompts import Prompt
 from jaxmem.report.audit.page import write_report
 from jaxmem.report.tables import print_audit
 from jaxmem.runs.directory import Run
-from jaxmem.stable_diffusion.configs import PREDICTION_TYPES
+from jaxmem.stable_diffusion.configs.scheduler import PREDICTION_TYPES
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
 
 SCHEDULE = NoiseSchedule.stable_diffusion()

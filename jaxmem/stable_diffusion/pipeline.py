@@ -22,15 +22,8 @@ from jaxmem.runs.progress import Say, quiet
 from jaxmem.sampling import DDIM, sample_path
 from jaxmem.score import NetworkScore, with_guidance
 from jaxmem.stable_diffusion import adapters, live, weights
-from jaxmem.stable_diffusion.configs import (
-    OTHER_SCHEDULER,
-    PREDICTION_TYPES,
-    SCHEDULERS,
-    SchedulerConfig,
-    TextEncoderConfig,
-    UNetConfig,
-    VAEConfig,
-)
+from jaxmem.stable_diffusion.configs import SchedulerConfig, TextEncoderConfig, UNetConfig, VAEConfig
+from jaxmem.stable_diffusion.configs.scheduler import OTHER_SCHEDULER, PREDICTION_TYPES, SCHEDULERS
 from jaxmem.stable_diffusion.hub import find_model, model_file, read_tokenizer
 from jaxmem.stable_diffusion.settings import Reading
 from jaxmem.stable_diffusion.text_encoder import TextEncoder
