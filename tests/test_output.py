@@ -365,7 +365,7 @@ MESSAGES = [  # module, its words, the command, its words there
     ),
     ("training.py", "lower `{name}.learning_rate`, in a new folder, or look", Toy2d, "in a new --out, or look"),
     (
-        *("audit/one_prompt.py", "smaller `batch` or `num_steps`, or another `method`", Spectrum),
+        *("audit/spectrum.py", "smaller `batch` or `num_steps`, or another `method`", Spectrum),
         "smaller --batch or --num-steps, or another --method",
     ),
     (
