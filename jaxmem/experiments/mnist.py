@@ -21,7 +21,6 @@ from jaxmem.diffusion import NoiseSchedule
 from jaxmem.extras import require
 from jaxmem.memorization.distances import calibrated_l2, nearest_training
 from jaxmem.memorization.sharpness import below_bound, positive_count, tangent_count
-from jaxmem.model import ClassConditional
 from jaxmem.networks.parameters import load_parameters, save_parameters
 from jaxmem.networks.unet import UNet
 from jaxmem.prompts import Prompt
@@ -30,6 +29,7 @@ from jaxmem.runs.progress import Progress, silent
 from jaxmem.runs.stages import save_losses, timed, wall_seconds
 from jaxmem.sampling import DDIM, sample
 from jaxmem.score import NetworkScore, bind
+from jaxmem.score_models import ClassConditional
 from jaxmem.spectra.shared import record_spectra
 from jaxmem.training import train
 
