@@ -1,7 +1,8 @@
 """A diffusion model as an audit sees it: conditions of prompts, a score, a sampler, a way from x_0 to pictures.
 
 `Model` is what `jaxmem.audit` needs and no more; `jaxmem.StableDiffusion` is one, `ClassConditional` and
-`Unconditional` make one of a score that is there. `Model` has the example of one written from nothing.
+`Unconditional` (`jaxmem.score_models`) make one of a score that is there. `Model` has the example of one written from
+nothing.
 """
 
 import hashlib

@@ -41,6 +41,7 @@ def choose(names: list[str], expected: str) -> dict[str, str]:
 
 
 def prompt_of(where: str, values: dict[str, Any]) -> Prompt:
+    """The prompt of one row: its cells by text, label and category."""
     text = values["text"]
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"{where}: expected a prompt, got {text!r:.60}; delete the line")

@@ -15,7 +15,7 @@ from jaxmem.stable_diffusion.settings import (
 
 _DOWN = ("DownBlock2D", "CrossAttnDownBlock2D")
 _UP = ("UpBlock2D", "CrossAttnUpBlock2D")
-# What is built here, as values that have to be so.
+# Settings that `UNet` has no choice of: at another value the network is another one.
 _NEUTRAL: dict[str, Any] = dict(
     act_fn=("silu", "swish"),
     mid_block_type="UNetMidBlock2DCrossAttn",
