@@ -65,13 +65,14 @@ def jax_worker(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     from jaxmem.score import NetworkScore
     from jaxmem.stable_diffusion import weights
     from jaxmem.stable_diffusion.configs import UNetConfig
+    from jaxmem.stable_diffusion.tensors import read_tensors
     from jaxmem.stable_diffusion.unet import UNet
 
     config = UNetConfig()
     start = time.perf_counter()
     read = UNetConfig.from_diffusers(json.loads((folder / "config.json").read_text()))
     assert read == config, read
-    tensors = weights.read_folder(folder, weights.UNET.basename)
+    tensors = read_tensors(folder, weights.UNET.basename)
     graphdef, state = weights.load_state(lambda: UNet(config, rngs=nnx.Rngs(0)), tensors, weights.UNET, "unet")
     facts = {
         "load_s": time.perf_counter() - start,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 _HOME = {
     "Model": "jaxmem.model",
-    "ClassConditional": "jaxmem.model",
-    "Unconditional": "jaxmem.model",
+    "ClassConditional": "jaxmem.score_models",
+    "Unconditional": "jaxmem.score_models",
     "StableDiffusion": "jaxmem.stable_diffusion.pipeline",
     "NoiseSchedule": "jaxmem.diffusion",
     "DDIM": "jaxmem.sampling",
@@ -84,11 +84,12 @@ if TYPE_CHECKING:
     from jaxmem.diffusion import NoiseSchedule
     from jaxmem.function_operators import from_matvec, from_scipy
     from jaxmem.jacobian import score_jacobian
-    from jaxmem.model import ClassConditional, Model, Unconditional
+    from jaxmem.model import Model
     from jaxmem.operators import Operator
     from jaxmem.prompts import read_prompts
     from jaxmem.sampling import DDIM, sample
     from jaxmem.score import ScorePair, bind
+    from jaxmem.score_models import ClassConditional, Unconditional
     from jaxmem.spectra import (
         Arnoldi,
         Count,

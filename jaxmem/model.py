@@ -1,13 +1,14 @@
 """A diffusion model as an audit sees it: conditions of prompts, a score, a sampler, a way from x_0 to pictures.
 
 `Model` is what `jaxmem.audit` needs and no more; `jaxmem.StableDiffusion` is one, `ClassConditional` and
-`Unconditional` make one of a score that is there. `Model` has the example of one written from nothing.
+`Unconditional` (`jaxmem.score_models`) make one of a score that is there. `Model` has the example of one written from
+nothing.
 """
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from typing import Any, Literal
 
 import jax
@@ -18,7 +19,7 @@ from jaxtyping import Array, Float
 from jaxmem import first_step
 from jaxmem.diffusion import NoiseSchedule, Prediction
 from jaxmem.jacobian import ScoreJacobian, score_jacobian
-from jaxmem.prompts import NO_PROMPT, Prompt
+from jaxmem.prompts import Prompt
 from jaxmem.sampling import DDIM, sample_path
 from jaxmem.score import Score, with_guidance
 
@@ -208,61 +209,6 @@ class Model(ABC):
         self.schedule.check(t)
         cond = jax.tree.map(lambda leaf: jnp.asarray(leaf)[0], self.conditions(["" if prompt is None else prompt]))
         return score_jacobian(self.score, self.state, x, t, cond)
-
-
-@dataclass(frozen=True, eq=False)
-class ClassConditional(Model):
-    """A model of images whose condition is a class: its prompts are the names of the classes.
-
-    Raises:
-        ValueError: no class is named.
-    """
-
-    score: Score
-    state: Any
-    schedule: NoiseSchedule
-    shape: tuple[int, ...]
-    classes: Mapping[str, int]  #: by name the index that the score is given as ``cond``
-    prediction: Prediction = "score"
-    known: Sequence[Prompt] = field(default=())  #: what `prompts` gives, for instance with labels
-    condition: Condition = field(default="class", init=False)
-
-    def __post_init__(self) -> None:
-        if not self.classes:
-            raise ValueError("classes: expected a name and an index of at least one class, got none")
-
-    def conditions(self, prompts: Sequence[str]) -> np.ndarray:
-        """Class indices, int32, shape (n,)."""
-        for prompt in prompts:
-            if prompt not in self.classes:
-                names = ", ".join(map(repr, self.classes))
-                raise ValueError(f"prompts: expected names of the classes of this model ({names}), got {prompt!r:.60}")
-        return np.array([self.classes[prompt] for prompt in prompts], np.int32)
-
-    def prompts(self) -> list[Prompt]:
-        return list(self.known) or [Prompt(name) for name in self.classes]
-
-
-@dataclass(frozen=True, eq=False)
-class Unconditional(Model):
-    """A model whose score has no condition (``cond`` is None): its one prompt is the empty one."""
-
-    score: Score
-    state: Any
-    schedule: NoiseSchedule
-    shape: tuple[int, ...]
-    prediction: Prediction = "score"
-    condition: Condition = field(default="none", init=False)
-
-    def conditions(self, prompts: Sequence[str]) -> None:
-        for prompt in prompts:
-            if prompt:
-                raise ValueError(
-                    f"prompts: expected the empty one alone, as this model has no condition, got {prompt!r:.60}"
-                )
-
-    def prompts(self) -> list[Prompt]:
-        return [NO_PROMPT]
 
 
 def check_guidance(model: Model, scale: float) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from jaxmem import cli
 from jaxmem.audit import audit, audit_cost, read_audit
-from jaxmem.audit.one_prompt import run_generate, run_spectrum
+from jaxmem.audit.generate import run_generate
+from jaxmem.audit.spectrum import run_spectrum
 from jaxmem.config import AuditConfig, GenerateConfig, SpectrumConfig
 from jaxmem.data import verbatim_model
 from jaxmem.diffusion import NoiseSchedule, to_score
@@ -19,7 +20,7 @@ from jaxmem.prompts import Prompt
 from jaxmem.report.audit.page import write_report
 from jaxmem.report.tables import print_audit
 from jaxmem.runs.directory import Run
-from jaxmem.stable_diffusion.configs import PREDICTION_TYPES
+from jaxmem.stable_diffusion.configs.scheduler import PREDICTION_TYPES
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
 
 SCHEDULE = NoiseSchedule.stable_diffusion()

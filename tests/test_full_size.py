@@ -28,6 +28,7 @@ from jaxmem.score import NetworkScore
 from jaxmem.stable_diffusion import weights
 from jaxmem.stable_diffusion.configs import SchedulerConfig, TextEncoderConfig, UNetConfig, VAEConfig
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
+from jaxmem.stable_diffusion.tensors import read_tensors
 from jaxmem.stable_diffusion.text_encoder import TextEncoder
 from jaxmem.stable_diffusion.tokenizer import byte_tokenizer
 from jaxmem.stable_diffusion.unet import UNet
@@ -39,7 +40,7 @@ pytestmark = pytest.mark.slow
 def load(network, config, folder, layout):
     read = type(config).from_diffusers(json.loads((folder / "config.json").read_text()))
     assert read == config  # the defaults are Stable Diffusion 1.x
-    tensors = weights.read_folder(folder, layout.basename)
+    tensors = read_tensors(folder, layout.basename)
     return weights.load_state(lambda: network(config, rngs=nnx.Rngs(0)), tensors, layout, folder.name)
 
 

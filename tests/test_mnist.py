@@ -11,7 +11,8 @@ import scipy.optimize
 from jaxmem import Arnoldi, Dense, Lanczos, cli, read_audit, score_jacobian, spectrum
 from jaxmem.config import MnistConfig, TrainingConfig
 from jaxmem.data.mnist import load_subset, to_pixels
-from jaxmem.experiments.mnist import SCHEDULE, load_model, mnist_metrics, run_mnist, score_network
+from jaxmem.experiments.mnist import SCHEDULE, load_model, run_mnist, score_network
+from jaxmem.experiments.mnist_analysis import mnist_metrics
 from jaxmem.training import train
 
 CONFIG = MnistConfig(

@@ -19,13 +19,14 @@ from jaxmem.audit import audit, read_audit
 from jaxmem.config import AuditConfig
 from jaxmem.data import verbatim_model
 from jaxmem.diffusion import NoiseSchedule
-from jaxmem.model import ClassConditional, Model, Unconditional, fingerprint, to_pictures
+from jaxmem.model import Model, fingerprint, to_pictures
 from jaxmem.networks.unet import UNet
 from jaxmem.prompts import NO_PROMPT
 from jaxmem.report.audit.page import write_report
 from jaxmem.runs.directory import Run
 from jaxmem.sampling import sample_path
 from jaxmem.score import ScorePair, bind
+from jaxmem.score_models import ClassConditional, Unconditional
 
 SCHEDULE = NoiseSchedule()
 CONFIG = AuditConfig(noises=2, ddim_steps=5, timesteps=(800, 200), directions=1)

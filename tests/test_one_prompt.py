@@ -17,8 +17,8 @@ from killing import recorded, signal_when
 from rich.console import Console
 
 from jaxmem import cli, score_jacobian
-from jaxmem.audit import one_prompt
-from jaxmem.audit.one_prompt import run_generate, run_spectrum
+from jaxmem.audit.generate import run_generate, starting_noise
+from jaxmem.audit.spectrum import run_spectrum
 from jaxmem.config import GenerateConfig, SpectrumConfig
 from jaxmem.report.figures import draw
 from jaxmem.report.tables import print_summary
@@ -49,7 +49,7 @@ def config(**changes):
 def test_images_are_those_of_the_sampler(model, tmp_path):
     metrics = run_generate(model, GenerateConfig(PROMPTS, negative_prompt="dog", guidance=3.0, ddim_steps=4), tmp_path)
     spectra = Run.read(tmp_path).spectra()
-    noise = one_prompt.starting_noise(model, GenerateConfig(PROMPTS))
+    noise = starting_noise(model, GenerateConfig(PROMPTS))
     path = list(model.path(noise, PROMPTS, guidance=3.0, negative="dog", num_steps=4))
     np.testing.assert_allclose(spectra["latents"], path[-1][1], atol=1e-4)  # alone and together: two programs
     np.testing.assert_array_equal(spectra["images"], model.decode(jnp.asarray(spectra["latents"])))
@@ -85,7 +85,7 @@ def test_all_ritz_values_are_the_exact_spectrum(model, tmp_path, method):
 def test_the_point_is_on_the_guided_path(model, tmp_path):
     run_spectrum(model, config(num_steps=2), tmp_path)
     latents = Run.read(tmp_path).spectra()["latents"]
-    path = dict(model.path(one_prompt.starting_noise(model, config()), PROMPTS, num_steps=10))
+    path = dict(model.path(starting_noise(model, config()), PROMPTS, num_steps=10))
     np.testing.assert_allclose(latents, path[501], atol=1e-4)
 
 

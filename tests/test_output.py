@@ -358,14 +358,14 @@ MESSAGES = [  # module, its words, the command, its words there
     ("audit/plan.py", "for counts add a `count_budget`", Audit, "for counts add a --count-budget"),
     ("audit/plan.py", "for estimates add `method` lanczos or none", Audit, "add --method lanczos or none"),
     ("audit/plan.py", "they compare two; add `noises` or prompts", Audit, "add --noises or prompts"),
-    ("prompts.py", "merge them with `merge_duplicates`", Audit, "merge them with --merge-duplicates"),
+    ("prompts/prompt.py", "merge them with `merge_duplicates`", Audit, "merge them with --merge-duplicates"),
     (
         *("training.py", "lower `{name}.learning_rate` or `{name}.second_order_weight`, in a new folder", Toy2d),
         "in a new --out",
     ),
     ("training.py", "lower `{name}.learning_rate`, in a new folder, or look", Toy2d, "in a new --out, or look"),
     (
-        *("audit/one_prompt.py", "smaller `batch` or `num_steps`, or another `method`", Spectrum),
+        *("audit/spectrum.py", "smaller `batch` or `num_steps`, or another `method`", Spectrum),
         "smaller --batch or --num-steps, or another --method",
     ),
     (
@@ -388,7 +388,7 @@ def test_messages_name_arguments_and_the_command_line_flags(module, words, comma
     assert translated in as_flags(f"somewhere: expected {words}", command, ["--seed", "1"])
 
 
-@pytest.mark.parametrize("path", sorted((LIBRARY / "stable_diffusion").glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((LIBRARY / "stable_diffusion").rglob("*.py")), ids=lambda path: path.name)
 def test_folders_of_models_are_not_outputs(path):
     """Messages about a model's folder do not say what becomes ``--out``."""
     # Backquotes stand around code that is not filled in here.

@@ -475,17 +475,18 @@ from pathlib import Path
 from flax import nnx
 from jaxmem.stable_diffusion import weights
 from jaxmem.stable_diffusion.configs import UNetConfig
+from jaxmem.stable_diffusion.tensors import read_tensors
 from jaxmem.stable_diffusion.unet import UNet
 folder = Path(sys.argv[1])
 config = UNetConfig.from_diffusers(json.loads((folder / "config.json").read_text()))
 make = lambda: UNet(config, rngs=nnx.Rngs(0))
 # Not getrusage: its peak survives exec, and is that of the process that started this one.
 peak = lambda: 1024 * int(re.search("VmHWM:[^0-9]*([0-9]+)", Path("/proc/self/status").read_text())[1])
-weights.check(make, weights.read_folder(folder, weights.UNET.basename), weights.UNET, "unet")
+weights.check(make, read_tensors(folder, weights.UNET.basename), weights.UNET, "unet")
 import jax
 jax.numpy.ones(1000).block_until_ready()  # what JAX itself takes when it starts
 before = peak()
-_, state = weights.load_state(make, weights.read_folder(folder, weights.UNET.basename), weights.UNET, "unet")
+_, state = weights.load_state(make, read_tensors(folder, weights.UNET.basename), weights.UNET, "unet")
 print((peak() - before) / sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
 """
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)

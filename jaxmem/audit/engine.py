@@ -157,14 +157,7 @@ def _settle(
     texts = [prompt.text for prompt in every]
     conditions = model.conditions([*texts, ""] if plan.has_pairs else texts)
     truncated = model.truncated(texts)
-    if any(truncated):
-        say(f"{sum(truncated)} prompt(s) have more tokens than the text encoder takes and are cut, as in diffusers")
-    without = [entry.name for entry in entries if entry.needs.missing(plan.setting()) == UNPAIRED]
-    if without:
-        say(
-            f"left out: {', '.join(without)}, which compare scores with and without the prompt; this model has no"
-            f" unconditional score"
-        )
+    _say_what_is_missing(truncated, entries, plan, say)
     work = Work(
         run=None,
         plan=plan,
@@ -190,6 +183,18 @@ def _settle(
         "dtype": "float32",
     }
     return _Order(work, entries, lambda folder: Run.open(folder, model=model.identity(texts), **manifest))
+
+
+def _say_what_is_missing(truncated: list[bool], entries: Sequence[Detector], plan: Plan, say: Say) -> None:
+    """Tell of prompts that are cut, and of detectors that the model cannot have."""
+    if any(truncated):
+        say(f"{sum(truncated)} prompt(s) have more tokens than the text encoder takes and are cut, as in diffusers")
+    without = [entry.name for entry in entries if entry.needs.missing(plan.setting()) == UNPAIRED]
+    if without:
+        say(
+            f"left out: {', '.join(without)}, which compare scores with and without the prompt; this model has no"
+            f" unconditional score"
+        )
 
 
 def _checked(prompts: list[Prompt], neutral: list[Prompt]) -> tuple[list[Prompt], list[Prompt]]:

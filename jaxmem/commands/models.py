@@ -22,7 +22,7 @@ class Generate:
     files: Annotated[FilesConfig, tyro.conf.arg(name="")] = field(default_factory=FilesConfig)
 
     def __call__(self) -> None:
-        from jaxmem.audit.one_prompt import run_generate
+        from jaxmem.audit.generate import run_generate
         from jaxmem.runs.progress import show_progress
 
         with show_progress() as progress:
@@ -42,7 +42,7 @@ class Spectrum:
     files: Annotated[FilesConfig, tyro.conf.arg(name="")] = field(default_factory=FilesConfig)
 
     def __call__(self) -> None:
-        from jaxmem.audit.one_prompt import run_spectrum
+        from jaxmem.audit.spectrum import run_spectrum
         from jaxmem.runs.progress import show_progress
 
         with show_progress() as progress:

@@ -5,7 +5,7 @@ with DDIM, keeps the clearly new samples of the general class, and takes the who
 sample along its sampling path. Writes a run (`jaxmem.runs.directory`): arrays, ``metrics.json`` and ``spectra.npz``.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,9 @@ from flax import nnx
 from jaxmem.config import MnistConfig, TrainingConfig
 from jaxmem.data.mnist import Digits, select_digits, to_pixels
 from jaxmem.diffusion import NoiseSchedule
+from jaxmem.experiments.mnist_analysis import mnist_metrics
 from jaxmem.extras import require
 from jaxmem.memorization.distances import calibrated_l2, nearest_training
-from jaxmem.memorization.sharpness import below_bound, positive_count, tangent_count
-from jaxmem.model import ClassConditional
 from jaxmem.networks.parameters import load_parameters, save_parameters
 from jaxmem.networks.unet import UNet
 from jaxmem.prompts import Prompt
@@ -30,6 +29,7 @@ from jaxmem.runs.progress import Progress, silent
 from jaxmem.runs.stages import save_losses, timed, wall_seconds
 from jaxmem.sampling import DDIM, sample
 from jaxmem.score import NetworkScore, bind
+from jaxmem.score_models import ClassConditional
 from jaxmem.spectra.shared import record_spectra
 from jaxmem.training import train
 
@@ -254,53 +254,4 @@ def analyse(
         "sigma": SCHEDULE.sigma[list(config.timesteps)],
         "method": np.asarray("eigh"),
         "num_products": found.num_products.sum(),
-    }
-
-
-def _per_class(values: np.ndarray, memorized: np.ndarray, statistics: dict[str, Callable[..., Any]]) -> dict[str, Any]:
-    chosen = {"general": values[~memorized], "memorized": values[memorized]}
-    return {name: {key: float(f(part)) for key, f in statistics.items()} for name, part in chosen.items()}
-
-
-def mnist_metrics(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Everything in ``metrics.json`` but the seconds, from the arrays of ``spectra.npz`` alone."""
-    from sklearn.metrics import roc_auc_score
-
-    eigenvalues, memorized = arrays["eigenvalues"], np.asarray(arrays["memorized"], bool)
-    timesteps = [int(t) for t in arrays["timestep"]]
-    spread = {"mean": np.mean, "min": np.min, "max": np.max}
-
-    def table(values: np.ndarray, statistics: Any = spread) -> dict[str, Any]:
-        return {str(t): _per_class(values[:, i], memorized, statistics) for i, t in enumerate(timesteps)}
-
-    counts = positive_count(eigenvalues)
-    class_of = np.asarray(arrays["sample_label"])
-    copied = class_of == np.asarray(arrays["label"])[memorized][0]
-    kept = np.zeros(len(class_of), bool)
-    kept[arrays["analysed"]] = True
-    return {
-        "num_samples": {
-            "generated": {"general": int((~copied).sum()), "memorized": int(copied.sum())},
-            "clearly_new": int((~copied & (arrays["calibrated_l2"] >= arrays["threshold"])).sum()),
-            "analysed": {"general": int((~memorized).sum()), "memorized": int(memorized.sum())},
-        },
-        "positive_count": table(counts),
-        "certified_positive_count": table(positive_count(eigenvalues, arrays["noise"])),
-        "tangent_count": table(tangent_count(eigenvalues, arrays["sigma"])),
-        "auc_positive_count": {str(t): float(roc_auc_score(~memorized, counts[:, i])) for i, t in enumerate(timesteps)},
-        "largest_eigenvalue": table(eigenvalues[..., 0]),
-        "smallest_eigenvalue": table(eigenvalues[..., -1]),
-        "share_below_bound": table(below_bound(eigenvalues, arrays["sigma"], arrays["noise"]), {"mean": np.mean}),
-        "asymmetry": table(arrays["asymmetry"], {"mean": np.mean}),
-        "nearest_train_distance": {
-            "general": float(arrays["nearest_distance"][kept & ~copied].mean()),
-            "memorized": float(arrays["nearest_distance"][kept & copied].mean()),
-        },
-        "calibrated_l2": {
-            "general": float(arrays["calibrated_l2"][kept & ~copied].mean()),
-            "memorized": float(arrays["calibrated_l2"][kept & copied].mean()),
-            "threshold": float(arrays["threshold"]),
-        },
-        "memorized_are_the_training_image": float(arrays["nearest_is_memorized"][copied].mean()),
-        "num_products": int(arrays["num_products"]),
     }

@@ -149,24 +149,8 @@ class UNet(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         height, width, channels = shape
-        stride = patch * 2 ** (len(features) - 1)
-        if height % stride or width % stride:
-            raise ValueError(
-                f"shape: height and width must be multiples of {stride} (patch {patch}, {len(features)} levels),"
-                f" got {height}×{width}"
-            )
-        if len(num_blocks) != len(features):
-            raise ValueError(f"num_blocks: expected one number per level ({len(features)}), got {tuple(num_blocks)}")
         num_heads = (0,) * len(features) if num_heads is None else tuple(num_heads)
-        if len(num_heads) != len(features) or any(
-            h < 0 or (h and f % h) for h, f in zip(num_heads, features, strict=True)
-        ):
-            raise ValueError(
-                f"num_heads: expected one number per level that divides its features {tuple(features)}, or 0 for no"
-                f" attention there, got {num_heads}"
-            )
-        if any(f % groups for f in features):
-            raise ValueError(f"features: expected multiples of groups={groups}, got {tuple(features)}")
+        _check_sizes(shape, patch, features, num_blocks, num_heads, groups)
         self.shape, self.patch, self.num_classes = tuple(shape), patch, num_classes
         self.features, self.num_blocks = tuple(features), tuple(num_blocks)
         self.schedule = NoiseSchedule() if schedule is None else schedule
@@ -246,3 +230,30 @@ class UNet(nnx.Module):
         logit, image, residual = jnp.split(maps, 3, axis=-1)
         gate = jax.nn.sigmoid(4 * (1 + jax.nn.softplus(log_snr)) * logit - 2 * log_snr)
         return gate * (x - alpha * image) / sigma + residual
+
+
+def _check_sizes(
+    shape: tuple[int, int, int],
+    patch: int,
+    features: Sequence[int],
+    num_blocks: Sequence[int],
+    num_heads: tuple[int, ...],
+    groups: int,
+) -> None:
+    """Refuse sizes that do not fold, and levels that do not agree."""
+    height, width, _ = shape
+    stride = patch * 2 ** (len(features) - 1)
+    if height % stride or width % stride:
+        raise ValueError(
+            f"shape: height and width must be multiples of {stride} (patch {patch}, {len(features)} levels),"
+            f" got {height}×{width}"
+        )
+    if len(num_blocks) != len(features):
+        raise ValueError(f"num_blocks: expected one number per level ({len(features)}), got {tuple(num_blocks)}")
+    if len(num_heads) != len(features) or any(h < 0 or (h and f % h) for h, f in zip(num_heads, features, strict=True)):
+        raise ValueError(
+            f"num_heads: expected one number per level that divides its features {tuple(features)}, or 0 for no"
+            f" attention there, got {num_heads}"
+        )
+    if any(f % groups for f in features):
+        raise ValueError(f"features: expected multiples of groups={groups}, got {tuple(features)}")

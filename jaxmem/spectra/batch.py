@@ -126,18 +126,13 @@ def batch_spectra(
         ValueError: as `spectrum`, or if leading axes disagree, or the mesh has devices of other processes; a score that
             is NaN or infinite names its point.
     """
-    if batch < 1 or chunk < 1:
-        raise ValueError(f"batch and chunk: expected at least 1, got {batch} and {chunk}")
-    if isinstance(cond, Method):
-        raise ValueError(f"cond: expected None or arrays, got the method {cond}; write method={cond}")
+    _check_arguments(cond, batch, chunk, folder, unit)
     if folder is not None:
         from jaxmem.spectra.shared import spectra_in_folder  # which calls this for its units
 
         unit = batch * (1 if mesh is None else mesh.size) if unit is None else unit
         options = dict(unit=unit, key=key, progress=progress, batch=batch, chunk=chunk, mesh=mesh)
         return spectra_in_folder(folder, score, state, x, t, cond, method, **options)
-    if unit is not None:
-        raise ValueError(f"unit: expected none without a folder to keep the points in, got {unit}; give a `folder`")
     # On the host, so that taking a group's points waits for nothing that a device still computes.
     x, t, cond = jax.device_get(jax.tree.map(jnp.asarray, check_points(x, t, cond)))
     count = len(x)
@@ -175,6 +170,15 @@ def batch_spectra(
     eigenvalues, residuals, num_products, status, asymmetry, noise = map(np.concatenate, zip(*groups, strict=True))
     seed = None if krylov is None else np.asarray(jax.random.key_data(key))
     return Spectrum(eigenvalues, residuals, None, num_products, status, asymmetry, noise, x.dtype, method, seed)
+
+
+def _check_arguments(cond: Any, batch: int, chunk: int, folder: str | Path | None, unit: int | None) -> None:
+    if batch < 1 or chunk < 1:
+        raise ValueError(f"batch and chunk: expected at least 1, got {batch} and {chunk}")
+    if isinstance(cond, Method):
+        raise ValueError(f"cond: expected None or arrays, got the method {cond}; write method={cond}")
+    if unit is not None and folder is None:
+        raise ValueError(f"unit: expected none without a folder to keep the points in, got {unit}; give a `folder`")
 
 
 def _krylov_method(method: Any, size: int) -> Krylov | None:

@@ -2,11 +2,11 @@
 
 import hashlib
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,64 +17,21 @@ from jaxtyping import Array, Float
 from jaxmem import first_step
 from jaxmem.model import Model, require_finite
 from jaxmem.runs import memory
-from jaxmem.runs.durable import json_writer, read_json, write_atomically
 from jaxmem.runs.progress import Say, quiet
 from jaxmem.sampling import DDIM, sample_path
 from jaxmem.score import NetworkScore, with_guidance
-from jaxmem.stable_diffusion import adapters, live, weights
-from jaxmem.stable_diffusion.configs import (
-    OTHER_SCHEDULER,
-    PREDICTION_TYPES,
-    SCHEDULERS,
-    SchedulerConfig,
-    TextEncoderConfig,
-    UNetConfig,
-    VAEConfig,
-)
-from jaxmem.stable_diffusion.hub import find_model, model_file, read_tokenizer
+from jaxmem.stable_diffusion import weights
+from jaxmem.stable_diffusion.components import Component, Configs, Maker, check_fit
+from jaxmem.stable_diffusion.configs import SchedulerConfig
+from jaxmem.stable_diffusion.configs.scheduler import PREDICTION_TYPES
+from jaxmem.stable_diffusion.folder import read_folder, write_folder
+from jaxmem.stable_diffusion.live import read_live
+from jaxmem.stable_diffusion.live_comparison import unproven
 from jaxmem.stable_diffusion.settings import Reading
 from jaxmem.stable_diffusion.text_encoder import TextEncoder
-from jaxmem.stable_diffusion.tokenizer import write_out
+from jaxmem.stable_diffusion.tokenizer import tokenize, whole_tokens
 from jaxmem.stable_diffusion.unet import UNet
-from jaxmem.stable_diffusion.vae import VAE
-
-_MODEL_INDEX: dict[str, Any] = {
-    "_class_name": "StableDiffusionPipeline",
-    "unet": ["diffusers", "UNet2DConditionModel"],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "scheduler": ["diffusers", "DDIMScheduler"],
-    "safety_checker": [None, None],
-    "feature_extractor": [None, None],
-    "image_encoder": [None, None],
-    "requires_safety_checker": False,
-}
-_ADD_IT = "add the {} of the model that it was made from, all five parts are needed"
-_ALSO_READ = {"tokenizer": ("CLIPTokenizerFast",), "scheduler": tuple(SCHEDULERS)}
-
-
-@dataclass(frozen=True)
-class Maker:
-    """Makes a network; two of one class and configuration are equal, and `weights.shapes` traces them once."""
-
-    network: Callable[..., nnx.Module]
-    config: Any
-
-    def __call__(self) -> nnx.Module:
-        return self.network(self.config, rngs=nnx.Rngs(0))
-
-
-class Component(NamedTuple):
-    """A network whose parameters are not there yet: how it is made, and how they are had."""
-
-    make: Callable[[], nnx.Module]
-    load: Callable[[], tuple[nnx.GraphDef, nnx.State]]
-
-    @property
-    def float32_bytes(self) -> int:
-        """Of the parameters once they are loaded."""
-        return memory.tree_bytes(weights.shapes(self.make)[1])
+from jaxmem.stable_diffusion.vae import VAE, decode_latents, mean_latents
 
 
 class StableDiffusion(Model):
@@ -89,7 +46,7 @@ class StableDiffusion(Model):
 
     def __init__(
         self,
-        configs: tuple[UNetConfig, TextEncoderConfig, VAEConfig, SchedulerConfig],
+        configs: Configs,
         components: Mapping[str, Component],
         make_tokenizer: Callable[[], Any],
         reading: Reading | None = None,
@@ -103,7 +60,7 @@ class StableDiffusion(Model):
         self.shape = (side, side, self.unet_config.in_channels)  #: shape of one latent, (64, 64, 4) for 1.x
         self.schedule, self.prediction = self.scheduler.schedule, self.scheduler.prediction
         self.warnings = self.reading.warnings  #: what may be wrong with the model as it was read
-        _check_fit(*configs[:3])
+        check_fit(*configs[:3])
 
     @classmethod
     def load(
@@ -120,8 +77,8 @@ class StableDiffusion(Model):
         PyTorch is not imported.
 
         Of a live pipeline, UNet and text encoder are copied now, the autoencoder at its first use, and each is compared
-        with the pipeline's own network at random points (`live.compare`): what was hooked into a network or put in
-        its place is in no list of settings. That takes two forward passes of each in PyTorch and JAX.
+        with the pipeline's own network at random points (`live_comparison.compare`): what was hooked into a network or
+        put in its place is in no list of settings. That takes two forward passes of each in PyTorch and JAX.
 
         Args:
             source: the model. A `Path`, and a text that looks like one, is never looked up on the hub.
@@ -144,111 +101,16 @@ class StableDiffusion(Model):
             raise ValueError(f"ignore_settings: expected a list of names, got one text; write [{ignore_settings!r}]")
         reading = Reading(tuple(ignore_settings), prediction_type)
         if isinstance(source, str | Path):
-            model = cls._from_files(source, reading)
+            model = cls(*read_folder(source, reading), reading)
         else:
-            model = cls._from_live(source, reading, say)
+            model = cls(*read_live(source, reading, say), reading)
+            model.require_memory()
+            for part in ("unet", "text_encoder"):
+                model.network(part)
+            reading.warnings += unproven(source)
         for text in reading.finish():
             warnings.warn(text, stacklevel=2)
         return model
-
-    @classmethod
-    def _from_files(cls, source: str | Path, reading: Reading) -> "StableDiffusion":
-        folder = find_model(source, reading.notes)
-        layouts = {"unet": weights.UNET, "text_encoder": weights.TEXT_ENCODER, "vae": weights.VAE}
-        read = {file for part, layout in layouts.items() for file in weights.files_read(folder / part, layout.basename)}
-        adapters.refuse_beside(folder, read, lambda: read_tokenizer(folder / "tokenizer").added_tokens_encoder)
-        index = read_json(model_file(folder, "model_index.json"), "download it again")
-        live.check_class(
-            index.get("_class_name"),
-            str(folder),
-            "StableDiffusionPipeline.from_pretrained(folder).save_pretrained(other)",
-        )
-        others = sorted(
-            name
-            for name, value in index.items()
-            if not name.startswith("_") and name not in _MODEL_INDEX and value not in (None, [None, None])
-        )
-        if others:
-            raise ValueError(
-                f"{folder}: model_index.json: expected the parts of a Stable Diffusion pipeline, got also"
-                f" {', '.join(others)}, which jaxmem does not read; take them out where they are not used"
-            )
-
-        for part in ("unet", "text_encoder", "vae", "tokenizer", "scheduler"):
-            names = dict.fromkeys((_MODEL_INDEX[part][1], *_ALSO_READ.get(part, ())))
-            found = index.get(part)
-            if not isinstance(found, list) or len(found) != 2 or not _is_one_of(names, found[1]):
-                remedy = f"; {OTHER_SCHEDULER}" if part == "scheduler" else ""
-                if found is None or found == [None, None]:
-                    remedy = f"; {_ADD_IT.format(part)}"
-                raise ValueError(
-                    f"{folder}: model_index.json: expected {part} of {' or '.join(names)}, got {found!r}{remedy}"
-                )
-            if found[0] != _MODEL_INDEX[part][0]:  # a file of Python in the folder, which diffusers would run
-                raise ValueError(
-                    f"{folder}: model_index.json: expected {part} of {_MODEL_INDEX[part][0]}, got code of its own"
-                    f" ({found[0]!r}), whose function jaxmem does not know"
-                )
-
-        def config(part: str, name: str = "config.json") -> dict[str, Any]:
-            found = read_json(model_file(folder, f"{part}/{name}"), "download it again")
-            # diffusers makes the class of model_index.json, whatever the settings say; its defaults go with it.
-            if part == "scheduler" and found.get("_class_name", index[part][1]) != index[part][1]:
-                raise ValueError(
-                    f"{folder}: expected one scheduler, got {index[part][1]} in model_index.json and"
-                    f" {found['_class_name']!r} in scheduler/{name}"
-                )
-            return {"_class_name": index[part][1], **found} if part == "scheduler" else found
-
-        def tensors(part: str, layout: weights.Layout) -> list[weights.Tensor]:
-            return weights.read_folder(folder / part, layout.basename)
-
-        if not (folder / "tokenizer/tokenizer.json").is_file():
-            for name in ("vocab.json", "merges.txt"):
-                model_file(folder, f"tokenizer/{name}")
-        return cls._build(config, tensors, partial(read_tokenizer, folder / "tokenizer"), reading)
-
-    @classmethod
-    def _from_live(cls, pipeline: Any, reading: Reading, say: Say) -> "StableDiffusion":
-        live.check(pipeline)
-        model = cls._build(
-            partial(live.config, pipeline), partial(live.tensors, pipeline), lambda: pipeline.tokenizer, reading
-        )
-        live.check_schedule(pipeline.scheduler, model.scheduler.schedule)
-        for part, component in model.components.items():
-            load = partial(live.load_compared, pipeline, part, component.load, say)
-            model.components[part] = component._replace(load=load)
-        model.require_memory()
-        for part in ("unet", "text_encoder"):
-            model.network(part)
-        reading.warnings += filter(None, (live.unproven(getattr(pipeline, part), part) for part in live.NETWORKS))
-        return model
-
-    @classmethod
-    def _build(
-        cls,
-        config: Callable[..., dict[str, Any]],
-        tensors: Callable[[str, weights.Layout], list[weights.Tensor]],
-        make_tokenizer: Callable[[], Any],
-        reading: Reading,
-    ) -> "StableDiffusion":
-        configs = (
-            UNetConfig.from_diffusers(config("unet"), reading=reading),
-            TextEncoderConfig.from_diffusers(config("text_encoder"), reading=reading),
-            VAEConfig.from_diffusers(config("vae"), reading=reading),
-            SchedulerConfig.from_diffusers(config("scheduler", "scheduler_config.json"), reading=reading),
-        )
-        components = {}
-        for part, network, settings, layout in (
-            ("unet", UNet, configs[0], weights.UNET),
-            ("text_encoder", TextEncoder, configs[1], weights.TEXT_ENCODER),
-            ("vae", VAE, configs[2], weights.VAE),
-        ):
-            make, found = Maker(network, settings), tensors(part, layout)
-            weights.check(make, found, layout, part)
-            component = Component(make, partial(weights.load_state, make, found, layout, part))
-            components[part] = component
-        return cls(configs, components, make_tokenizer, reading)
 
     @classmethod
     def from_modules(
@@ -327,29 +189,7 @@ class StableDiffusion(Model):
 
     def tokenize(self, prompts: Sequence[str]) -> np.ndarray:
         """Token ids, shape (n, tokens): padded to the encoder's length, or cut to it, with a warning."""
-        if isinstance(prompts, str):
-            raise ValueError("prompts: expected a list of texts, got one text; write [prompt]")
-        length = self.text_encoder_config.max_position_embeddings
-        if self.tokenizer.model_max_length != length:
-            raise ValueError(
-                f"tokenizer: expected model_max_length {length} (the text encoder's max_position_embeddings), got"
-                f" {self.tokenizer.model_max_length}; do they belong together?"
-            )
-        long = [prompt for prompt, cut in zip(prompts, self.truncated(prompts), strict=True) if cut]
-        if long:
-            warnings.warn(
-                f"{len(long)} prompt(s) of more than {length} tokens are cut, as in diffusers: {long[0]!r:.60}",
-                stacklevel=3,
-            )
-        texts = write_out(self.tokenizer, prompts)
-        cut = self.tokenizer(texts, padding="max_length", max_length=length, truncation=True).input_ids
-        tokens = np.asarray(cut, np.int32)
-        if tokens.max() >= self.text_encoder_config.vocab_size:
-            raise ValueError(
-                f"tokenizer: expected tokens below {self.text_encoder_config.vocab_size} (the text encoder's"
-                f" vocab_size), got {tokens.max()}; do tokenizer and text encoder belong together?"
-            )
-        return tokens
+        return tokenize(self.tokenizer, self.text_encoder_config, prompts)
 
     def truncated(self, prompts: Sequence[str]) -> list[bool]:
         """Which prompts have more tokens than the text encoder takes, so that `tokenize` cuts them."""
@@ -358,8 +198,7 @@ class StableDiffusion(Model):
 
     def whole_tokens(self, prompts: Sequence[str]) -> list[list[int]]:
         """Token ids of each prompt, neither cut nor padded, with all vectors of its textual inversions."""
-        # Not verbose: the tokenizer has a warning of its own for long ones.
-        return self.tokenizer(write_out(self.tokenizer, prompts), truncation=False, verbose=False).input_ids
+        return whole_tokens(self.tokenizer, prompts)
 
     def sampler(self, num_steps: int = 50) -> DDIM:
         """DDIM as diffusers runs it for this model; 50 steps are its default and the paper's."""
@@ -388,7 +227,7 @@ class StableDiffusion(Model):
     def decode(self, latents: Float[Array, "n rows columns channels"]) -> np.ndarray:
         """Images of latents, uint8, shape (n, height, width, 3); one after another, to bound memory."""
         graphdef, state = self.network("vae")
-        images = [np.asarray(_decode(graphdef, state, latent)) for latent in latents]
+        images = [np.asarray(decode_latents(graphdef, state, latent)) for latent in latents]
         return np.round(255 * np.clip(np.stack(images) / 2 + 0.5, 0, 1)).astype(np.uint8)
 
     def encode(self, images: np.ndarray) -> Float[Array, "n rows columns channels"]:
@@ -396,7 +235,7 @@ class StableDiffusion(Model):
         if images.dtype != np.uint8 or images.ndim != 4:
             raise ValueError(f"images: expected uint8 (n, height, width, 3), got {images.dtype} {images.shape}")
         graphdef, state = self.network("vae")
-        return jnp.stack([_encode(graphdef, state, image.astype(np.float32) / 127.5 - 1) for image in images])
+        return jnp.stack([mean_latents(graphdef, state, image.astype(np.float32) / 127.5 - 1) for image in images])
 
     def identity(self, prompts: Sequence[str]) -> dict[str, Any]:
         """Hashes of weights and tokens, and all settings; not where the model lies, nor its tokenizer's files."""
@@ -447,53 +286,10 @@ class StableDiffusion(Model):
             ValueError: the folder exists and is not empty, or a parameter does not fit into ``dtype``.
             OSError: it cannot be written.
         """
-        folder = Path(folder)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ValueError(f"{folder}: expected a new or empty folder, got one with files; choose another")
-        parts = (
-            ("unet", self.unet_config, weights.UNET),
-            ("text_encoder", self.text_encoder_config, weights.TEXT_ENCODER),
-            ("vae", self.vae_config, weights.VAE),
-        )
-        scheduler = self.scheduler.to_diffusers()
-        for part, config, layout in parts:
-            (folder / part).mkdir(parents=True)
-            weights.save_state(self.network(part)[1], folder / part / f"{layout.basename}.safetensors", layout, dtype)
-            write_atomically(folder / part / "config.json", json_writer(config.to_diffusers()))
-        (folder / "scheduler").mkdir()
-        write_atomically(folder / "scheduler/scheduler_config.json", json_writer(scheduler))
-        self.tokenizer.save_pretrained(folder / "tokenizer")
-        write_atomically(folder / "model_index.json", json_writer(_MODEL_INDEX))  # last: with it the folder is a model
-        return folder
-
-
-def _is_one_of(names: Collection[str], found: Any) -> bool:
-    return isinstance(found, str) and found in names  # JSON has lists and objects, which have no hash
-
-
-def _check_fit(unet: UNetConfig, text: TextEncoderConfig, vae: VAEConfig) -> None:
-    if text.hidden_size != unet.cross_attention_dim:
-        raise ValueError(
-            f"text_encoder and unet: expected hidden_size equal to cross_attention_dim, got {text.hidden_size} and"
-            f" {unet.cross_attention_dim}; they are of different models"
-        )
-    if vae.latent_channels != unet.in_channels:
-        raise ValueError(
-            f"vae and unet: expected latent_channels equal to in_channels, got {vae.latent_channels} and"
-            f" {unet.in_channels}; they are of different models"
-        )
+        configs = (self.unet_config, self.text_encoder_config, self.vae_config, self.scheduler)
+        return write_folder(Path(folder), configs, self.network, self.tokenizer, dtype)
 
 
 @partial(jax.jit, static_argnums=0)
 def _encode_text(graphdef: nnx.GraphDef, state: nnx.State, tokens: Array) -> Array:
     return jax.vmap(nnx.merge(graphdef, state))(tokens)
-
-
-@partial(jax.jit, static_argnums=0)
-def _decode(graphdef: nnx.GraphDef, state: nnx.State, latents: Array) -> Array:
-    return nnx.merge(graphdef, state).decode(latents)
-
-
-@partial(jax.jit, static_argnums=0)
-def _encode(graphdef: nnx.GraphDef, state: nnx.State, image: Array) -> Array:
-    return nnx.merge(graphdef, state).encode(image)[0]

@@ -187,3 +187,9 @@ def _is_one_of(allowed: tuple[Any, ...], value: Any) -> bool:
 
 def either(values: tuple[Any, ...]) -> str:
     return " or ".join(map(repr, values))
+
+
+def is_before(version: Any, limit: tuple[int, int]) -> bool:
+    """Whether a config says that an older diffusers wrote it; absent versions say nothing."""
+    numbers = str(version or "").split(".")[:2]
+    return len(numbers) == 2 and all(number.isdigit() for number in numbers) and tuple(map(int, numbers)) < limit

@@ -1,8 +1,13 @@
 """What stands before a CLIP tokenizer, and one of bytes, for models trained here, which needs no vocabulary file."""
 
 import itertools
+import warnings
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
+
+from jaxmem.stable_diffusion.configs import TextEncoderConfig
 
 NUM_TOKENS = 514  # 256 bytes, 256 bytes that end a word, and the two around a text
 
@@ -61,3 +66,41 @@ def _printable_bytes() -> list[str]:
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(others))]
+
+
+def whole_tokens(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each prompt, neither cut nor padded, with all vectors of its textual inversions."""
+    # Not verbose: the tokenizer has a warning of its own for long ones.
+    return tokenizer(write_out(tokenizer, prompts), truncation=False, verbose=False).input_ids
+
+
+def tokenize(tokenizer: Any, config: TextEncoderConfig, prompts: Sequence[str]) -> np.ndarray:
+    """Token ids, shape (n, tokens): padded to the encoder's length, or cut to it, with a warning.
+
+    Raises:
+        ValueError: tokenizer and text encoder do not fit together, or one text instead of a list.
+    """
+    if isinstance(prompts, str):
+        raise ValueError("prompts: expected a list of texts, got one text; write [prompt]")
+    length = config.max_position_embeddings
+    if tokenizer.model_max_length != length:
+        raise ValueError(
+            f"tokenizer: expected model_max_length {length} (the text encoder's max_position_embeddings), got"
+            f" {tokenizer.model_max_length}; do they belong together?"
+        )
+    truncated = [len(ids) > length for ids in whole_tokens(tokenizer, prompts)]
+    long = [prompt for prompt, cut in zip(prompts, truncated, strict=True) if cut]
+    if long:
+        warnings.warn(
+            f"{len(long)} prompt(s) of more than {length} tokens are cut, as in diffusers: {long[0]!r:.60}",
+            stacklevel=4,
+        )
+    texts = write_out(tokenizer, prompts)
+    cut = tokenizer(texts, padding="max_length", max_length=length, truncation=True).input_ids
+    tokens = np.asarray(cut, np.int32)
+    if tokens.max() >= config.vocab_size:
+        raise ValueError(
+            f"tokenizer: expected tokens below {config.vocab_size} (the text encoder's"
+            f" vocab_size), got {tokens.max()}; do tokenizer and text encoder belong together?"
+        )
+    return tokens

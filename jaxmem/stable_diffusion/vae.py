@@ -1,5 +1,8 @@
 """The autoencoder between images and latents (diffusers' ``AutoencoderKL``), for one image, channels last."""
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -171,3 +174,15 @@ class VAE(nnx.Module):
                 f"latents: expected (rows, columns, {self.config.latent_channels}), got shape {latents.shape}"
             )
         return self.decoder(self.post_quant_conv(latents / self.config.scaling_factor))
+
+
+@partial(jax.jit, static_argnums=0)
+def decode_latents(graphdef: nnx.GraphDef, state: nnx.State, latents: Array) -> Array:
+    """`VAE.decode` of a network in parts, compiled."""
+    return nnx.merge(graphdef, state).decode(latents)
+
+
+@partial(jax.jit, static_argnums=0)
+def mean_latents(graphdef: nnx.GraphDef, state: nnx.State, image: Array) -> Array:
+    """The mean that `VAE.encode` of a network in parts gives, compiled."""
+    return nnx.merge(graphdef, state).encode(image)[0]

@@ -1,0 +1,30 @@
+"""Every configuration: frozen dataclasses of plain values, importable without JAX.
+
+Each class is one flag group of the command line; a run's manifest holds exactly these values.
+"""
+
+from jaxmem.config.experiments import (
+    MNIST_PRESETS,
+    SD_PRESETS,
+    TOY2D_PRESETS,
+    MnistConfig,
+    Toy2dConfig,
+    VerbatimConfig,
+)
+from jaxmem.config.models import AuditConfig, FilesConfig, GenerateConfig, SpectrumConfig
+from jaxmem.config.training import AutoencoderConfig, TrainingConfig
+
+__all__ = [
+    "MNIST_PRESETS",
+    "SD_PRESETS",
+    "TOY2D_PRESETS",
+    "AuditConfig",
+    "AutoencoderConfig",
+    "FilesConfig",
+    "GenerateConfig",
+    "MnistConfig",
+    "SpectrumConfig",
+    "Toy2dConfig",
+    "TrainingConfig",
+    "VerbatimConfig",
+]

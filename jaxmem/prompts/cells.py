@@ -1,0 +1,20 @@
+"""Cells of tables that no spreadsheet takes for formulas."""
+
+import re
+
+# The beginning of what a spreadsheet takes for a formula. Full-width signs are ones in some languages.
+_FORMULA = re.compile(r"'*\s*?[=+\-@＝＋－＠\t\r\n]")
+RESULTS_COLUMNS = ("prompt", "label", "category", "truncated")  #: first ones of an audit's results.csv
+
+
+def as_cell(text: str) -> str:
+    """A text as the cell of a table that no spreadsheet takes for a formula: behind an apostrophe where it would.
+
+    Quotes do not help: ``"=1+1"`` is computed by LibreOffice 7.4 as ``=1+1`` is, and Excel reads cells alike.
+    """
+    return "'" + text if _FORMULA.match(text) else text
+
+
+def from_cell(cell: str) -> str:
+    """The text of a cell that `as_cell` made."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell[1:]) else cell
