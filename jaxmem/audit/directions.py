@@ -31,7 +31,8 @@ def run_directions(work: Work, programs: Programs) -> None:
     t = judged(plan.spectral_timesteps)
     tables = [run.load(store.spectrum(number, t), "eigenvalues")["eigenvalues"] for number in plan.batches()]
     values = np.concatenate(tables)[: plan.num_prompts * plan.noises]
-    sums = sum_of_largest(values, min(_LARGEST, values.shape[1]))
+    there = int((~np.isnan(values)).sum(1).min())  # fewer where a Krylov space closed early
+    sums = sum_of_largest(values, min(_LARGEST, there))
     chosen = [int(np.nanargmin(sums)), int(np.nanargmax(sums))]
     amplitude = _DEVIATIONS * float(work.model.schedule.sigma[t])
     products = 2 * plan.products_per_direction

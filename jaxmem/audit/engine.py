@@ -156,6 +156,7 @@ def _settle(
     model.check()
     texts = [prompt.text for prompt in every]
     conditions = model.conditions([*texts, ""] if plan.has_pairs else texts)
+    _check_conditions(conditions, len(texts) + plan.has_pairs)
     truncated = model.truncated(texts)
     _say_what_is_missing(truncated, entries, plan, say)
     work = Work(
@@ -178,6 +179,7 @@ def _settle(
     manifest: dict[str, Any] = {
         "config": asdict(config) | {"guidance": plan.guidance, "prompts": rows},
         "detectors": [detector.name for detector in entries],
+        "evidence": {detector.name: detector.identity for detector in entries},
         "experiment": "audit",
         "plan": asdict(plan),
         "dtype": "float32",
@@ -230,6 +232,16 @@ def facts(model: Model, num_steps: int) -> ModelFacts:
     timesteps = tuple(model.sampler(num_steps).timesteps.tolist())
     sigma = tuple(float(model.schedule.sigma[t]) for t in timesteps)
     return ModelFacts(tuple(model.shape), timesteps, sigma, model.has_pairs, model.guidance, model.prediction)
+
+
+def _check_conditions(conditions: Any, number: int) -> None:
+    """Refuse conditions of another number of prompts: JAX clamps an index that is too large."""
+    for path, leaf in jax.tree_util.tree_flatten_with_path(conditions)[0]:
+        if np.shape(leaf)[:1] != (number,):
+            raise ValueError(
+                f"model: expected `conditions` of {number} prompts with {number} as leading axis, got shape"
+                f" {np.shape(leaf)}{' in ' + jax.tree_util.keystr(path) if path else ''}"
+            )
 
 
 def _holds_something(path: Path) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxmem.audit import store
-from jaxmem.audit.trajectory import mapped, run_start
+from jaxmem.audit.trajectory import mapped, require_numbers, run_start
 from jaxmem.audit.work import Work
 from jaxmem.detectors import Detector, HessianProducts, Products, StartPairs, TwoPairs
 from jaxmem.jacobian import ScoreJacobian, score_jacobian
@@ -48,8 +48,9 @@ def run_start_pairs(work: Work, memory: int) -> None:
                     scores = {
                         one.name: np.asarray(mapped(one.score, TwoPairs, (0, 0, None))(*found)) for one in detectors
                     }
-                    for values in scores.values():
-                        work.check(values, points, t)
+                    for one in detectors:
+                        require_numbers(one, scores[one.name], keep)
+                        work.check(scores[one.name], points, t, f"score of {one.name!r}")
                     run.save(key, **{store.score_of(name): values for name, values in scores.items()})
         work.progress("start pairs", plan.num_batches, plan.num_batches)
 
@@ -76,8 +77,9 @@ def run_products(work: Work, programs: Programs) -> None:
                 ]
                 each = [Products(*rows) for rows in zip(*products, vectors, strict=True)][: len(points)]
                 scores = {d.name: np.array([d.score(found) for found in each], np.float64) for d in detectors}
-                for values in scores.values():
-                    work.check(values, points, t, "product")
+                for d in detectors:
+                    require_numbers(d, scores[d.name], len(points))
+                    work.check(scores[d.name], points, t, f"score of {d.name!r}")
                 run.save(key, **{store.score_of(name): values for name, values in scores.items()})
     work.progress("products with both Hessians", plan.num_batches, plan.num_batches)
 

@@ -216,7 +216,15 @@ def _entries(run: Run, given: Iterable[Detector]) -> tuple[Detector, ...]:
             f"{run.directory}: expected detectors that are known here, got {', '.join(unknown)} in manifest.json; make"
             f" them known by `jaxmem.detectors.register`, or give them to `read_audit`"
         )
-    return choose([own.get(name) or name for name in names])
+    entries = choose([own.get(name) or name for name in names])
+    there = run.manifest.get("evidence") or {}
+    for entry in entries:
+        if there.get(entry.name, entry.identity) != entry.identity:
+            raise ValueError(
+                f"{run.directory}: expected {there[entry.name]} for the detector {entry.name!r}, got {entry.identity};"
+                f" register the entry that ran, or give it to `read_audit`"
+            )
+    return entries
 
 
 def _prompts(run: Run, plan: Plan) -> tuple[list[Prompt], list[bool]]:

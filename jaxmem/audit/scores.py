@@ -123,19 +123,34 @@ def compute_scores(plan: Plan, kept: Kept, detectors: Iterable[Detector]) -> Sco
             continue
         if isinstance(detector.needs, Images):
             for points, evidence in _generations(plan, kept, detector.needs):
-                values[points, d] = detector.score(evidence)
+                values[points, d] = _called(detector, evidence, (plan.noises,))
             continue
         estimated = detector.interval is not None and setting.estimates_counts
         ends = np.full((plan.num_points, 2), np.nan)
         for point in range(plan.num_points):
             evidence = _EVIDENCE[type(detector.needs)](plan, kept, detector, point)
             if evidence is not None:
-                values[point, d] = detector.score(evidence)
+                values[point, d] = _called(detector, evidence, ())
                 if estimated and detector.interval is not None:
                     ends[point] = detector.interval(evidence)
         if estimated:
             intervals[detector.name] = ends
     return Scores(chosen, values, intervals)
+
+
+def _called(detector: Detector, evidence: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """What a score gives, checked: a detector may be anybody's."""
+    try:
+        found = np.asarray(detector.score(evidence), np.float64)
+    except Exception as error:
+        error.add_note(f"raised by, or for what was returned by, the score of the detector {detector.name!r}")
+        raise
+    if found.shape != shape or np.isinf(found).any():
+        raise ValueError(
+            f"detectors: expected from the score of {detector.name!r} finite numbers of shape {shape}, or NaN, got"
+            f" {found.tolist()!r:.60} of shape {found.shape}; correct it, and start the same call again"
+        )
+    return found
 
 
 def _generations(plan: Plan, kept: Kept, needs: Images) -> Iterable[tuple[slice, np.ndarray]]:

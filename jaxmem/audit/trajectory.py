@@ -43,6 +43,15 @@ def mapped(score: Callable[..., Any], evidence: Callable[..., Any], axes: tuple[
     return jax.jit(jax.vmap(lambda *parts: score(evidence(*parts)), axes))
 
 
+def require_numbers(detector: Detector, scores: np.ndarray, number: int) -> None:
+    """Refuse a score that is not one number, before it is kept."""
+    if np.shape(scores) != (number,):
+        raise ValueError(
+            f"detectors: expected one number for each point from the score of {detector.name!r}, got an array of shape"
+            f" {np.shape(scores)[1:]}; correct it and start the same call again"
+        )
+
+
 @jax.jit
 def _unguided_step(scores: Array, x: Array, scales: Array) -> Array:
     """One DDIM step of a batch with one score for each point, without guidance."""
@@ -146,6 +155,7 @@ def _scores_of_pairs(
         sigma = jnp.asarray(work.plan.sigma[:number], jnp.float32)
         stacked = [jnp.stack(part) for part in zip(*pairs[:number], strict=True)]  # the points are axis 1
         scores = np.asarray(mapped(detector.score, Pairs, (1, 1, 1, None))(*stacked, sigma))[: len(points)]
+        require_numbers(detector, scores, len(points))
         work.check(scores, points, work.plan.timesteps[number - 1], f"score of {detector.name!r}")
         found[store.score_of(detector.name)] = scores
     return found

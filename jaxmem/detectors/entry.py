@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxmem.detectors.evidence import Evidence, Setting
 from jaxmem.memorization.standing import End, sign_of
+from jaxmem.prompts import RESULTS_COLUMNS
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,60}")
 _UNRANKED = 100
@@ -53,6 +54,10 @@ class Detector:
     def __post_init__(self) -> None:
         if self.timestep is None and not _NAME.fullmatch(self.name):
             raise ValueError(f"name: expected letters, digits and . _ + - (at most 61), got {self.name!r}")
+        if self.name in RESULTS_COLUMNS:
+            raise ValueError(
+                f"name: expected none of {', '.join(RESULTS_COLUMNS)} (columns of results.csv), got {self.name!r}"
+            )
         if not isinstance(self.needs, Evidence):
             raise ValueError(f"needs: expected a kind of evidence, such as Images(fewest=2), got {self.needs!r}")
         sign_of(self.memorized_is)
@@ -62,6 +67,12 @@ class Detector:
     def on_trajectory(self) -> bool:
         """Whether it needs only points that a sampler visits anyway."""
         return self.needs.on_trajectory
+
+    @property
+    def identity(self) -> str:
+        """What tells it from another entry of its name, as far as values can: a run knows it again by that."""
+        score = getattr(self.score, "__qualname__", type(self.score).__qualname__)
+        return f"{score}({self.needs!r}), memorized is {self.memorized_is}"
 
     @property
     def steps(self) -> int | None:
@@ -79,7 +90,8 @@ def columns(detectors: Iterable[Detector], setting: Setting) -> tuple[Detector, 
     found: list[Detector] = []
     for detector in (one for one in able if not one.needs.per_timestep):
         column = _filled(detector, setting)
-        if not any((one.statistic, one.needs) == (column.statistic, column.needs) for one in found):
+        same = column.statistic, column.needs, column.score
+        if not any((one.statistic, one.needs, one.score) == same for one in found):
             found.append(column)
     spectral = [one for one in able if one.needs.per_timestep]
     found += [_filled(detector, setting, timestep) for timestep in setting.spectral_timesteps for detector in spectral]
@@ -145,8 +157,17 @@ def choose(wanted: Iterable[str | Detector] | None) -> tuple[Detector, ...]:
                 f" `jaxmem.detectors.register` makes another one known"
             )
         detector = _registered[one] if isinstance(one, str) else one
+        if not isinstance(detector, Detector):
+            raise ValueError(f"detectors: expected names or Detector objects, got {one!r:.60}")
         if found.setdefault(detector.name, detector) != detector:
             raise ValueError(f"detectors: expected names that differ, got two detectors called {detector.name!r}")
+        if _registered.get(detector.name, detector) != detector:
+            raise ValueError(
+                f"detectors: expected one whose name no registered detector has, got {detector.name!r}; choose another"
+                f" name"
+            )
+    if not found:
+        raise ValueError("detectors: expected at least one, got none; None is all that are registered")
     return tuple(found.values())
 
 

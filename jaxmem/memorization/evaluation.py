@@ -196,4 +196,4 @@ def as_prompts(scores: Any, labels: Any, per: Per) -> tuple[np.ndarray, np.ndarr
         )
     if per == "prompt":
         scores = per_prompt(scores)
-    return scores.reshape(len(scores), -1), labels
+    return scores if scores.ndim == 2 else scores[:, None], labels

@@ -13,12 +13,13 @@ MOST_EVIDENCE = 12  # prompts whose evidence is spelled out
 
 def page_summary(view: AuditView, rows: list[dict[str, Any]], evaluation: dict[str, Any]) -> dict[str, Any]:
     """The numbers of the summary; None where a run cannot say."""
-    fixed, others, num_spectra = None, None, 0
+    fixed, others, num_spectra, copies, num_samples = None, None, 0, 0, 0
     if view.judges:
         last = view.counts["tangent"][:, :, view.judged]  # (N, M)
         complete = ~np.isnan(last).any(1)  # a noise that was not looked at may have free directions
         none_free = complete & (np.nan_to_num(last) == 0).all(1)
         num_spectra = int(complete.sum())
+        copies, num_samples = int((last == 0).sum()), int((~np.isnan(last)).sum())
         fixed = np.flatnonzero(none_free) if num_spectra else None
         rest = view.free[complete & ~none_free]
         others = float(rest.mean()) if rest.size else None
@@ -47,6 +48,8 @@ def page_summary(view: AuditView, rows: list[dict[str, Any]], evaluation: dict[s
         "fixed": fixed,
         "others": others,
         "num_spectra": num_spectra,
+        "copies": copies,
+        "num_samples": num_samples,
         "strong": strong,
         "evidence": evidence[:MOST_EVIDENCE],
         "num_evidence": len(evidence),
