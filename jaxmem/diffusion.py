@@ -118,7 +118,7 @@ class NoiseSchedule:
         last = self.num_timesteps - 1
         if not jnp.issubdtype(jnp.result_type(t), jnp.integer):
             raise ValueError(f"t: expected an integer timestep, 0 to {last}, got {jnp.result_type(t)} {t}")
-        if isinstance(t, jax.core.Tracer):
+        if isinstance(t, jax.core.Tracer | jax.ShapeDtypeStruct):
             return
         outside = np.asarray(t)[(np.asarray(t) < 0) | (np.asarray(t) > last)]
         if outside.size:

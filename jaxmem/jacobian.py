@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxmem.diffusion import NoiseSchedule
 from jaxmem.operators import Operator
 from jaxmem.score import Score
 
@@ -173,6 +174,13 @@ def assemble(state: Any, value: Any, residuals: Any) -> ScoreJacobian:
     return ScoreJacobian(value, state, residuals.arrays, residuals.layout)
 
 
+def check_timesteps(score: Score, t: Any) -> None:
+    """Refuse timesteps outside the schedule of a score that has one: a traced index would be clamped."""
+    schedule = getattr(score, "schedule", None)
+    if isinstance(schedule, NoiseSchedule):
+        schedule.check(t)
+
+
 def check_score(score: Score, state: Any, x: Any, t: Any, cond: Any) -> None:
     """Check a score against the contract at a point by tracing its shapes; see `score_jacobian` for what is raised."""
     try:
@@ -184,6 +192,7 @@ def check_score(score: Score, state: Any, x: Any, t: Any, cond: Any) -> None:
         ) from error
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"x: expected a floating-point array, got {x.dtype}; convert it first")
+    check_timesteps(score, t)
     output = jax.eval_shape(score, state, x, t, cond)
     shape = getattr(output, "shape", None)
     if shape != x.shape or output.dtype != x.dtype:

@@ -21,7 +21,7 @@ from jaxmem.diffusion import NoiseSchedule, Prediction
 from jaxmem.jacobian import ScoreJacobian, score_jacobian
 from jaxmem.prompts import Prompt
 from jaxmem.sampling import DDIM, sample_path
-from jaxmem.score import Score, with_guidance
+from jaxmem.score import Score, score_name, with_guidance
 
 Condition = Literal["prompt", "class", "none"]
 
@@ -111,7 +111,7 @@ class Model(ABC):
         score's name, schedule, shape and prediction.
         """
         return {
-            "score": _name(self.score),
+            "score": score_name(self.score),
             "sha256": fingerprint(self.state),
             "conditions_sha256": fingerprint(self.conditions(prompts)),
             "schedule": asdict(self.schedule),
@@ -258,14 +258,6 @@ def require_finite(parameters: Iterable[tuple[str, Any]]) -> None:
             f"model: expected finite parameters, got NaN or infinity in {'; '.join(bad[:3])}{more}; download the"
             f" weights again or take another checkpoint"
         )
-
-
-def _name(score: Score) -> str:
-    """A score's name, the same in every process: of an object without a written-out form that of its class."""
-    if hasattr(score, "__qualname__"):
-        return f"{score.__module__}.{score.__qualname__}"
-    shown = repr(score)
-    return shown if " at 0x" not in shown else f"{type(score).__module__}.{type(score).__qualname__}"
 
 
 def _leaves(tree: Any) -> list[tuple[Any, Any]]:

@@ -83,19 +83,26 @@ class Operator(ABC):
         return scipy.sparse.linalg.LinearOperator(shape, matvec=forward, rmatvec=transposed, dtype=dtype)
 
     def __matmul__(self, vector: Any) -> Array:
+        if np.iscomplexobj(vector):
+            raise ValueError(f"operator: expected a real vector, got {vector.dtype}; multiply its two parts apart")
         vector = jnp.asarray(vector, self.dtype)
         if vector.ndim not in (1, 2) or len(vector) != self.size:
             raise ValueError(
                 f"operator: expected a vector of length {self.size}, or a matrix with as many rows, got shape"
                 f" {vector.shape}"
             )
-        return self.mv(vector) if vector.ndim == 1 else jax.vmap(self.mv, 1, 1)(vector)
+        if any(isinstance(leaf, Operator) for leaf in jax.tree.leaves(self)):  # of a class that JAX does not know
+            return self.mv(vector) if vector.ndim == 1 else jax.vmap(self.mv, 1, 1)(vector)
+        return _mv(self, vector) if vector.ndim == 1 else _mm(self, vector)
 
     def __add__(self, other: "Operator") -> "Operator":
-        return Sum(self, other) if isinstance(other, Operator) else NotImplemented
+        return _sum(self, other) if isinstance(other, Operator) else NotImplemented
+
+    def __radd__(self, other: Any) -> "Operator":
+        return self if isinstance(other, int) and other == 0 else NotImplemented  # where `sum` begins
 
     def __sub__(self, other: "Operator") -> "Operator":
-        return Sum(self, -other) if isinstance(other, Operator) else NotImplemented
+        return _sum(self, -other) if isinstance(other, Operator) else NotImplemented
 
     def __neg__(self) -> "Operator":
         return -1 * self
@@ -103,14 +110,32 @@ class Operator(ABC):
     def __mul__(self, factor: Any) -> "Operator":
         if isinstance(factor, Operator):
             return NotImplemented
+        if jnp.ndim(factor) or not jnp.isrealobj(factor) or isinstance(factor, str):
+            got = f"shape {jnp.shape(factor)}" if jnp.ndim(factor) else repr(factor)
+            raise ValueError(f"factor: expected a number, got {got}")
         return Scaled(self, jnp.asarray(factor, self.dtype))
 
     __rmul__ = __mul__
+
+    def __truediv__(self, divisor: Any) -> "Operator":
+        return NotImplemented if isinstance(divisor, Operator) else self * (1 / divisor)
+
+
+def _sum(first: Operator, second: Operator) -> "Sum":
+    ours, theirs = ((part.size, jnp.dtype(part.dtype).name) for part in (first, second))
+    if ours != theirs:
+        raise ValueError(f"operator: expected two of one size and dtype for a sum, got {ours} and {theirs}")
+    return Sum(first, second)
 
 
 @jax.jit
 def _mv(operator: Operator, vector: Array) -> Array:
     return operator.mv(vector)
+
+
+@jax.jit
+def _mm(operator: Operator, matrix: Array) -> Array:
+    return jax.vmap(operator.mv, 1, 1)(matrix)
 
 
 @jax.jit
@@ -186,18 +211,10 @@ class Transpose(Derived):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Scaled(Derived):
-    """``c A``.
-
-    Raises:
-        ValueError: if c is no number.
-    """
+    """``c A``; made by ``c * A``, which checks c. Stacked for `jax.vmap`, ``factor`` has the same leading axis."""
 
     operator: Operator
     factor: Any  #: c, of the operator's dtype; an argument of compiled programs, which serve all
-
-    def __post_init__(self) -> None:
-        if isinstance(self.operator, Operator) and jnp.ndim(self.factor):  # or placeholders of a transformation
-            raise ValueError(f"factor: expected a number, got shape {jnp.shape(self.factor)}")
 
     @property
     def is_symmetric(self) -> bool:  # type: ignore[override]
@@ -215,19 +232,11 @@ class Scaled(Derived):
 class Sum(Operator):
     """A + B: one product with each. ``A - B`` is the sum with -B, such as the conditional minus the unconditional.
 
-    Raises:
-        ValueError: if their sizes or dtypes differ.
+    Made by ``A + B``, which checks that they fit: transformations put what they like into its fields.
     """
 
     first: Operator
     second: Operator
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.first, Operator) or not isinstance(self.second, Operator):
-            return  # placeholders of a transformation
-        ours, theirs = ((part.size, jnp.dtype(part.dtype).name) for part in (self.first, self.second))
-        if ours != theirs:
-            raise ValueError(f"operator: expected two of one size and dtype for a sum, got {ours} and {theirs}")
 
     @property
     def products_per_mv(self) -> int:  # type: ignore[override]

@@ -171,6 +171,7 @@ def count_against_t(
         else:
             name = f"{label}: mean, range" if label else "mean, range"
             mean_and_range(ax, t, values, color=color, marker=marker, label=name)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     return ax
 
@@ -218,8 +219,7 @@ def density(
                 below = np.interp(edges, density.levels, below)
             shares = np.diff(below) / np.diff(edges)
             ax.stairs(shares, edges, fill=True, color=color, alpha=0.25)
-            ax.stairs(shares, edges, color=color, lw=1.5, label=label)
-            ax.set_ylim(bottom=0)
+            ax.stairs(shares, edges, color=color, lw=1.5, label=label)  # from zero, which is a sticky edge
         ax.axvline(0, color=REFERENCE, lw=0.8)
         ax.margins(x=0)
     return ax

@@ -3,7 +3,7 @@
 A sampler is an object with the three members of `Sampler`; a step is of one example, `sample` batches it by `jax.vmap`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
@@ -251,7 +251,7 @@ def sample(
     guidance: float | None = None,
     uncond: Any = None,
     key: Any = None,
-    keep: Sequence[int] = (),
+    keep: Iterable[int] = (),
 ) -> tuple[Float[Array, " n *shape"], dict[int, Float[Array, " n *shape"]]]:
     """Sample a batch and return ``(x_0, {t: x_t for t in keep})``.
 
@@ -281,7 +281,8 @@ def sample(
     ((4, 2), [500])
     """
     visited, _ = _check_sampler(sampler)
-    strangers = sorted({int(t) for t in keep} - set(visited.tolist()))
+    wanted = set(np.asarray([*keep]).tolist())
+    strangers = sorted(wanted - set(visited.tolist()))
     if strangers:
         raise ValueError(
             f"keep: expected timesteps that the sampler visits, {len(visited)} from {visited[0]} to {visited[-1]}, got"
@@ -293,6 +294,6 @@ def sample(
         raise ValueError("uncond: expected None without guidance; give `guidance` as well, or leave `uncond` out")
     kept, x = {}, noise
     for t, x in sample_path(score, state, noise, cond, sampler=sampler, key=key):
-        if t in keep:
+        if t in wanted:
             kept[t] = x
     return x, kept

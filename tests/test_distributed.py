@@ -172,6 +172,30 @@ def test_batches_go_on_in_their_folder(tmp_path, method):
         batch_spectra(shared_run.SCORE, state, x, **options, unit=3)
 
 
+def _score_of(factor):
+    def score(state, x, t, cond):
+        return -factor * state * x
+
+    return score
+
+
+def test_a_folder_knows_scores_of_one_name_apart(tmp_path):
+    # Both have the name of the function within; their products differ.
+    points = dict(state=jnp.float32(2), x=jnp.ones((3, 4)), t=1.0, folder=tmp_path / "run")
+    np.testing.assert_allclose(batch_spectra(_score_of(1.0), **points).eigenvalues, -2, rtol=1e-6)
+    np.testing.assert_allclose(batch_spectra(_score_of(1.0), **points).eigenvalues, -2, rtol=1e-6)
+    with pytest.raises(ValueError, match="expected"):
+        batch_spectra(_score_of(5.0), **points)
+
+
+def test_what_is_refused_leaves_no_folder(tmp_path):
+    points = dict(state=jnp.float32(2), x=jnp.ones((3, 4)), t=1.0, method=Lanczos(2), folder=tmp_path / "run")
+    with pytest.raises(ValueError, match="key: Krylov methods need a random key"):
+        batch_spectra(_score_of(1.0), **points)
+    assert not (tmp_path / "run").exists()
+    assert batch_spectra(_score_of(1.0), **points, key=jax.random.key(0)).eigenvalues.shape == (3, 2)
+
+
 def _nan_slope(state, x, t, cond):
     return jnp.sqrt(x)  # finite at 0, its derivative is not
 

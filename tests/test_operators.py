@@ -174,3 +174,34 @@ def test_only_operators_and_numbers_combine():
         with pytest.raises(TypeError):
             call()
     assert issubclass(jm.Operator, Operator)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_complex_vectors_texts_and_matrices_are_refused():
+    a = MatrixOperator(A)
+    with pytest.raises(ValueError, match="operator: expected a real vector, got complex64"):
+        a @ (V + 1j * V).astype(np.complex64)
+    with pytest.raises(ValueError, match="factor: expected a number, got '2'"):
+        "2" * a
+    with pytest.raises(ValueError, match=r"operator: expected an operator, got ndarray; make one with score_jacobian"):
+        jm.spectrum(A)
+
+
+def test_a_quotient_and_a_sum_of_many():
+    a, b = MatrixOperator(A), MatrixOperator(B)
+    np.testing.assert_allclose((a / 4) @ V, A @ V / 4, **close)
+    np.testing.assert_allclose(sum([a, b, a]) @ V, (2 * A + B) @ V, **close)
+
+
+def test_combined_operators_are_pytrees_that_stack():
+    a, b = MatrixOperator(A), MatrixOperator(B)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), a - b, b - a)
+    found = jax.vmap(lambda operator: operator.mv(jnp.asarray(V)))(stacked)
+    np.testing.assert_allclose(found, [(A - B) @ V, (B - A) @ V], **close)
+    scaled = jax.vmap(lambda c: c * a)(jnp.arange(3.0))
+    np.testing.assert_allclose(jax.vmap(lambda operator: operator.mv(jnp.asarray(V)))(scaled)[2], 2 * A @ V, **close)
+
+
+def test_a_folder_is_not_taken_for_the_symmetric_part(tmp_path):
+    with pytest.raises(TypeError, match="positional"):
+        jm.Dense(tmp_path)

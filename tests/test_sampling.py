@@ -338,3 +338,20 @@ def sampled(sampler: Any = None, noise: Any = None, cond: Any = None, score: Any
 def test_bad_input_is_named(call, match):
     with pytest.raises(ValueError, match=match):
         call()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_timesteps_to_keep_come_from_any_iterable():
+    _, path = sample(SCORE, STATE, jnp.zeros((2, 3)), sampler=DDIM(SCHEDULE, 10), keep=(t for t in [500, 100]))
+    assert list(path) == [500, 100]
+    with pytest.raises(ValueError, match=r"keep: expected timesteps that the sampler visits.*got \[500.7\]"):
+        sample(SCORE, STATE, jnp.zeros((2, 3)), sampler=DDIM(SCHEDULE, 10), keep=(500.7,))
+
+
+@pytest.mark.parametrize("t", [1000, -1])
+def test_points_outside_the_schedule_are_refused(t):
+    match = r"t: expected 0 to 999, got|t: expected"
+    with pytest.raises(ValueError, match=match):
+        jaxmem.score_jacobian(SCORE, STATE, jnp.zeros(3), t)
+    with pytest.raises(ValueError, match=match):
+        jaxmem.batch_spectra(SCORE, STATE, jnp.zeros((2, 3)), np.array([5, t]))

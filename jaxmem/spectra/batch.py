@@ -11,7 +11,7 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Array, Float, Shaped
 
-from jaxmem.jacobian import check_score, score_jacobian
+from jaxmem.jacobian import check_score, check_timesteps, score_jacobian
 from jaxmem.krylov import Factorization, Status, scaled_norm
 from jaxmem.runs.progress import Progress, silent
 from jaxmem.score import Score
@@ -136,9 +136,10 @@ def batch_spectra(
     # On the host, so that taking a group's points waits for nothing that a device still computes.
     x, t, cond = jax.device_get(jax.tree.map(jnp.asarray, check_points(x, t, cond)))
     count = len(x)
-    krylov = _krylov_method(method, int(np.prod(x.shape[1:])))
+    krylov = batched_method(method, int(np.prod(x.shape[1:])))
     keys = None if krylov is None else jax.device_get(start_keys(key, count))
     check_score(score, state, x[0], t[0], jax.tree.map(lambda leaf: leaf[0], cond))
+    check_timesteps(score, t)  # all of them; check_score sees one
     if mesh is not None:
         require_local(mesh)
         state = jax.device_put(state, jax.NamedSharding(mesh, jax.P()))
@@ -181,7 +182,7 @@ def _check_arguments(cond: Any, batch: int, chunk: int, folder: str | Path | Non
         raise ValueError(f"unit: expected none without a folder to keep the points in, got {unit}; give a `folder`")
 
 
-def _krylov_method(method: Any, size: int) -> Krylov | None:
+def batched_method(method: Any, size: int) -> Krylov | None:
     """The method if it is a Krylov one, None for `Dense`; refuses what is not batched."""
     check_method(method, size)
     if isinstance(method, Extreme) or (isinstance(method, Dense) and (not method.symmetric or method.folder)):

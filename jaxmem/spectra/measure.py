@@ -84,9 +84,15 @@ def dense_products(operator: Operator) -> int:
 
 def check_operator(operator: Operator, caller: str) -> None:
     """Refuse an operator that is no pytree, is traced, or does not pass its own `Operator.check`."""
-    if any(leaf is operator for leaf in jax.tree.leaves(operator)):
+    if not callable(getattr(operator, "mv", None)):
         raise ValueError(
-            f"operator: expected a pytree, got {type(operator).__name__} that JAX does not know; register it, for"
+            f"operator: expected an operator, got {type(operator).__name__}; make one with score_jacobian,"
+            f" from_matvec(lambda v: A @ v, size), or from_scipy(A), which takes a matrix, too"
+        )
+    strange = [leaf for leaf in jax.tree.leaves(operator) if callable(getattr(leaf, "mv", None))]
+    if strange:
+        raise ValueError(
+            f"operator: expected a pytree, got {type(strange[0]).__name__} that JAX does not know; register it, for"
             f" instance as a dataclass with jax.tree_util.register_dataclass, or take jaxmem.from_matvec"
         )
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(operator)):

@@ -27,8 +27,8 @@ class Dense:
         ValueError: on a folder for the eigenvalues of A itself.
     """
 
-    symmetric: bool = True
-    folder: str | Path | None = None
+    symmetric: bool = field(default=True, kw_only=True)
+    folder: str | Path | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         self.check_folder(self.folder)
@@ -202,6 +202,8 @@ def _check_krylov(method: Krylov) -> None:
     _at_least_one("num_steps", method.num_steps)
     if method.tolerance is not None and not method.tolerance >= 0:
         raise ValueError(f"tolerance: expected 0 or a positive number, got {method.tolerance}")
+    if method.tolerance is not None:  # hashed by jit, written out in files
+        object.__setattr__(method, "tolerance", float(method.tolerance))
 
 
 def _at_least_one(name: str, value: int) -> None:

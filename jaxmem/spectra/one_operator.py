@@ -10,11 +10,12 @@ from jaxtyping import Array
 
 from jaxmem.krylov import Factorization, Status, begin
 from jaxmem.operators import Operator
+from jaxmem.runs import memory
 from jaxmem.runs.progress import Progress, silent
 from jaxmem.spectra.dense import dense_from_file, dense_in_memory
 from jaxmem.spectra.driver import Kept, drive, segments
 from jaxmem.spectra.extreme import extreme_pairs
-from jaxmem.spectra.measure import check_operator, krylov_noise, probe_and_product, probe_products
+from jaxmem.spectra.measure import check_operator, dense_products, krylov_noise, probe_and_product, probe_products
 from jaxmem.spectra.methods import Dense, Extreme, Krylov, Method, check_method
 from jaxmem.spectra.result import Spectrum
 from jaxmem.spectra.ritz import ritz_pairs, ritz_vectors
@@ -82,7 +83,11 @@ def _dense(
     method.check_folder(folder)
     if folder is None:
         method.check_size(operator.size)
-        return dense_in_memory(operator, method, vectors, chunk)
+        products = dense_products(operator)
+        progress("products", 0, products)
+        found = dense_in_memory(operator, method, vectors, chunk)
+        progress("products", products, products)
+        return found
     if vectors:
         raise ValueError(
             "vectors: expected False with a folder, whose solve makes none, got True; take Extreme or Lanczos for some,"
@@ -100,6 +105,8 @@ def _krylov(
     folder: str | Path | None,
     progress: Progress,
 ) -> Spectrum:
+    basis = (method.num_steps + 1) * operator.size * jnp.dtype(operator.dtype).itemsize
+    memory.require(2 * basis, f"a basis of {method.num_steps + 1} vectors", "take fewer steps")
     start_vector, seed = _start_vector(operator, key, start)
     measured, product = jax.device_get(jax.jit(probe_and_product)(operator, start_vector))
     applied = operator.symmetric if method.symmetric else operator
@@ -123,6 +130,8 @@ def _krylov(
     progress("products", measuring + int(factorization.num_steps) * per_step, measuring + method.num_steps * per_step)
     step = segments(applied, symmetric=method.symmetric, tolerance=method.tolerance)
     factorization = jax.device_get(drive(step, factorization, on_step))
+    if factorization.num_steps < method.num_steps:  # the space closed
+        progress("products", measuring + method.num_steps * per_step, measuring + method.num_steps * per_step)
     pairs = ritz_pairs(factorization, symmetric=method.symmetric)
     noise = krylov_noise(factorization, pairs, measured)
     return Spectrum(

@@ -6,6 +6,7 @@ and opens the same run directory, on a file system that all see. Alone, a proces
 """
 
 import hashlib
+import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,11 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Shaped
 
+from jaxmem.jacobian import check_score, score_jacobian
+from jaxmem.runs import resume
 from jaxmem.runs.directory import Run
 from jaxmem.runs.identity import fingerprint
 from jaxmem.runs.progress import Progress, silent
-from jaxmem.score import Score
-from jaxmem.spectra.batch import batch_spectra, check_points, start_keys
+from jaxmem.score import Score, score_name
+from jaxmem.spectra.batch import batch_spectra, batched_method, check_points, start_keys
+from jaxmem.spectra.measure import probe_and_product
 from jaxmem.spectra.methods import Dense, Method
 from jaxmem.spectra.result import Spectrum
 
@@ -144,18 +148,37 @@ def spectra_in_folder(
         ValueError: as `record_spectra`, or if the folder holds something else.
     """
     x, t, cond = check_points(x, t, cond)
-    key = options["key"]
-    keys = None if key is None or isinstance(method, Dense) else start_keys(key, len(x))
+    # Everything that can be refused is, before there is a folder that would fix what was wrong.
+    krylov = batched_method(method, math.prod(np.shape(x)[1:]))
+    keys = None if krylov is None else start_keys(options["key"], len(x))
+    if unit < 1:
+        raise ValueError(f"unit: expected at least 1 point, got {unit}")
+    first = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), (x, t, cond))
+    check_score(score, state, *first)
     config = dict(
         method=str(method),
         unit=unit,
-        score=getattr(score, "__qualname__", type(score).__qualname__),
+        score=score_name(score),
         state=_fingerprint(state),
         points=_fingerprint((x, t, cond)),
         keys=None if keys is None else _fingerprint(jax.random.key_data(keys)),
     )
     run = Run.open(folder, config, experiment="spectra")
+    _require_same_score(run.directory / "product.npz", score, state, *first)
     return record_spectra(run, score, state, x, t, cond, method, unit=unit, **options)
+
+
+def _require_same_score(path: Path, score: Score, state: Any, x: Any, t: Any, cond: Any) -> None:
+    """Refuse a score of the same name as the one that the folder began with, but another product at its first point."""
+    operator = score_jacobian(score, state, x, t, cond)
+    vector = jax.random.normal(jax.random.key(0), (operator.size,), operator.dtype)
+    measured, product = jax.device_get(jax.jit(probe_and_product)(operator, vector))
+    if not np.isfinite(product).all():
+        return  # the point is refused by its number
+    if path.exists():
+        resume.load(path, (), product, 8 * float(measured.noise), {})
+    elif jax.process_index() == 0:
+        resume.save(path, {"product": product}, {})
 
 
 def _fingerprint(tree: Any) -> str:
