@@ -90,6 +90,7 @@ MINE: dict[str, Any] = dict(
     [
         (dict(name="two words"), r"name: expected letters, digits and \. _ \+ - \(at most 61\), got 'two words'"),
         (dict(name="a@t1"), "name: expected letters"),
+        (dict(name="prompt"), r"name: expected none of prompt, .* \(columns of results\.csv\), got 'prompt'"),
         (dict(memorized_is="up"), "memorized_is: expected 'high' or 'low', got 'up'"),
         (dict(needs="images"), r"needs: expected a kind of evidence, such as Images\(fewest=2\), got 'images'"),
     ],
@@ -115,6 +116,10 @@ def test_one_name_is_one_detector(monkeypatch: pytest.MonkeyPatch):
     assert choose(["jeon", "mine", mine])[1:] == (mine,)
     with pytest.raises(ValueError, match="detectors: expected names that differ, got two detectors called 'jeon'"):
         choose(["jeon", replace(mine, name="jeon")])
+    with pytest.raises(ValueError, match=r"whose name no registered detector has, got 'jeon'; choose another name"):
+        choose([replace(mine, name="jeon")])
+    with pytest.raises(ValueError, match="detectors: expected at least one, got none"):
+        choose([])
     with pytest.raises(ValueError, match=r"detectors: expected some of wen-1, .*, mine, got 'jean'; .*register` makes"):
         choose(["jean"])
     with pytest.raises(ValueError, match=r"detectors: expected a list of names or of Detector objects, got 'jeon'"):

@@ -18,9 +18,11 @@ import jaxmem
 from jaxmem.audit import audit, read_audit
 from jaxmem.config import AuditConfig
 from jaxmem.data import verbatim_model
+from jaxmem.detectors import Detector, EpsDifferences, ScorePairs
 from jaxmem.diffusion import NoiseSchedule
 from jaxmem.model import Model, fingerprint, to_pictures
 from jaxmem.networks.unet import UNet
+from jaxmem.oracles import GaussianMixture, GaussianMixtureScore
 from jaxmem.prompts import NO_PROMPT
 from jaxmem.report.audit.page import write_report
 from jaxmem.runs.directory import Run
@@ -234,6 +236,98 @@ class TestWithoutPairs:
         with pytest.raises(ValueError, match=r"model: expected finite parameters, got NaN or infinity in \['stem'\]"):
             audit(bad, None, CONFIG, folder=tmp_path / "run")
         assert not (tmp_path / "run").exists()
+
+
+def test_copies_among_the_samples_of_an_unconditional_model_are_told(tmp_path):
+    """A density of one repeated picture and of a Gaussian: which of the two a sample is of, its noise decides."""
+    means, variances = jnp.outer(jnp.array([0.5, -0.5]), jnp.ones(16)), jnp.array([0.0, 0.1])
+    state = GaussianMixture(jnp.zeros(2), means, jnp.zeros((2, 16, 1)), variances)
+    exact = GaussianMixtureScore(SCHEDULE)
+    model = Unconditional(lambda s, x, t, _: exact(s, x.ravel(), t).reshape(x.shape), state, SCHEDULE, (4, 4, 1))
+    found = audit(model, None, AuditConfig(noises=12, ddim_steps=20, timesteps=(50,)), folder=tmp_path / "run")
+    # a copy ends at 0.5 in every pixel; 16 pixels of the Gaussian never do so
+    ends = found.images[0, ..., 0].astype(float) / 127.5 - 1
+    copies = int((np.abs(ends - 0.5).max((1, 2)) < 0.1).sum())
+    assert 0 < copies < 12
+    assert sorted(set(found["tangent-count@t50"].scores[0])) == [0, 16]
+    page = " ".join(unescape(found.write_page(tmp_path / "page.html").read_text()).split())
+    assert f"<strong>{copies} of 12 samples</strong> leave the model <strong>no freedom</strong>" in page
+    assert "The model has some freedom" not in page
+
+
+def first_norm(norms):
+    return norms[0]
+
+
+def mine(**changes):
+    """An entry of one's own, with the norm of the first score difference."""
+    words = dict(name="mine", title="Mine", formula="x", source="this test", memorized_is="high")
+    return Detector(**words | dict(needs=EpsDifferences(1), score=first_norm) | changes)
+
+
+SHORT = AuditConfig(noises=2, ddim_steps=3, method="none")
+
+
+class TestDetectorsOfOnesOwn:
+    def test_another_entry_of_the_same_name_is_refused(self, example, tmp_path):
+        model, folder = example[0]["TwoKinds"](), tmp_path / "run"
+        found = audit(model, ["copied", "varied"], SHORT, folder=folder, detectors=[mine()])
+        # without labels nothing is evaluated
+        assert found["mine"].evaluation.auc is None
+        assert found["mine"].evaluations["all"].num_positive == 0
+        again = audit(model, ["copied", "varied"], SHORT, folder=folder, detectors=[mine()])
+        np.testing.assert_array_equal(again.scores, found.scores)
+        for other in (mine(score=lambda norms: -norms[0]), mine(needs=EpsDifferences(2)), mine(memorized_is="low")):
+            with pytest.raises(ValueError, match=r"evidence\.mine: there"):
+                audit(model, ["copied", "varied"], SHORT, folder=folder, detectors=[other])
+            with pytest.raises(ValueError, match=r"for the detector 'mine', got .*; register the entry that ran"):
+                read_audit(folder, [other])
+
+    def test_a_wrong_shape_is_refused_before_it_is_kept(self, example, tmp_path):
+        """The corrected score continues the run: what was computed before stays."""
+        model, folder = example[0]["TwoKinds"](), tmp_path / "run"
+
+        def of_each_step(pairs):
+            return jnp.abs(pairs.cond).sum((1, 2, 3))
+
+        def corrected(pairs):
+            return jnp.abs(pairs.cond).sum()
+
+        corrected.__qualname__ = of_each_step.__qualname__
+        wrong = mine(needs=ScorePairs(2), score=of_each_step)
+        with pytest.raises(ValueError, match=r"one number for each point from the score of 'mine', got .* \(2,\)"):
+            audit(model, ["copied", "varied"], SHORT, folder=folder, detectors=[wrong])
+        assert not any(row["key"].startswith("path") for row in Run.read(folder).rows())
+        right = mine(needs=ScorePairs(2), score=corrected)
+        found = audit(model, ["copied", "varied"], SHORT, folder=folder, detectors=[right])
+        assert (found["mine"].scores > 0).all()
+
+    def test_a_wrong_shape_of_what_is_scored_at_the_end_too(self, example, tmp_path):
+        def one(norms):
+            return norms[:1]
+
+        model, folder = example[0]["TwoKinds"](), tmp_path / "run"
+        with pytest.raises(ValueError, match=r"from the score of 'mine' finite numbers of shape \(\), or NaN, got \["):
+            audit(model, ["copied", "varied"], SHORT, folder=folder, detectors=[mine(score=one)])
+        rows = len(Run.read(folder).rows())
+
+        def corrected(norms):
+            return norms[0]
+
+        corrected.__qualname__ = one.__qualname__
+        found = audit(model, ["copied", "varied"], SHORT, folder=folder, detectors=[mine(score=corrected)])
+        np.testing.assert_array_equal(found["mine"].scores, found.eps_difference[..., 0])
+        assert len(Run.read(folder).rows()) == rows
+
+
+def test_conditions_of_another_number_of_prompts_are_refused(example, tmp_path):
+    class Short(example[0]["TwoKinds"]):
+        def conditions(self, prompts):
+            return super().conditions(prompts)[:-1]
+
+    with pytest.raises(ValueError, match=r"`conditions` of 3 prompts with 3 as leading axis, got shape \(2, 2\)"):
+        audit(Short(), ["copied", "varied"], SHORT, folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 class TestSampling:
