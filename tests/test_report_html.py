@@ -219,6 +219,25 @@ def test_a_wide_interval_of_the_best_is_no_verdict_on_all(result, undrawn, ends,
     assert says in words
 
 
+@pytest.mark.parametrize("kept", [[0, 17], [0, 1, 17]])
+def test_too_few_prompts_prove_nothing(result, undrawn, kept):
+    """One memorized prompt above one that is not is an AUC of 1, and no evidence."""
+    cut = {
+        name: getattr(result, name)[kept] for name in ("scores", "eps_difference", "eigenvalues", "noise", "sampled")
+    }
+    prompts, images = [result.prompts[i] for i in kept], result.images[kept]
+    few = replace(result, **cut, prompts=prompts, images=images, directions=None, metrics=None, truncated=[False] * 3)
+    total = few["wen-1"].evaluation
+    assert total.auc == 1
+    assert total.auc_interval is None
+    evaluation = {"wen-1": {"all": total._asdict()}}
+    metrics = result.metrics | {"evaluation": evaluation, "prompts": result.metrics["prompts"][: len(kept)]}
+    words = text_of(render(replace(few, metrics=metrics)))
+    assert "Too few prompts whose answer is known to say whether any measure detects anything" in words
+    assert "of 100 cases" not in words
+    assert "It is the best of" not in words
+
+
 def test_estimates_are_called_so(result, undrawn):
     setting = Setting((281,), spectral_timesteps=(281,), count_products=40, estimates_counts=True)
     chosen = columns(choose(["positive-count", "tangent-count"]), setting)
