@@ -20,6 +20,7 @@ from jaxmem import first_step
 from jaxmem.diffusion import NoiseSchedule, Prediction
 from jaxmem.jacobian import ScoreJacobian, score_jacobian
 from jaxmem.prompts import Prompt
+from jaxmem.runs.functions import captured, name_of
 from jaxmem.sampling import DDIM, sample_path
 from jaxmem.score import Score, with_guidance
 
@@ -107,13 +108,18 @@ class Model(ABC):
     def identity(self, prompts: Sequence[str]) -> dict[str, Any]:
         """Everything of the model that decides an audit's numbers for these prompts, as plain values for the manifest.
 
-        A run continues only with a model of equal identity. By default: the SHA-256 of parameters and conditions, the
-        score's name, schedule, shape and prediction.
+        A run continues only with a model of equal identity. By default: the SHA-256 of parameters and of conditions,
+        that of no prompt with them where there are pairs; the names of the score and of `decode`, and the SHA-256 of
+        what they carry in closures and defaults; schedule, shape and prediction. The code of a function and globals
+        that it reads are not in it: a model that changes there needs another name, or an identity of its own.
         """
         return {
-            "score": _name(self.score),
+            "score": name_of(self.score),
+            "score_sha256": captured(self.score),
+            "decode": name_of(self.decode),
+            "decode_sha256": captured(self.decode),
             "sha256": fingerprint(self.state),
-            "conditions_sha256": fingerprint(self.conditions(prompts)),
+            "conditions_sha256": fingerprint(self.conditions([*prompts, ""] if self.has_pairs else prompts)),
             "schedule": asdict(self.schedule),
             "shape": list(self.shape),
             "prediction": self.prediction,
@@ -258,14 +264,6 @@ def require_finite(parameters: Iterable[tuple[str, Any]]) -> None:
             f"model: expected finite parameters, got NaN or infinity in {'; '.join(bad[:3])}{more}; download the"
             f" weights again or take another checkpoint"
         )
-
-
-def _name(score: Score) -> str:
-    """A score's name, the same in every process: of an object without a written-out form that of its class."""
-    if hasattr(score, "__qualname__"):
-        return f"{score.__module__}.{score.__qualname__}"
-    shown = repr(score)
-    return shown if " at 0x" not in shown else f"{type(score).__module__}.{type(score).__qualname__}"
 
 
 def _leaves(tree: Any) -> list[tuple[Any, Any]]:

@@ -26,6 +26,7 @@ from jaxmem.oracles import GaussianMixture, GaussianMixtureScore
 from jaxmem.prompts import NO_PROMPT
 from jaxmem.report.audit.page import write_report
 from jaxmem.runs.directory import Run
+from jaxmem.runs.functions import captured
 from jaxmem.sampling import sample_path
 from jaxmem.score import ScorePair, bind
 from jaxmem.score_models import ClassConditional, Unconditional
@@ -328,6 +329,76 @@ def test_conditions_of_another_number_of_prompts_are_refused(example, tmp_path):
     with pytest.raises(ValueError, match=r"`conditions` of 3 prompts with 3 as leading axis, got shape \(2, 2\)"):
         audit(Short(), ["copied", "varied"], SHORT, folder=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def gaussian(variance, *, scale=1.0, decode=to_pictures):
+    """A Gaussian whose variance is in the closure of its score, with a default that scales it."""
+    alpha, sigma = jnp.asarray(SCHEDULE.alpha), jnp.asarray(SCHEDULE.sigma)
+
+    def score(state, x, t, cond, scale=scale):
+        return -scale * (x - state) / (alpha[t] ** 2 * variance + sigma[t] ** 2)
+
+    class Gaussian(Unconditional):
+        def decode(self, x):
+            return decode(x)
+
+    return Gaussian(score, jnp.zeros(()), SCHEDULE, (4, 4, 1))
+
+
+def upside_down(x):
+    return to_pictures(x)[:, ::-1]
+
+
+class TestIdentity:
+    def test_what_a_closure_holds_is_of_the_model(self, tmp_path):
+        audit(gaussian(0.5), None, SHORT, folder=tmp_path / "run")
+        audit(gaussian(0.5), None, SHORT, folder=tmp_path / "run")  # another closure of equal values
+        for other in (gaussian(0.25), gaussian(np.full((4, 4, 1), 0.5)), gaussian(0.5, scale=2.0)):
+            with pytest.raises(ValueError, match=r"model\.score_sha256: there"):
+                audit(other, None, SHORT, folder=tmp_path / "run")
+        with pytest.raises(ValueError, match=r"model\.decode_sha256: there"):
+            audit(gaussian(0.5, decode=upside_down), None, SHORT, folder=tmp_path / "run")
+
+    def test_the_way_to_pictures_and_the_absence_of_a_prompt_are_too(self, example):
+        kinds = example[0]["TwoKinds"]
+
+        class OtherWay(kinds):
+            def decode(self, x):
+                return upside_down(x)
+
+        class OtherAbsence(kinds):
+            log_weights = kinds.log_weights | {"": (0.0, -1.0)}
+
+        def changed(model):
+            before, now = (one().identity(["copied"]) for one in (kinds, model))
+            return {name for name in before if before[name] != now[name]}
+
+        assert changed(kinds) == set()
+        assert changed(OtherWay) - {"decode_sha256"} == {"decode"}  # the type checks of the tests carry something
+        assert changed(OtherAbsence) == {"conditions_sha256"}
+
+    def test_everything_that_a_function_carries(self):
+        def carrying(value):
+            return lambda x: value
+
+        def inner(value):
+            return lambda x: x + value
+
+        values = [
+            1, 1.5, "a", None, np.ones(2), np.zeros(2), jnp.zeros(2), jax.random.key(0), jax.random.key(1),
+            [1, 2], {"a": np.ones(3)}, {"a": np.zeros(3)}, jnp, inner(1), inner(2), partial(inner, 1),
+            partial(inner, 2), jax.jit(inner(3)), jax.jit(inner(4)), SCHEDULE, NoiseSchedule(beta_end=0.011), object(),
+        ]  # fmt: skip
+        hashes = [captured(carrying(value)) for value in values]
+        assert len(set(hashes)) == len(values)
+        assert captured(carrying(object())) == hashes[-1]  # known by its class
+        assert captured(carrying({"a": np.ones(3)})) == hashes[10]
+        assert captured(carrying(inner(1))) == hashes[13]
+
+        def itself(x):
+            return itself(x)
+
+        assert captured(itself) == captured(itself)
 
 
 class TestSampling:
