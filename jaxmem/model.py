@@ -6,6 +6,7 @@ nothing.
 """
 
 import hashlib
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -25,6 +26,7 @@ from jaxmem.sampling import DDIM, sample_path
 from jaxmem.score import Score, with_guidance
 
 Condition = Literal["prompt", "class", "none"]
+_absent = object()
 
 
 class Model(ABC):
@@ -68,6 +70,8 @@ class Model(ABC):
             log_weights = {"copied": (0.0, -99.0), "varied": (-99.0, 0.0), "": (0.0, 0.0)}
 
             def conditions(self, prompts):
+                if unknown := set(prompts) - self.log_weights.keys():
+                    raise ValueError(f"prompts: expected copied, varied or none, got {unknown}")
                 return jnp.array([self.log_weights[prompt] for prompt in prompts])
 
         config = jm.AuditConfig(noises=2, ddim_steps=20, timesteps=(50,))
@@ -215,6 +219,17 @@ class Model(ABC):
         self.schedule.check(t)
         cond = jax.tree.map(lambda leaf: jnp.asarray(leaf)[0], self.conditions(["" if prompt is None else prompt]))
         return score_jacobian(self.score, self.state, x, t, cond)
+
+
+def require_attributes(model: Model) -> None:
+    """Refuse a model that lacks what a subclass has to give; properties are not computed."""
+    needed = ("score", "state", "schedule", "shape")
+    missing = [name for name in needed if inspect.getattr_static(model, name, _absent) is _absent]
+    if missing:
+        raise ValueError(
+            f"model: expected the attributes {', '.join(needed)}, got a {type(model).__name__} without"
+            f" {', '.join(missing)}; see jaxmem.Model"
+        )
 
 
 def check_guidance(model: Model, scale: float) -> None:

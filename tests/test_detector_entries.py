@@ -101,10 +101,21 @@ def test_impossible_entries_are_refused(change: dict, message: str):
         Detector(**MINE | change)
 
 
-@pytest.mark.parametrize("steps", [0, 11])
-def test_pairs_are_those_of_a_unit_of_work(steps: int):
-    with pytest.raises(ValueError, match=f"steps: expected 1 to 10 sampling steps of score pairs, got {steps}"):
-        detectors.ScorePairs(steps)
+@pytest.mark.parametrize(
+    ("kind", "value", "message"),
+    [
+        (detectors.ScorePairs, 0, "steps: expected 1 to 10, got 0"),  # those of a unit of work
+        (detectors.ScorePairs, 11, "steps: expected 1 to 10, got 11"),
+        (detectors.ScorePairs, 2.5, "steps: expected a whole number, got 2.5"),
+        (detectors.EpsDifferences, 0, "steps: expected at least 1, got 0"),
+        (detectors.EpsDifferences, -1, "steps: expected at least 1, got -1"),
+        (detectors.Images, 0, "fewest: expected at least 1, got 0"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_impossible_evidence_is_refused(kind: Any, value: Any, message: str):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        kind(value)
 
 
 def test_one_name_is_one_detector(monkeypatch: pytest.MonkeyPatch):

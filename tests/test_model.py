@@ -78,6 +78,10 @@ class TestExample:
             # float32 products of numbers up to 1/sigma² = 300; 16 of them
             np.testing.assert_allclose(found.eigenvalues[i, :, 0], exact, rtol=1e-5)
 
+    def test_a_prompt_that_it_does_not_know_is_named(self, example, tmp_path):
+        with pytest.raises(ValueError, match=r"prompts: expected copied, varied or none, got \{'a cat'}"):
+            audit(example[0]["TwoKinds"](), ["a cat"], CONFIG, folder=tmp_path / "run")
+
     def test_pairs_are_compared(self, example):
         """Wen's distance at the first step: the scores of a Gaussian and of the mixture of both, in float64."""
         found = example[0]["found"]
@@ -199,7 +203,7 @@ class TestWithoutPairs:
             (
                 None,
                 dict(method="none", timesteps=(), directions=0, noises=1),
-                "detectors: 'wen-1' needs at least a score without the prompt, which this model does not have",
+                "method: expected spectra of a model without an unconditional score, got 'none' and nothing else",
             ),
             (["b"], {}, r"prompts: expected names of the classes of this model \('a', 'c'\), got 'b'"),
         ],
@@ -208,6 +212,31 @@ class TestWithoutPairs:
         with pytest.raises(ValueError, match=match):
             audit(classes, prompts, AuditConfig(**{**CONFIG.__dict__, **changes}), folder=tmp_path / "run")
         assert not (tmp_path / "run").exists()
+
+    def test_neutral_prompts_that_the_model_does_not_know_are_named_so(self, classes, tmp_path):
+        with pytest.raises(ValueError, match=r"neutral: expected names of the classes of this model .* got 'a cat'"):
+            audit(classes, ["a"], CONFIG, folder=tmp_path / "run", neutral=["a cat"])
+        with pytest.raises(ValueError, match=r"prompts: expected names of the classes of this model .* got 'b'"):
+            audit(classes, ["b"], CONFIG, folder=tmp_path / "run", neutral=["c"])
+        assert not (tmp_path / "run").exists()
+
+    def test_samples_that_are_no_pictures_are_refused_before_sampling(self, tmp_path):
+        model = Unconditional(lambda state, x, t, cond: -x, {}, SCHEDULE, (4,))
+        with pytest.raises(ValueError, match=r"decode: expected samples of shape .* got \(4,\); give the model a"):
+            audit(model, None, AuditConfig(noises=2, ddim_steps=5), folder=tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+        config = AuditConfig(noises=2, ddim_steps=5, steps_run=2, directions=0)  # needs no picture
+        assert audit(model, None, config, folder=tmp_path / "run").images is None
+
+    def test_a_model_without_its_attributes_is_refused(self, tmp_path):
+        class Empty(Model):
+            schedule = SCHEDULE
+
+            def conditions(self, prompts):
+                return None
+
+        with pytest.raises(ValueError, match=r"got a Empty without score, state, shape; see jaxmem\.Model"):
+            audit(Empty(), ["a"], CONFIG, folder=tmp_path / "run")
 
     def test_an_unconditional_model_has_one_prompt(self, unconditional, tmp_path):
         with pytest.raises(ValueError, match="prompts: expected the empty one alone, as this model has no condition"):

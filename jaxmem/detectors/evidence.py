@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
+from jaxmem.config.checks import at_least, whole_in_range
+
 AuditMethod = Literal["eigh", "lanczos", "none"]
 UNPAIRED = "a score without the prompt, which this model does not have"
 MOST_PAIRS = 10  #: steps of `ScorePairs`: those that an audit records as one unit of work
@@ -72,6 +74,10 @@ class EpsDifferences(Evidence):
 
     steps: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.steps is not None:
+            at_least("steps", self.steps, 1)
+
     def at(self, setting: Setting) -> "EpsDifferences":
         return replace(self, steps=self.steps or len(setting.timesteps))
 
@@ -95,8 +101,7 @@ class ScorePairs(Evidence):
     steps: int = 1
 
     def __post_init__(self) -> None:
-        if not 1 <= self.steps <= MOST_PAIRS:
-            raise ValueError(f"steps: expected 1 to {MOST_PAIRS} sampling steps of score pairs, got {self.steps}")
+        whole_in_range("steps", self.steps, 1, MOST_PAIRS)
 
     def missing(self, setting: Setting) -> str:
         return _missing_pairs(self.steps, setting)
@@ -257,6 +262,10 @@ class Images(Evidence):
 
     fewest: int = 1
     multiple: int = 1
+
+    def __post_init__(self) -> None:
+        at_least("fewest", self.fewest, 1)
+        at_least("multiple", self.multiple, 1)
 
     def missing(self, setting: Setting) -> str:
         if setting.noises < self.fewest:
