@@ -1,6 +1,6 @@
 """Kinds of evidence that a detector can ask for: what its score is computed from, what that costs, when it is there.
 
-A detector names one kind. An audit collects the union of what its detectors ask for, once, and calls each score with
+A detector names one kind. An audit collects each kind once for all detectors, and calls each score with
 the evidence of one point (a prompt from one starting noise), or of one prompt for `Images`.
 """
 
