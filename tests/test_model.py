@@ -413,10 +413,26 @@ class TestIdentity:
         def inner(value):
             return lambda x: x + value
 
+        @jax.tree_util.register_pytree_node_class
+        class Scaled:  # as modules of networks are: called, and a pytree
+            def __init__(self, scale):
+                self.scale = scale
+
+            def __call__(self, x):
+                return self.scale * x
+
+            def tree_flatten(self):
+                return (self.scale,), None
+
+            @classmethod
+            def tree_unflatten(cls, _, leaves):
+                return cls(*leaves)
+
         values = [
             1, 1.5, "a", None, np.ones(2), np.zeros(2), jnp.zeros(2), jax.random.key(0), jax.random.key(1),
             [1, 2], {"a": np.ones(3)}, {"a": np.zeros(3)}, jnp, inner(1), inner(2), partial(inner, 1),
-            partial(inner, 2), jax.jit(inner(3)), jax.jit(inner(4)), SCHEDULE, NoiseSchedule(beta_end=0.011), object(),
+            partial(inner, 2), jax.jit(inner(3)), jax.jit(inner(4)), SCHEDULE, NoiseSchedule(beta_end=0.011),
+            Scaled(1.0), Scaled(2.0), object(),
         ]  # fmt: skip
         hashes = [captured(carrying(value)) for value in values]
         assert len(set(hashes)) == len(values)

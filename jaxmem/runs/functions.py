@@ -24,8 +24,8 @@ def name_of(function: Any) -> str:
 def captured(function: Callable[..., Any]) -> str:
     """SHA-256 of what a function carries with it: in cells of its closure, in defaults, in arguments of a `partial`.
 
-    Arrays, numbers and texts count by their values, also inside containers and dataclasses; functions by their names
-    and by what they carry in turn; modules, classes and other objects by their names. Code and globals do not count.
+    Arrays, numbers and texts count by their values, also inside dataclasses and pytrees; functions by their names and
+    by what they carry in turn; modules, classes and other objects by their names. Code and globals do not count.
     """
     return hashlib.sha256("\n".join(_carried(function, "", {})).encode()).hexdigest()
 
@@ -64,7 +64,7 @@ def _described(value: Any, path: str, seen: dict[int, Any]) -> Iterator[str]:
         yield f"{path}: {type(value).__qualname__}"
         for field in fields(value):
             yield from _described(getattr(value, field.name, None), f"{path}.{field.name}", seen)
-    elif callable(value):
+    elif hasattr(value, "__qualname__") or isinstance(value, functools.partial):
         seen[id(value)] = value
         yield f"{path}: {name_of(value)}"
         yield from _carried(value, path, seen)
