@@ -6,6 +6,7 @@ nothing.
 """
 
 import hashlib
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -20,10 +21,12 @@ from jaxmem import first_step
 from jaxmem.diffusion import NoiseSchedule, Prediction
 from jaxmem.jacobian import ScoreJacobian, score_jacobian
 from jaxmem.prompts import Prompt
+from jaxmem.runs.functions import captured, name_of
 from jaxmem.sampling import DDIM, sample_path
-from jaxmem.score import Score, score_name, with_guidance
+from jaxmem.score import Score, with_guidance
 
 Condition = Literal["prompt", "class", "none"]
+_absent = object()
 
 
 class Model(ABC):
@@ -67,6 +70,8 @@ class Model(ABC):
             log_weights = {"copied": (0.0, -99.0), "varied": (-99.0, 0.0), "": (0.0, 0.0)}
 
             def conditions(self, prompts):
+                if unknown := set(prompts) - self.log_weights.keys():
+                    raise ValueError(f"prompts: expected copied, varied or none, got {unknown}")
                 return jnp.array([self.log_weights[prompt] for prompt in prompts])
 
         config = jm.AuditConfig(noises=2, ddim_steps=20, timesteps=(50,))
@@ -107,13 +112,18 @@ class Model(ABC):
     def identity(self, prompts: Sequence[str]) -> dict[str, Any]:
         """Everything of the model that decides an audit's numbers for these prompts, as plain values for the manifest.
 
-        A run continues only with a model of equal identity. By default: the SHA-256 of parameters and conditions, the
-        score's name, schedule, shape and prediction.
+        A run continues only with a model of equal identity. By default: the SHA-256 of parameters and of conditions,
+        that of no prompt with them where there are pairs; the names of the score and of `decode`, and the SHA-256 of
+        what they carry in closures and defaults; schedule, shape and prediction. The code of a function and globals
+        that it reads are not in it: a model that changes there needs another name, or an identity of its own.
         """
         return {
-            "score": score_name(self.score),
+            "score": name_of(self.score),
+            "score_sha256": captured(self.score),
+            "decode": name_of(self.decode),
+            "decode_sha256": captured(self.decode),
             "sha256": fingerprint(self.state),
-            "conditions_sha256": fingerprint(self.conditions(prompts)),
+            "conditions_sha256": fingerprint(self.conditions([*prompts, ""] if self.has_pairs else prompts)),
             "schedule": asdict(self.schedule),
             "shape": list(self.shape),
             "prediction": self.prediction,
@@ -209,6 +219,17 @@ class Model(ABC):
         self.schedule.check(t)
         cond = jax.tree.map(lambda leaf: jnp.asarray(leaf)[0], self.conditions(["" if prompt is None else prompt]))
         return score_jacobian(self.score, self.state, x, t, cond)
+
+
+def require_attributes(model: Model) -> None:
+    """Refuse a model that lacks what a subclass has to give; properties are not computed."""
+    needed = ("score", "state", "schedule", "shape")
+    missing = [name for name in needed if inspect.getattr_static(model, name, _absent) is _absent]
+    if missing:
+        raise ValueError(
+            f"model: expected the attributes {', '.join(needed)}, got a {type(model).__name__} without"
+            f" {', '.join(missing)}; see jaxmem.Model"
+        )
 
 
 def check_guidance(model: Model, scale: float) -> None:

@@ -7,7 +7,6 @@ or a module-level function. Two equal scores share one compilation.
 """
 
 import copy
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, get_args
@@ -20,13 +19,6 @@ from jaxtyping import Array, Float
 from jaxmem.diffusion import NoiseSchedule, Prediction, to_score
 
 Score = Callable[[Any, Array, Any, Any], Array]  #: ``(state, x, t, cond) -> score``, for one example
-
-
-def score_name(score: Score) -> str:
-    """What a score is, the same in every process: the name of a function, the written-out form of an object."""
-    if hasattr(score, "__qualname__"):
-        return f"{score.__module__}.{score.__qualname__}"
-    return f"{type(score).__module__}.{re.sub(' at 0x[0-9a-fA-F]+', '', repr(score))}"
 
 
 @dataclass(frozen=True, repr=False)

@@ -446,7 +446,7 @@ SPREAD = detectors.Detector(
 )
 
 
-def test_detectors_from_outside_the_package(model, recomputed, result, tmp_path):
+def test_detectors_from_outside_the_package(model, recomputed, result, tmp_path, capsys):
     """Only what the chosen detectors need is collected; their columns are in the table and in the page."""
     config = replace(CONFIG, timesteps=(), directions=None)
     chosen = ["wen-1", LOUDNESS, SPREAD]
@@ -473,6 +473,8 @@ def test_detectors_from_outside_the_package(model, recomputed, result, tmp_path)
         audit(model, PROMPTS, config, folder=tmp_path / "run", detectors=["wen-1"])
     with pytest.raises(ValueError, match=r"known here, got loudness, spread in manifest\.json; .*register`, or give"):
         read_audit(tmp_path / "run")
+    assert cli.main(["report", str(tmp_path / "run")]) == 2
+    assert "in Python, make them known by jaxmem.detectors.register, or give them to read" in capsys.readouterr().err
     again = jm.read_audit(tmp_path / "run", detectors=[LOUDNESS, SPREAD])
     np.testing.assert_array_equal(again.scores, found.scores)
     assert again.metrics == found.metrics
@@ -779,6 +781,10 @@ def test_models_that_are_none(folder, tmp_path, capsys):
     assert "--prompts: expected a file of prompts, got none" in capsys.readouterr().err
     assert cli.main(["audit", str(folder), *common[:2]]) == 2
     assert "--out: expected a folder for the run" in capsys.readouterr().err
+    (tmp_path / "trained").mkdir()
+    (tmp_path / "trained/manifest.json").write_text("{}")
+    assert cli.main(["audit", str(tmp_path / "trained"), "--limit", "1", *common[2:]]) == 2
+    assert "--limit: expected none without --prompts" in capsys.readouterr().err
     with pytest.raises(
         ValueError, match=r"MODEL: expected a folder or a hub id, or the shipped model in .*, got neither"
     ):

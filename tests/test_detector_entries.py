@@ -90,6 +90,7 @@ MINE: dict[str, Any] = dict(
     [
         (dict(name="two words"), r"name: expected letters, digits and \. _ \+ - \(at most 61\), got 'two words'"),
         (dict(name="a@t1"), "name: expected letters"),
+        (dict(name="prompt"), r"name: expected none of prompt, .* \(columns of results\.csv\), got 'prompt'"),
         (dict(memorized_is="up"), "memorized_is: expected 'high' or 'low', got 'up'"),
         (dict(needs="images"), r"needs: expected a kind of evidence, such as Images\(fewest=2\), got 'images'"),
     ],
@@ -100,10 +101,21 @@ def test_impossible_entries_are_refused(change: dict, message: str):
         Detector(**MINE | change)
 
 
-@pytest.mark.parametrize("steps", [0, 11])
-def test_pairs_are_those_of_a_unit_of_work(steps: int):
-    with pytest.raises(ValueError, match=f"steps: expected 1 to 10 sampling steps of score pairs, got {steps}"):
-        detectors.ScorePairs(steps)
+@pytest.mark.parametrize(
+    ("kind", "value", "message"),
+    [
+        (detectors.ScorePairs, 0, "steps: expected 1 to 10, got 0"),  # those of a unit of work
+        (detectors.ScorePairs, 11, "steps: expected 1 to 10, got 11"),
+        (detectors.ScorePairs, 2.5, "steps: expected a whole number, got 2.5"),
+        (detectors.EpsDifferences, 0, "steps: expected at least 1, got 0"),
+        (detectors.EpsDifferences, -1, "steps: expected at least 1, got -1"),
+        (detectors.Images, 0, "fewest: expected at least 1, got 0"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_impossible_evidence_is_refused(kind: Any, value: Any, message: str):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        kind(value)
 
 
 def test_one_name_is_one_detector(monkeypatch: pytest.MonkeyPatch):
@@ -115,6 +127,10 @@ def test_one_name_is_one_detector(monkeypatch: pytest.MonkeyPatch):
     assert choose(["jeon", "mine", mine])[1:] == (mine,)
     with pytest.raises(ValueError, match="detectors: expected names that differ, got two detectors called 'jeon'"):
         choose(["jeon", replace(mine, name="jeon")])
+    with pytest.raises(ValueError, match=r"whose name no registered detector has, got 'jeon'; choose another name"):
+        choose([replace(mine, name="jeon")])
+    with pytest.raises(ValueError, match="detectors: expected at least one, got none"):
+        choose([])
     with pytest.raises(ValueError, match=r"detectors: expected some of wen-1, .*, mine, got 'jean'; .*register` makes"):
         choose(["jean"])
     with pytest.raises(ValueError, match=r"detectors: expected a list of names or of Detector objects, got 'jeon'"):

@@ -18,12 +18,15 @@ import jaxmem
 from jaxmem.audit import audit, read_audit
 from jaxmem.config import AuditConfig
 from jaxmem.data import verbatim_model
+from jaxmem.detectors import Detector, EpsDifferences, ScorePairs
 from jaxmem.diffusion import NoiseSchedule
 from jaxmem.model import Model, fingerprint, to_pictures
 from jaxmem.networks.unet import UNet
+from jaxmem.oracles import GaussianMixture, GaussianMixtureScore
 from jaxmem.prompts import NO_PROMPT
 from jaxmem.report.audit.page import write_report
 from jaxmem.runs.directory import Run
+from jaxmem.runs.functions import captured
 from jaxmem.sampling import sample_path
 from jaxmem.score import ScorePair, bind
 from jaxmem.score_models import ClassConditional, Unconditional
@@ -74,6 +77,10 @@ class TestExample:
             exact = -1 / (SCHEDULE.alpha[t] ** 2 * variance + SCHEDULE.sigma[t] ** 2)
             # float32 products of numbers up to 1/sigma² = 300; 16 of them
             np.testing.assert_allclose(found.eigenvalues[i, :, 0], exact, rtol=1e-5)
+
+    def test_a_prompt_that_it_does_not_know_is_named(self, example, tmp_path):
+        with pytest.raises(ValueError, match=r"prompts: expected copied, varied or none, got \{'a cat'}"):
+            audit(example[0]["TwoKinds"](), ["a cat"], CONFIG, folder=tmp_path / "run")
 
     def test_pairs_are_compared(self, example):
         """Wen's distance at the first step: the scores of a Gaussian and of the mixture of both, in float64."""
@@ -196,7 +203,7 @@ class TestWithoutPairs:
             (
                 None,
                 dict(method="none", timesteps=(), directions=0, noises=1),
-                "detectors: 'wen-1' needs at least a score without the prompt, which this model does not have",
+                "method: expected spectra of a model without an unconditional score, got 'none' and nothing else",
             ),
             (["b"], {}, r"prompts: expected names of the classes of this model \('a', 'c'\), got 'b'"),
         ],
@@ -205,6 +212,31 @@ class TestWithoutPairs:
         with pytest.raises(ValueError, match=match):
             audit(classes, prompts, AuditConfig(**{**CONFIG.__dict__, **changes}), folder=tmp_path / "run")
         assert not (tmp_path / "run").exists()
+
+    def test_neutral_prompts_that_the_model_does_not_know_are_named_so(self, classes, tmp_path):
+        with pytest.raises(ValueError, match=r"neutral: expected names of the classes of this model .* got 'a cat'"):
+            audit(classes, ["a"], CONFIG, folder=tmp_path / "run", neutral=["a cat"])
+        with pytest.raises(ValueError, match=r"prompts: expected names of the classes of this model .* got 'b'"):
+            audit(classes, ["b"], CONFIG, folder=tmp_path / "run", neutral=["c"])
+        assert not (tmp_path / "run").exists()
+
+    def test_samples_that_are_no_pictures_are_refused_before_sampling(self, tmp_path):
+        model = Unconditional(lambda state, x, t, cond: -x, {}, SCHEDULE, (4,))
+        with pytest.raises(ValueError, match=r"decode: expected samples of shape .* got \(4,\); give the model a"):
+            audit(model, None, AuditConfig(noises=2, ddim_steps=5), folder=tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+        config = AuditConfig(noises=2, ddim_steps=5, steps_run=2, directions=0)  # needs no picture
+        assert audit(model, None, config, folder=tmp_path / "run").images is None
+
+    def test_a_model_without_its_attributes_is_refused(self, tmp_path):
+        class Empty(Model):
+            schedule = SCHEDULE
+
+            def conditions(self, prompts):
+                return None
+
+        with pytest.raises(ValueError, match=r"got a Empty without score, state, shape; see jaxmem\.Model"):
+            audit(Empty(), ["a"], CONFIG, folder=tmp_path / "run")
 
     def test_an_unconditional_model_has_one_prompt(self, unconditional, tmp_path):
         with pytest.raises(ValueError, match="prompts: expected the empty one alone, as this model has no condition"):
@@ -234,6 +266,184 @@ class TestWithoutPairs:
         with pytest.raises(ValueError, match=r"model: expected finite parameters, got NaN or infinity in \['stem'\]"):
             audit(bad, None, CONFIG, folder=tmp_path / "run")
         assert not (tmp_path / "run").exists()
+
+
+def test_copies_among_the_samples_of_an_unconditional_model_are_told(tmp_path):
+    """A density of one repeated picture and of a Gaussian: which of the two a sample is of, its noise decides."""
+    means, variances = jnp.outer(jnp.array([0.5, -0.5]), jnp.ones(16)), jnp.array([0.0, 0.1])
+    state = GaussianMixture(jnp.zeros(2), means, jnp.zeros((2, 16, 1)), variances)
+    exact = GaussianMixtureScore(SCHEDULE)
+    model = Unconditional(lambda s, x, t, _: exact(s, x.ravel(), t).reshape(x.shape), state, SCHEDULE, (4, 4, 1))
+    found = audit(model, None, AuditConfig(noises=12, ddim_steps=20, timesteps=(50,)), folder=tmp_path / "run")
+    # a copy ends at 0.5 in every pixel; 16 pixels of the Gaussian never do so
+    ends = found.images[0, ..., 0].astype(float) / 127.5 - 1
+    copies = int((np.abs(ends - 0.5).max((1, 2)) < 0.1).sum())
+    assert 0 < copies < 12
+    assert sorted(set(found["tangent-count@t50"].scores[0])) == [0, 16]
+    page = " ".join(unescape(found.write_page(tmp_path / "page.html").read_text()).split())
+    assert f"<strong>{copies} of 12 samples</strong> leave the model <strong>no freedom</strong>" in page
+    assert "The model has some freedom" not in page
+
+
+def first_norm(norms):
+    return norms[0]
+
+
+def mine(**changes):
+    """An entry of one's own, with the norm of the first score difference."""
+    words = dict(name="mine", title="Mine", formula="x", source="this test", memorized_is="high")
+    return Detector(**words | dict(needs=EpsDifferences(1), score=first_norm) | changes)
+
+
+SHORT = AuditConfig(noises=2, ddim_steps=3, method="none")
+
+
+class TestDetectorsOfOnesOwn:
+    def test_another_entry_of_the_same_name_is_refused(self, example, tmp_path):
+        model, folder = example[0]["TwoKinds"](), tmp_path / "run"
+        found = audit(model, ["copied", "varied"], SHORT, folder=folder, detectors=[mine()])
+        # without labels nothing is evaluated
+        assert found["mine"].evaluation.auc is None
+        assert found["mine"].evaluations["all"].num_positive == 0
+        again = audit(model, ["copied", "varied"], SHORT, folder=folder, detectors=[mine()])
+        np.testing.assert_array_equal(again.scores, found.scores)
+        for other in (mine(score=lambda norms: -norms[0]), mine(needs=EpsDifferences(2)), mine(memorized_is="low")):
+            with pytest.raises(ValueError, match=r"evidence\.mine: there"):
+                audit(model, ["copied", "varied"], SHORT, folder=folder, detectors=[other])
+            with pytest.raises(ValueError, match=r"for the detector 'mine', got .*; register the entry that ran"):
+                read_audit(folder, [other])
+
+    def test_a_wrong_shape_is_refused_before_it_is_kept(self, example, tmp_path):
+        """The corrected score continues the run: what was computed before stays."""
+        model, folder = example[0]["TwoKinds"](), tmp_path / "run"
+
+        def of_each_step(pairs):
+            return jnp.abs(pairs.cond).sum((1, 2, 3))
+
+        def corrected(pairs):
+            return jnp.abs(pairs.cond).sum()
+
+        corrected.__qualname__ = of_each_step.__qualname__
+        wrong = mine(needs=ScorePairs(2), score=of_each_step)
+        with pytest.raises(ValueError, match=r"one number for each point from the score of 'mine', got .* \(2,\)"):
+            audit(model, ["copied", "varied"], SHORT, folder=folder, detectors=[wrong])
+        assert not any(row["key"].startswith("path") for row in Run.read(folder).rows())
+        right = mine(needs=ScorePairs(2), score=corrected)
+        found = audit(model, ["copied", "varied"], SHORT, folder=folder, detectors=[right])
+        assert (found["mine"].scores > 0).all()
+
+    def test_a_wrong_shape_of_what_is_scored_at_the_end_too(self, example, tmp_path):
+        def one(norms):
+            return norms[:1]
+
+        model, folder = example[0]["TwoKinds"](), tmp_path / "run"
+        with pytest.raises(ValueError, match=r"from the score of 'mine' finite numbers of shape \(\), or NaN, got \["):
+            audit(model, ["copied", "varied"], SHORT, folder=folder, detectors=[mine(score=one)])
+        rows = len(Run.read(folder).rows())
+
+        def corrected(norms):
+            return norms[0]
+
+        corrected.__qualname__ = one.__qualname__
+        found = audit(model, ["copied", "varied"], SHORT, folder=folder, detectors=[mine(score=corrected)])
+        np.testing.assert_array_equal(found["mine"].scores, found.eps_difference[..., 0])
+        assert len(Run.read(folder).rows()) == rows
+
+
+def test_conditions_of_another_number_of_prompts_are_refused(example, tmp_path):
+    class Short(example[0]["TwoKinds"]):
+        def conditions(self, prompts):
+            return super().conditions(prompts)[:-1]
+
+    with pytest.raises(ValueError, match=r"`conditions` of 3 prompts with 3 as leading axis, got shape \(2, 2\)"):
+        audit(Short(), ["copied", "varied"], SHORT, folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def gaussian(variance, *, scale=1.0, decode=to_pictures):
+    """A Gaussian whose variance is in the closure of its score, with a default that scales it."""
+    alpha, sigma = jnp.asarray(SCHEDULE.alpha), jnp.asarray(SCHEDULE.sigma)
+
+    def score(state, x, t, cond, scale=scale):
+        return -scale * (x - state) / (alpha[t] ** 2 * variance + sigma[t] ** 2)
+
+    class Gaussian(Unconditional):
+        def decode(self, x):
+            return decode(x)
+
+    return Gaussian(score, jnp.zeros(()), SCHEDULE, (4, 4, 1))
+
+
+def upside_down(x):
+    return to_pictures(x)[:, ::-1]
+
+
+class TestIdentity:
+    def test_what_a_closure_holds_is_of_the_model(self, tmp_path):
+        audit(gaussian(0.5), None, SHORT, folder=tmp_path / "run")
+        audit(gaussian(0.5), None, SHORT, folder=tmp_path / "run")  # another closure of equal values
+        for other in (gaussian(0.25), gaussian(np.full((4, 4, 1), 0.5)), gaussian(0.5, scale=2.0)):
+            with pytest.raises(ValueError, match=r"model\.score_sha256: there"):
+                audit(other, None, SHORT, folder=tmp_path / "run")
+        with pytest.raises(ValueError, match=r"model\.decode_sha256: there"):
+            audit(gaussian(0.5, decode=upside_down), None, SHORT, folder=tmp_path / "run")
+
+    def test_the_way_to_pictures_and_the_absence_of_a_prompt_are_too(self, example):
+        kinds = example[0]["TwoKinds"]
+
+        class OtherWay(kinds):
+            def decode(self, x):
+                return upside_down(x)
+
+        class OtherAbsence(kinds):
+            log_weights = kinds.log_weights | {"": (0.0, -1.0)}
+
+        def changed(model):
+            before, now = (one().identity(["copied"]) for one in (kinds, model))
+            return {name for name in before if before[name] != now[name]}
+
+        assert changed(kinds) == set()
+        assert changed(OtherWay) - {"decode_sha256"} == {"decode"}  # the type checks of the tests carry something
+        assert changed(OtherAbsence) == {"conditions_sha256"}
+
+    def test_everything_that_a_function_carries(self):
+        def carrying(value):
+            return lambda x: value
+
+        def inner(value):
+            return lambda x: x + value
+
+        @jax.tree_util.register_pytree_node_class
+        class Scaled:  # as modules of networks are: called, and a pytree
+            def __init__(self, scale):
+                self.scale = scale
+
+            def __call__(self, x):
+                return self.scale * x
+
+            def tree_flatten(self):
+                return (self.scale,), None
+
+            @classmethod
+            def tree_unflatten(cls, _, leaves):
+                return cls(*leaves)
+
+        values = [
+            1, 1.5, "a", None, np.ones(2), np.zeros(2), jnp.zeros(2), jax.random.key(0), jax.random.key(1),
+            [1, 2], {"a": np.ones(3)}, {"a": np.zeros(3)}, jnp, inner(1), inner(2), partial(inner, 1),
+            partial(inner, 2), jax.jit(inner(3)), jax.jit(inner(4)), SCHEDULE, NoiseSchedule(beta_end=0.011),
+            Scaled(1.0), Scaled(2.0), object(),
+        ]  # fmt: skip
+        hashes = [captured(carrying(value)) for value in values]
+        assert len(set(hashes)) == len(values)
+        assert captured(carrying(object())) == hashes[-1]  # known by its class
+        assert captured(carrying({"a": np.ones(3)})) == hashes[10]
+        assert captured(carrying(inner(1))) == hashes[13]
+
+        def itself(x):
+            return itself(x)
+
+        assert captured(itself) == captured(itself)
 
 
 class TestSampling:

@@ -219,6 +219,25 @@ def test_a_wide_interval_of_the_best_is_no_verdict_on_all(result, undrawn, ends,
     assert says in words
 
 
+@pytest.mark.parametrize("kept", [[0, 17], [0, 1, 17]])
+def test_too_few_prompts_prove_nothing(result, undrawn, kept):
+    """One memorized prompt above one that is not is an AUC of 1, and no evidence."""
+    cut = {
+        name: getattr(result, name)[kept] for name in ("scores", "eps_difference", "eigenvalues", "noise", "sampled")
+    }
+    prompts, images = [result.prompts[i] for i in kept], result.images[kept]
+    few = replace(result, **cut, prompts=prompts, images=images, directions=None, metrics=None, truncated=[False] * 3)
+    total = few["wen-1"].evaluation
+    assert total.auc == 1
+    assert total.auc_interval is None
+    evaluation = {"wen-1": {"all": total._asdict()}}
+    metrics = result.metrics | {"evaluation": evaluation, "prompts": result.metrics["prompts"][: len(kept)]}
+    words = text_of(render(replace(few, metrics=metrics)))
+    assert "Too few prompts whose answer is known to say whether any measure detects anything" in words
+    assert "of 100 cases" not in words
+    assert "It is the best of" not in words
+
+
 def test_estimates_are_called_so(result, undrawn):
     setting = Setting((281,), spectral_timesteps=(281,), count_products=40, estimates_counts=True)
     chosen = columns(choose(["positive-count", "tangent-count"]), setting)
@@ -240,6 +259,44 @@ def test_estimates_are_called_so(result, undrawn):
     assert "are estimates from" not in words
     assert "In brackets" not in words
     assert "No spectrum was taken, so" not in words
+
+
+@pytest.mark.parametrize("method", ["none", "lanczos"])
+def test_exact_counts_tell_freedom_as_whole_spectra_do(result, undrawn, method):
+    """A budget of one product more than the 48 dimensions is exact; one of 48 is an estimate, which proves nothing."""
+    ritz = synthetic_audit.audit(method=method)
+    whole = {detector.name: d for d, detector in enumerate(result.detectors)}
+    names = [f"{kind}-count@t{t}" for t in synthetic_audit.SPECTRAL for kind in ("positive", "tangent")]
+    setting = Setting((981,), spectral_timesteps=synthetic_audit.SPECTRAL, count_products=49)
+    chosen = columns(choose(["positive-count", "tangent-count"]), setting)
+    assert [detector.name for detector in chosen] == names
+    places = [whole[name] for name in names]
+    found = replace(
+        ritz,
+        detectors=chosen, scores=result.scores[..., places], reference_scores=result.reference_scores[..., places],
+        spectral_timesteps=result.spectral_timesteps, costs=[], metrics=None,
+    )  # fmt: skip
+    if method == "none":  # there is no spectrum at the timesteps of counts
+        shape = (*found.scores.shape[:2], 4)
+        found = replace(found, eigenvalues=np.zeros((*shape, 0)), noise=np.full(shape, np.nan))
+
+    def given(budget):
+        return replace(found, manifest=result.manifest | {"plan": {"count_budget": budget, "latent_shape": [4, 4, 3]}})
+
+    view, exact = AuditView(given(49)), AuditView(result)
+    for kind in ("positive", "tangent"):
+        np.testing.assert_array_equal(view.counts[kind], exact.counts[kind])
+    assert view.judges
+    words = text_of(render(given(49)))
+    assert "6 of 18 prompts leave the model no freedom : at timestep 281" in words
+    assert "the others keep 5.50 free directions on average" in words
+    assert "at least as many" not in words
+    assert "Free directions, at least" not in words
+    assert counts(view)
+    assert not AuditView(given(48)).exact
+    assert "no freedom" not in text_of(render(given(48)))
+    later = replace(given(49), scores=np.full_like(found.scores, np.nan))
+    assert not AuditView(later).exact
 
 
 def test_rates_that_cannot_be_estimated_are_named(page):

@@ -20,7 +20,7 @@ from jaxmem.audit.work import Work, starting_noise
 from jaxmem.config import AuditConfig
 from jaxmem.detectors import Detector, choose, columns, require_evidence
 from jaxmem.detectors.evidence import UNPAIRED
-from jaxmem.model import Model
+from jaxmem.model import Model, require_attributes, to_pictures
 from jaxmem.prompts import Prompt, as_prompts, merge
 from jaxmem.runs.directory import Run
 from jaxmem.runs.progress import Progress, Say, quiet, silent
@@ -143,6 +143,7 @@ def _settle(
         raise ValueError(
             f"model: expected a jaxmem.Model such as StableDiffusion.load(source) gives, got {type(model).__name__}"
         )
+    require_attributes(model)
     listed = model.prompts() if prompts is None else as_prompts(prompts)
     prompts, neutral = _checked(listed, as_prompts(neutral, "neutral"))
     every = [*prompts, *neutral]
@@ -151,12 +152,18 @@ def _settle(
     devices = jax.local_devices()
     plan = Plan.of(facts(model, config.ddim_steps), config, len(prompts), len(neutral), len(devices))
     chosen = columns(entries, plan.setting())
-    if detectors is not None or not chosen:
+    if detectors is not None:
         require_evidence(entries, plan.setting())
+    elif not chosen:  # with pairs there always is a detector
+        raise ValueError(
+            f"method: expected spectra of a model without an unconditional score, got {plan.method!r} and nothing else"
+            f" that a detector looks at; leave `method` out, add a `count_budget`, or take 2 `noises` and all steps"
+        )
+    if (plan.with_images or plan.directions) and type(model).decode is Model.decode:
+        to_pictures(np.zeros((1, *model.shape)))
     model.check()
     texts = [prompt.text for prompt in every]
-    conditions = model.conditions([*texts, ""] if plan.has_pairs else texts)
-    _check_conditions(conditions, len(texts) + plan.has_pairs)
+    conditions = _conditions(model, texts, len(prompts))
     truncated = model.truncated(texts)
     _say_what_is_missing(truncated, entries, plan, say)
     work = Work(
@@ -234,14 +241,27 @@ def facts(model: Model, num_steps: int) -> ModelFacts:
     return ModelFacts(tuple(model.shape), timesteps, sigma, model.has_pairs, model.guidance, model.prediction)
 
 
-def _check_conditions(conditions: Any, number: int) -> None:
-    """Refuse conditions of another number of prompts: JAX clamps an index that is too large."""
+def _conditions(model: Model, texts: list[str], num_prompts: int) -> Any:
+    """Conditions of all prompts, the neutral ones last, and, where there are pairs, of none; checked."""
+    number = len(texts) + model.has_pairs
+    try:
+        conditions = model.conditions([*texts, ""] if model.has_pairs else texts)
+    except ValueError:
+        if num_prompts == len(texts):
+            raise
+        try:
+            model.conditions(texts[num_prompts:])
+        except ValueError as error:
+            raise ValueError(f"neutral: {str(error).removeprefix('prompts: ')}") from None
+        raise
+    # of another number JAX would clamp an index that is too large
     for path, leaf in jax.tree_util.tree_flatten_with_path(conditions)[0]:
         if np.shape(leaf)[:1] != (number,):
             raise ValueError(
                 f"model: expected `conditions` of {number} prompts with {number} as leading axis, got shape"
                 f" {np.shape(leaf)}{' in ' + jax.tree_util.keystr(path) if path else ''}"
             )
+    return conditions
 
 
 def _holds_something(path: Path) -> bool:

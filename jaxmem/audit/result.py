@@ -213,8 +213,9 @@ def _entries(run: Run, given: Iterable[Detector]) -> tuple[Detector, ...]:
     known = {detector.name for detector in choose(None)} | own.keys()
     if unknown := [name for name in names if name not in known]:
         raise ValueError(
-            f"{run.directory}: expected detectors that are known here, got {', '.join(unknown)} in manifest.json; make"
-            f" them known by `jaxmem.detectors.register`, or give them to `read_audit`"
+            f"{run.directory}: expected detectors that are known here, got {', '.join(unknown)} in manifest.json;"
+            f" a command knows those of the package alone: in Python, make them known by"
+            f" `jaxmem.detectors.register`, or give them to `read_audit`, whose result writes the page"
         )
     entries = choose([own.get(name) or name for name in names])
     there = run.manifest.get("evidence") or {}

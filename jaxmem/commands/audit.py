@@ -64,6 +64,8 @@ class Audit:
                 config = replace(config, guidance=VerbatimConfig().audit.guidance)
         elif not (files or trained):
             raise ValueError("--prompts: expected a file of prompts, got none; one prompt per line will do")
+        if trained and not files and self.limit is not None:
+            raise ValueError("--limit: expected none without --prompts, got one; a run brings its own few prompts")
         options: dict[str, Any] = dict(limit=self.limit, merge_duplicates=self.merge_duplicates)
         # Without files a run's own digits are audited.
         found = (

@@ -1,6 +1,6 @@
 """Kinds of evidence that a detector can ask for: what its score is computed from, what that costs, when it is there.
 
-A detector names one kind. An audit collects the union of what its detectors ask for, once, and calls each score with
+A detector names one kind. An audit collects each kind once for all detectors, and calls each score with
 the evidence of one point (a prompt from one starting noise), or of one prompt for `Images`.
 """
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
+
+from jaxmem.config.checks import at_least, whole_in_range
 
 AuditMethod = Literal["eigh", "lanczos", "none"]
 UNPAIRED = "a score without the prompt, which this model does not have"
@@ -72,6 +74,10 @@ class EpsDifferences(Evidence):
 
     steps: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.steps is not None:
+            at_least("steps", self.steps, 1)
+
     def at(self, setting: Setting) -> "EpsDifferences":
         return replace(self, steps=self.steps or len(setting.timesteps))
 
@@ -95,8 +101,7 @@ class ScorePairs(Evidence):
     steps: int = 1
 
     def __post_init__(self) -> None:
-        if not 1 <= self.steps <= MOST_PAIRS:
-            raise ValueError(f"steps: expected 1 to {MOST_PAIRS} sampling steps of score pairs, got {self.steps}")
+        whole_in_range("steps", self.steps, 1, MOST_PAIRS)
 
     def missing(self, setting: Setting) -> str:
         return _missing_pairs(self.steps, setting)
@@ -257,6 +262,10 @@ class Images(Evidence):
 
     fewest: int = 1
     multiple: int = 1
+
+    def __post_init__(self) -> None:
+        at_least("fewest", self.fewest, 1)
+        at_least("multiple", self.multiple, 1)
 
     def missing(self, setting: Setting) -> str:
         if setting.noises < self.fewest:

@@ -20,9 +20,10 @@ from jaxtyping import Shaped
 from jaxmem.jacobian import check_score, score_jacobian
 from jaxmem.runs import resume
 from jaxmem.runs.directory import Run
+from jaxmem.runs.functions import name_of
 from jaxmem.runs.identity import fingerprint
 from jaxmem.runs.progress import Progress, silent
-from jaxmem.score import Score, score_name
+from jaxmem.score import Score
 from jaxmem.spectra.batch import batch_spectra, batched_method, check_points, start_keys
 from jaxmem.spectra.measure import probe_and_product
 from jaxmem.spectra.methods import Dense, Method
@@ -158,7 +159,7 @@ def spectra_in_folder(
     config = dict(
         method=str(method),
         unit=unit,
-        score=score_name(score),
+        score=name_of(score),
         state=_fingerprint(state),
         points=_fingerprint((x, t, cond)),
         keys=None if keys is None else _fingerprint(jax.random.key_data(keys)),

@@ -158,12 +158,11 @@ def spectra(view: AuditView) -> list[Drawing]:
 
 def counts(view: AuditView) -> list[Drawing]:
     """Positive and tangent counts over the timesteps by group: mean, and the range over prompts and noises."""
-    exact = view.result.method == "eigh"
     panels = [
         (view.counts["tangent"], "above −1/(2σ²)", "tangent count: directions free to move"),
         (view.counts["positive"], "above 0 (beyond rounding)", "positive count (the paper)"),
     ]
-    what = "eigenvalues" if exact else "Ritz values (at least as many eigenvalues)"
+    what = "eigenvalues" if view.exact else "Ritz values (at least as many eigenvalues)"
     drawings: list[Drawing] = []
     words = "Tangent and positive counts over timesteps, mean and range by group"
     with _drawing(drawings, words, 8.4, 3.4) as canvas:

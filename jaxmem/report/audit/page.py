@@ -181,7 +181,7 @@ def _figures(view: AuditView) -> dict[str, list[tuple[str, str]]]:
     }
     if view.has_spectra:
         drawers["spectra"] = figures.spectra
-    if view.has_spectra and len(view.result.spectral_timesteps) > 1:
+    if (view.has_spectra or view.counted) and len(view.result.spectral_timesteps) > 1:
         drawers["counts"] = figures.counts
     if len(view.result.timesteps) > 1 and (~np.isnan(view.result.eps_difference)).any():
         drawers["guidance"] = figures.guidance

@@ -23,11 +23,9 @@ def page_summary(view: AuditView, rows: list[dict[str, Any]], evaluation: dict[s
         fixed = np.flatnonzero(none_free) if num_spectra else None
         rest = view.free[complete & ~none_free]
         others = float(rest.mean()) if rest.size else None
-    areas = {
-        detector: found["all"]["auc"]
-        for detector, found in evaluation.items()
-        if (found.get("all") or {}).get("auc") is not None
-    }
+    totals = {detector: found.get("all") or {} for detector, found in evaluation.items()}
+    # without an interval an AUC of 1 may be one prompt beside another
+    areas = {detector: total["auc"] for detector, total in totals.items() if total.get("auc_interval")}
     strong = np.flatnonzero(2 * view.num_flags >= len(view.leads)).tolist() if view.has_reference else []
     telling = {*strong, *([] if fixed is None else fixed.tolist())}
     evidence = [
@@ -59,7 +57,8 @@ def page_summary(view: AuditView, rows: list[dict[str, Any]], evaluation: dict[s
         "by_chance": len(view.prompts) * (int(listed * (1 - STRONG / 100)) + 1) / (listed + 1),
         "best": None if best is None else {"title": titles.get(best, best), **evaluation[best]["all"]},
         "num_measures": len(areas),
-        "detects": any((evaluation[name]["all"]["auc_interval"] or [1])[0] > 0.5 for name in areas),
+        "detects": any(totals[name]["auc_interval"][0] > 0.5 for name in areas),
+        "too_few": not areas and any(total.get("auc") is not None for total in totals.values()),
         "counted": any(detector.is_count for detector in view.detectors),
         "estimated": any(bool(np.isfinite(ends).any()) for ends in view.intervals.values()),
         "by_category": any(prompt.category for prompt in view.prompts),

@@ -194,7 +194,9 @@ class AuditView:
 
     @cached_property
     def counts(self) -> dict[str, np.ndarray]:
-        """(N, M, K) positive and tangent counts; NaN where there is no spectrum."""
+        """(N, M, K) positive and tangent counts; NaN where there is no spectrum, or no exact count in its place."""
+        if self.counted:
+            return {kind: self._counts_of(f"{kind}-count") for kind in ("positive", "tangent")}
         values = self.result.eigenvalues
         there = ~np.isnan(values).all(-1)
         found = {
@@ -203,6 +205,23 @@ class AuditView:
             "tangent": tangent_count(values, np.broadcast_to(self.spectral_sigma, values.shape[:3])),
         }
         return {name: np.where(there, count, np.nan) for name, count in found.items()}
+
+    @cached_property
+    def counted(self) -> bool:
+        """Whether exact counts, of more products than there are dimensions, took the place of whole spectra."""
+        plan = self.result.manifest.get("plan") or {}
+        if (plan.get("count_budget") or 0) <= np.prod(plan.get("latent_shape") or [np.inf]):
+            return False
+        return bool((~np.isnan(self._counts_of("tangent-count"))).any())
+
+    def _counts_of(self, statistic: str) -> np.ndarray:
+        """(N, M, K) scores of a detector of counts; NaN at timesteps where it did not run."""
+        scores, timesteps = self.result.scores, self.result.spectral_timesteps.tolist()
+        found = np.full((*scores.shape[:2], len(timesteps)), np.nan)
+        for d, detector in enumerate(self.detectors):
+            if detector.statistic == statistic:
+                found[..., timesteps.index(detector.timestep)] = scores[..., d]
+        return found
 
     @property
     def noun(self) -> Noun:
@@ -220,7 +239,7 @@ class AuditView:
 
     @cached_property
     def free(self) -> np.ndarray:
-        """(N,) mean tangent count at the `judged` timestep: of Ritz values, no more than a lower bound."""
+        """(N,) mean tangent count at the `judged` timestep: of Ritz values alone, no more than a lower bound."""
         return mean(self.counts["tangent"][:, :, self.judged], 1)
 
     @property
@@ -231,10 +250,10 @@ class AuditView:
 
     @property
     def judges(self) -> bool:
-        """Whether a spectrum was taken late enough for a lack of freedom to mean something."""
+        """Whether a spectrum, or an exact count, was taken late enough for a lack of freedom to mean something."""
         return self.exact and int(self.result.spectral_timesteps[self.judged]) <= EARLIEST_JUDGED
 
     @property
     def exact(self) -> bool:
         """Whether counts are of all eigenvalues."""
-        return self.has_spectra and self.result.method == "eigh"
+        return self.counted or (self.has_spectra and self.result.method == "eigh")
