@@ -23,7 +23,6 @@ from jaxmem.spectra.restarted import (
     nothing_outside,
     settle,
 )
-from jaxmem.spectra.stopping import OVERLOOKED
 
 KEY = jax.random.key(0)
 D = 200
@@ -255,12 +254,8 @@ MULTIPLE = {
 }
 
 
-def check_copies(matrix, num_pairs, which, keys, rtol=1e-4, **options):
-    """Every key ends with all copies, but for the share that the look for them may overlook.
-
-    Which key that is depends on rounding, so on the CPU: of 150 keys none with jax 0.10.1, key 21 with jax 0.12. The
-    promise is `OVERLOOKED`, 2 %, at most; what is measured is about one in a thousand, so two of eight are no chance.
-    """
+def check_copies(matrix, num_pairs, which, keys, rtol=1e-4, overlooked=0, **options):
+    """Every key ends with all copies, but for as many as may be ``overlooked``."""
     missed = []
     symmetric_part = (matrix + matrix.T).astype(np.float64) / 2
     expected = exact(np.linalg.eigvalsh(symmetric_part), num_pairs, which)
@@ -275,7 +270,7 @@ def check_copies(matrix, num_pairs, which, keys, rtol=1e-4, **options):
         if np.abs(result.eigenvalues.real - expected).max() > bound:
             missed.append((seed, result.eigenvalues))
         np.testing.assert_allclose(np.linalg.norm(result.vectors, axis=1), 1, atol=1e-5)
-    assert len(missed) <= max(1, OVERLOOKED * len(keys)), missed
+    assert len(missed) <= overlooked, missed
 
 
 @pytest.mark.parametrize(("name", "num_pairs", "which"), GRAPHS)
@@ -327,7 +322,9 @@ def over_a_uniform_bulk():
 
 def test_what_lies_partly_in_vectors_that_have_not_converged_is_seen():
     # What is left of the matrix beside the basis has no eigenvalue beyond the level, its Schur complement has one.
-    check_copies(over_a_uniform_bulk(), 7, "smallest", [21, 89, 106, *range(9)])
+    # A look overlooks one with a probability of at most 2 % (`stopping.OVERLOOKED`), and which key that is depends on
+    # rounding: of the keys 0 to 149 none with jax 0.10.1, key 21 with jax 0.12. Two of twelve would be a chance of 2 %.
+    check_copies(over_a_uniform_bulk(), 7, "smallest", [21, 89, 106, *range(9)], overlooked=1)
 
 
 @pytest.mark.parametrize("level", [-0.9, 0.3])
@@ -370,7 +367,7 @@ def test_a_check_ends_in_a_small_basis(seed, which, rtol):
     values = rng.choice(rng.normal(size=int(rng.integers(2, 9))), 160)
     values = values + 10.0 ** rng.uniform(-6, -2) * rng.normal(size=160)
     rng.choice(3), rng.choice(4)
-    check_copies(turned(values, rng), 4, which, [seed, 0, 1], rtol, subspace=14)
+    check_copies(turned(values, rng), 4, which, [seed], rtol, subspace=14)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
