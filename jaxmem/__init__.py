@@ -12,7 +12,9 @@ _HOME = {
     "Unconditional": "jaxmem.score_models",
     "StableDiffusion": "jaxmem.stable_diffusion.pipeline",
     "NoiseSchedule": "jaxmem.diffusion",
-    "DDIM": "jaxmem.sampling",
+    "FlowSchedule": "jaxmem.diffusion",
+    "DDIM": "jaxmem.samplers",
+    "FlowEuler": "jaxmem.samplers",
     "sample": "jaxmem.sampling",
     "bind": "jaxmem.score",
     "ScorePair": "jaxmem.score",
@@ -49,6 +51,8 @@ __all__ = [
     "Dense",
     "Density",
     "Extreme",
+    "FlowEuler",
+    "FlowSchedule",
     "Lanczos",
     "Model",
     "NoiseSchedule",
@@ -81,13 +85,14 @@ if TYPE_CHECKING:
     from jaxmem import detectors, oracles, plot
     from jaxmem.audit import audit, audit_cost, read_audit
     from jaxmem.config import AuditConfig
-    from jaxmem.diffusion import NoiseSchedule
+    from jaxmem.diffusion import FlowSchedule, NoiseSchedule
     from jaxmem.function_operators import from_matvec, from_scipy
     from jaxmem.jacobian import score_jacobian
     from jaxmem.model import Model
     from jaxmem.operators import Operator
     from jaxmem.prompts import read_prompts
-    from jaxmem.sampling import DDIM, sample
+    from jaxmem.samplers import DDIM, FlowEuler
+    from jaxmem.sampling import sample
     from jaxmem.score import ScorePair, bind
     from jaxmem.score_models import ClassConditional, Unconditional
     from jaxmem.spectra import (

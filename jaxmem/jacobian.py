@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxmem.diffusion import NoiseSchedule
+from jaxmem.diffusion import Schedule
 from jaxmem.operators import Operator
 from jaxmem.score import Score
 
@@ -177,7 +177,7 @@ def assemble(state: Any, value: Any, residuals: Any) -> ScoreJacobian:
 def check_timesteps(score: Score, t: Any) -> None:
     """Refuse timesteps outside the schedule of a score that has one: a traced index would be clamped."""
     schedule = getattr(score, "schedule", None)
-    if isinstance(schedule, NoiseSchedule):
+    if isinstance(schedule, Schedule):
         schedule.check(t)
 
 

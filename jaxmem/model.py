@@ -18,11 +18,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxmem import first_step
-from jaxmem.diffusion import NoiseSchedule, Prediction
+from jaxmem.diffusion import FlowSchedule, NoiseSchedule, Prediction, Schedule
 from jaxmem.jacobian import ScoreJacobian, score_jacobian
 from jaxmem.prompts import Prompt
 from jaxmem.runs.functions import captured, name_of
-from jaxmem.sampling import DDIM, sample_path
+from jaxmem.samplers import DDIM, FlowEuler, Sampler, nearest
+from jaxmem.sampling import sample_path
 from jaxmem.score import Score, with_guidance
 
 Condition = Literal["prompt", "class", "none"]
@@ -36,7 +37,7 @@ class Model(ABC):
 
     - ``score``: a hashable function ``(state, x, t, cond) -> ∇ log p_t(x | cond)`` of one example (`jaxmem.score`);
     - ``state``: its parameters, a pytree of arrays;
-    - ``schedule``: the `jaxmem.NoiseSchedule` that it was trained with;
+    - ``schedule``: the `jaxmem.NoiseSchedule` that it was trained with, or `jaxmem.FlowSchedule` for rectified flow;
     - ``shape``: shape of one x, for instance ``(28, 28, 1)``.
 
     What it may give:
@@ -46,8 +47,8 @@ class Model(ABC):
       need it; without it an audit leaves them out and says so;
     - ``guidance`` (1): scale of classifier-free guidance that an audit takes by default; 1 is none;
     - ``condition`` ("prompt"): what its prompts are, in the words of the report: prompts, classes, or none at all;
-    - ``prediction`` ("score"): what the network puts out. If it is ``"eps"``, ``"v"`` or ``"x0"``, the first sampling
-      step is checked against it (`jaxmem.first_step`);
+    - ``prediction`` ("score"): what the network puts out. Unless it is ``"score"``, the first sampling step
+      is checked against it (`jaxmem.first_step`);
     - ``warnings``: what may be wrong with the model as it was read, for the report.
 
     The methods other than `conditions` have defaults. A whole example, of two kinds of pictures whose score has a
@@ -81,7 +82,7 @@ class Model(ABC):
 
     score: Score
     state: Any
-    schedule: NoiseSchedule
+    schedule: Schedule
     shape: tuple[int, ...]
     has_pairs: bool = False
     guidance: float = 1.0
@@ -101,9 +102,19 @@ class Model(ABC):
         """Prompts that the model brings with it, audited when no others are given."""
         return []
 
-    def sampler(self, num_steps: int = 50) -> DDIM:
-        """The sampler whose timesteps an audit visits."""
-        return DDIM(self.schedule, num_steps)
+    def sampler(self, num_steps: int = 50) -> Sampler:
+        """The sampler whose timesteps an audit visits: by default DDIM, or FlowEuler of a `jaxmem.FlowSchedule`.
+
+        An audit needs one that evaluates the score once in each step, at the x and t of this step, and draws no noise.
+        """
+        if isinstance(self.schedule, NoiseSchedule):
+            return DDIM(self.schedule, num_steps)
+        if isinstance(self.schedule, FlowSchedule):
+            return FlowEuler.spaced(num_steps)
+        raise ValueError(
+            f"model: expected a method `sampler` of a model with a schedule of its own, got"
+            f" {type(self.schedule).__name__} and none"
+        )
 
     def decode(self, x: Float[Array, " n *shape"]) -> np.ndarray:
         """Pictures of clean samples x_0, uint8, shape (n, height, width, 3); see `to_pictures` for the default."""
@@ -124,7 +135,7 @@ class Model(ABC):
             "decode_sha256": captured(self.decode),
             "sha256": fingerprint(self.state),
             "conditions_sha256": fingerprint(self.conditions([*prompts, ""] if self.has_pairs else prompts)),
-            "schedule": asdict(self.schedule),
+            "schedule": asdict(self.schedule),  # type: ignore[call-overload]  # a dataclass, as `Schedule` asks
             "shape": list(self.shape),
             "prediction": self.prediction,
             "condition": self.condition,
@@ -154,7 +165,7 @@ class Model(ABC):
         guidance: float | None = None,
         num_steps: int = 50,
     ) -> Iterator[tuple[int, Float[Array, " n *shape"]]]:
-        """Yield ``(t, x_t)`` of DDIM sampling before each step, and ``(-1, x_0)`` at the end.
+        """Yield ``(t, x_t)`` of sampling before each step, and ``(-1, x_0)`` at the end.
 
         The score is ``s(x, t) + guidance (s(x, t, c) - s(x, t))``; without a scale it is that of the model.
 
@@ -180,7 +191,7 @@ class Model(ABC):
         guidance: float | None = None,
         num_steps: int = 50,
     ) -> Float[Array, " n *shape"]:
-        """One sample per prompt by DDIM: x_0, or x_t at the timestep ``until``; `decode` makes pictures of x_0.
+        """One sample per prompt: x_0, or x_t at the timestep ``until``; `decode` makes pictures of x_0.
 
         Args:
             prompts: n prompts.
@@ -196,7 +207,7 @@ class Model(ABC):
         if until is not None and until not in sampler.timesteps:
             raise ValueError(
                 f"until: expected a timestep that {num_steps} steps visit, got {until}; the nearest is"
-                f" {sampler.nearest([until])[0]}"
+                f" {nearest(sampler.timesteps, [until])[0]}"
             )
         if isinstance(prompts, str) or not prompts:
             raise ValueError(f"prompts: expected a list of at least one text, got {prompts!r}; write [prompt]")

@@ -15,10 +15,10 @@ import scipy.fft
 import scipy.special
 from jaxtyping import Array, Float
 
-from jaxmem.diffusion import NoiseSchedule
+from jaxmem.diffusion import Schedule
 
 
-def _scales(schedule: NoiseSchedule, t: int) -> tuple[float, float]:
+def _scales(schedule: Schedule, t: int) -> tuple[float, float]:
     schedule.check(t)
     return float(schedule.alpha[int(t)]), float(schedule.sigma[int(t)])
 
@@ -68,7 +68,7 @@ class GaussianMixtureScore:
     ``H = sum_k w_k (-C_k⁻¹ + s_k s_kᵀ) - s sᵀ``.
     """
 
-    schedule: NoiseSchedule
+    schedule: Schedule
 
     def __call__(self, state: GaussianMixture, x: Float[Array, " d"], t: Any, cond: Any = None) -> Float[Array, " d"]:
         alpha, sigma = self.schedule.at(t, x.dtype)
@@ -156,7 +156,7 @@ class EmpiricalScore:
     ``H = -I / sigma² + (alpha² / sigma⁴) Cov_w(x_i)``, so no eigenvalue is below ``-1/sigma²``.
     """
 
-    schedule: NoiseSchedule
+    schedule: Schedule
 
     def __call__(
         self, state: Float[Array, "n d"], x: Float[Array, " d"], t: Any, cond: Any = None
@@ -209,7 +209,7 @@ class SeparableScore:
     ``alpha m_i - sigma``. The rotation makes the Jacobian dense and goes through real derivatives.
     """
 
-    schedule: NoiseSchedule
+    schedule: Schedule
 
     def __call__(self, state: Separable, x: Float[Array, " d"], t: Any, cond: Any = None) -> Float[Array, " d"]:
         alpha, sigma = self.schedule.at(t, x.dtype)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxmem.diffusion import NoiseSchedule, Prediction, to_score
+from jaxmem.diffusion import Prediction, Schedule, to_score
 
 Score = Callable[[Any, Array, Any, Any], Array]  #: ``(state, x, t, cond) -> score``, for one example
 
@@ -26,7 +26,7 @@ class NetworkScore:
     """The score of a Flax NNX network: ``s = to_score(network(x, t, cond))``; equal by its three fields."""
 
     graphdef: nnx.GraphDef
-    schedule: NoiseSchedule
+    schedule: Schedule
     prediction: Prediction
 
     def __call__(self, state: Any, x: Float[Array, "*shape"], t: Any, cond: Any) -> Float[Array, "*shape"]:
@@ -58,7 +58,7 @@ class NetworkScore:
         return f"NetworkScore({', '.join([*names, str(self.schedule), repr(self.prediction)])})"
 
 
-def bind(module: nnx.Module, schedule: NoiseSchedule, prediction: Prediction) -> tuple[NetworkScore, nnx.State]:
+def bind(module: nnx.Module, schedule: Schedule, prediction: Prediction) -> tuple[NetworkScore, nnx.State]:
     """Split a Flax module into a hashable score function and its parameters.
 
     The module is called as ``module(x, t, cond)`` on one example and returns an array shaped like ``x``, which

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmem.diffusion import NoiseSchedule, Prediction
+from jaxmem.diffusion import Prediction, Schedule
 from jaxmem.model import Condition, Model
 from jaxmem.prompts import NO_PROMPT, Prompt
 from jaxmem.score import Score
@@ -22,7 +22,7 @@ class ClassConditional(Model):
 
     score: Score
     state: Any
-    schedule: NoiseSchedule
+    schedule: Schedule
     shape: tuple[int, ...]
     classes: Mapping[str, int]  #: by name the index that the score is given as ``cond``
     prediction: Prediction = "score"
@@ -51,7 +51,7 @@ class Unconditional(Model):
 
     score: Score
     state: Any
-    schedule: NoiseSchedule
+    schedule: Schedule
     shape: tuple[int, ...]
     prediction: Prediction = "score"
     condition: Condition = field(default="none", init=False)

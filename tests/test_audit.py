@@ -27,8 +27,8 @@ import jaxmem as jm
 from jaxmem import cli, detectors
 from jaxmem.audit import audit, audit_cost, engine, read_audit, read_results, store
 from jaxmem.audit.cost import count_disk_bytes
-from jaxmem.audit.engine import facts
-from jaxmem.audit.plan import Plan, judged
+from jaxmem.audit.plan import ModelFacts, Plan
+from jaxmem.audit.scale import UsualScale
 from jaxmem.config import AuditConfig
 from jaxmem.data import verbatim_model
 from jaxmem.prompts import Prompt
@@ -205,9 +205,8 @@ def test_directions_are_decoded_eigenvectors(model, out, result, recomputed):
     unet = recomputed[0][0]
     i, j = found.point[0]
     point = 2 * i + j
-    x = store.latents(Run.read(out), Plan.of(facts(model, 5), CONFIG, 4, 2), int(point) // 5, 201)[point % 5].astype(
-        np.float64
-    )
+    plan = Plan.of(ModelFacts.of(model, model.sampler(5)), CONFIG, 4, 2)
+    x = store.latents(Run.read(out), plan, int(point) // 5, 201)[point % 5].astype(np.float64)
     with pytest.warns(UserWarning, match="are cut"):
         embedded = np.asarray(model.embed([prompt.text for prompt in PROMPTS]))
     matrix = symmetric(model, recomputed, x, 201, embedded[i])
@@ -642,7 +641,7 @@ def test_bad_settings_leave_nothing(model, tmp_path, changes, match):
 def test_budgets_are_settled_by_the_plan(model):
     """64 dimensions: 27 products of an estimate up to 64, exact from 65 on; of 16 dimensions 17 are exact already."""
     config = replace(CONFIG, method="lanczos", num_steps=10, batch=None)
-    of_model = facts(model, config.ddim_steps)
+    of_model = ModelFacts.of(model, model.sampler(config.ddim_steps))
     plans = {budget: Plan.of(of_model, replace(config, count_budget=budget), 2) for budget in (27, 64, 65, 1000)}
     assert [plan.estimates_counts for plan in plans.values()] == [True, True, False, False]
     small, large = (of_model._replace(shape=shape) for shape in ((2, 2, 4), (64, 64, 4)))
@@ -668,16 +667,21 @@ def test_exact_counts_that_do_not_fit_are_refused_before_sampling(model, tmp_pat
 
 
 def test_directions_need_two_samples(model):
+    of_model = ModelFacts.of(model, model.sampler(5))
     with pytest.raises(ValueError, match="directions: expected 0 for one sample of one prompt, got 2"):
-        Plan.of(facts(model, 5), replace(CONFIG, noises=1), 1)
-    assert Plan.of(facts(model, 5), replace(CONFIG, noises=1, directions=None), 1).directions == 0
-    assert Plan.of(facts(model, 5), CONFIG, 1).directions == 2
+        Plan.of(of_model, replace(CONFIG, noises=1), 1)
+    assert Plan.of(of_model, replace(CONFIG, noises=1, directions=None), 1).directions == 0
+    assert Plan.of(of_model, CONFIG, 1).directions == 2
 
 
 def test_freedom_is_judged_late_enough():
-    assert judged([981, 481, 281, 41]) == 281
-    assert judged([981, 541, 1]) == 1  # 541 is nearer, but too early
-    assert judged([981, 541]) == 541
+    usual = UsualScale()
+    assert usual.judged([981, 481, 281, 41]) == 281
+    assert usual.judged([981, 541, 1]) == 1  # 541 is nearer, but too early
+    assert usual.judged([981, 541]) == 541
+    half = UsualScale({490: 980.0, 270: 540.0, 140: 280.0, 0: 0.0})
+    assert half.judged([490, 270, 140, 0]) == 140
+    assert half.judged([490, 270, 0]) == 0
 
 
 def test_bad_prompts_and_weights_leave_nothing(folder, model, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from jaxmem.audit.generate import run_generate
 from jaxmem.audit.spectrum import run_spectrum
 from jaxmem.config import AuditConfig, GenerateConfig, SpectrumConfig
 from jaxmem.data import verbatim_model
-from jaxmem.diffusion import NoiseSchedule, to_score
+from jaxmem.diffusion import FlowSchedule, NoiseSchedule, to_score
 from jaxmem.first_step import EPSILON, OTHER, contradiction, noise_share
 from jaxmem.prompts import Prompt
 from jaxmem.report.audit.page import write_report
@@ -24,6 +24,7 @@ from jaxmem.stable_diffusion.configs.scheduler import PREDICTION_TYPES
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
 
 SCHEDULE = NoiseSchedule.stable_diffusion()
+FLOW = FlowSchedule()
 PREDICTIONS = ("eps", "v", "x0")
 
 
@@ -57,6 +58,41 @@ def check(score, x, t, schedule=SCHEDULE):
 
 
 class TestClosedForms:
+    @pytest.mark.parametrize("t", [1_000_000, 999_000, 960_000])
+    @pytest.mark.parametrize("deviation", [0.0, 1.0, 1.5])
+    def test_flow(self, t, deviation):
+        """Of rectified flow, in float32 as scores are: what a network of each kind gives back, under each label."""
+        alpha, sigma = FLOW.alpha[t], FLOW.sigma[t]
+        rng = np.random.default_rng(3)
+        x, centre = rng.normal(size=(4, 256)), np.sign(rng.normal(size=256))
+        clean = centre + alpha * deviation**2 / (alpha**2 * deviation**2 + sigma**2) * (x - alpha * centre)
+        eps = (x - alpha * clean) / sigma
+        networks = {
+            "flow": eps - clean,
+            "eps": eps,
+            "v": alpha * eps - sigma * clean,
+            "x0": clean,
+            "-flow": clean - eps,
+        }
+        for true, output in networks.items():
+            for said in ("flow", *PREDICTIONS):
+                score = np.float32(to_score(said, output, x, alpha, sigma))
+                share = noise_share(said, score, x, alpha, sigma)
+                text = contradiction(said, share)
+                # float32 scores hold the output to 1e-7 / alpha
+                assert share == pytest.approx({"flow": 1, "eps": 1, "-flow": -1}.get(true, 0), abs=0.2)
+                if said in ("flow", "eps") and true in ("v", "x0"):
+                    assert "It looks like 'v' (or 'x0'), or not trained. " in text
+                    assert text.endswith("load it with `prediction='v'`")
+                elif said in ("flow", "eps") and true == "-flow":
+                    assert f"It looks like {said!r} with the other sign. " in text
+                    assert text.endswith("give the model the negative of its output")
+                elif said in ("v", "x0") and true in ("flow", "eps"):
+                    assert "It looks like 'eps' (or 'flow'). " in text
+                    assert text.endswith("load it with `prediction='eps'` or `prediction='flow'`")
+                else:
+                    assert text is None
+
     @pytest.mark.parametrize("t", [981, 999])
     @pytest.mark.parametrize("deviation", [0.0, 0.2, 1.0, 1.5])
     @pytest.mark.parametrize("mean", [0.0, 1.0])
@@ -95,7 +131,7 @@ class TestClosedForms:
     def test_what_cannot_be_known(self):
         x = np.ones((1, 8))
         assert noise_share("eps", -x, x, SCHEDULE.alpha[501], SCHEDULE.sigma[501]) is None  # x is half an image
-        assert noise_share("flow", -x, x, SCHEDULE.alpha[981], SCHEDULE.sigma[981]) is None
+        assert noise_share("score", -x, x, SCHEDULE.alpha[981], SCHEDULE.sigma[981]) is None
         assert contradiction("eps", None) is None
         for said in PREDICTIONS:
             assert contradiction(said, (EPSILON + OTHER) / 2) is None  # neither one nor the other

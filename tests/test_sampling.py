@@ -13,7 +13,8 @@ from test_diffusion import KINDS
 import jaxmem
 from jaxmem.diffusion import NoiseSchedule
 from jaxmem.oracles import GaussianMixtureScore, gaussian
-from jaxmem.sampling import DDIM, Sampler, sample, sample_path
+from jaxmem.samplers import DDIM, Sampler
+from jaxmem.sampling import sample, sample_path
 
 SCHEDULE = NoiseSchedule()
 MEAN = np.array([1.0, -1.0, 0.5])

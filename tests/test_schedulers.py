@@ -20,7 +20,8 @@ from conftest import optional_import
 
 from jaxmem.diffusion import NoiseSchedule
 from jaxmem.oracles import GaussianMixtureScore, gaussian
-from jaxmem.sampling import DDIM, sample
+from jaxmem.samplers import DDIM
+from jaxmem.sampling import sample
 from jaxmem.stable_diffusion.configs.scheduler import SCHEDULERS, SchedulerConfig
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
 from jaxmem.stable_diffusion.settings import Reading

@@ -10,8 +10,7 @@ import pytest
 from conftest import optional_import
 
 from jaxmem import batch_spectra, cli
-from jaxmem.audit.engine import facts
-from jaxmem.audit.plan import Plan
+from jaxmem.audit.plan import ModelFacts, Plan
 from jaxmem.config import AuditConfig
 from jaxmem.data import verbatim_model
 from jaxmem.data.captions import general_captions, unique_captions
@@ -89,5 +88,6 @@ def test_the_shipped_model_is_audited_as_it_was_examined(monkeypatch, tmp_path, 
 def test_by_default_guidance_is_that_of_diffusers(model):
     diffusers = optional_import("diffusers")
     theirs = inspect.signature(diffusers.StableDiffusionPipeline.__call__).parameters["guidance_scale"].default
-    assert Plan.of(facts(model, 50), AuditConfig(), 1).guidance == theirs
-    assert Plan.of(facts(model, 50), AuditConfig(guidance=2.0), 1).guidance == 2.0
+    of_model = ModelFacts.of(model, model.sampler(50))
+    assert Plan.of(of_model, AuditConfig(), 1).guidance == theirs
+    assert Plan.of(of_model, AuditConfig(guidance=2.0), 1).guidance == 2.0

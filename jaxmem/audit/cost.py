@@ -155,7 +155,8 @@ def _lines(
 ) -> list[str]:
     """Lines that say the cost of an audit."""
     reference = f" and {plan.num_reference} reference prompts" if plan.num_reference else ""
-    steps = f"{len(plan.timesteps)} of {plan.ddim_steps}" if not plan.with_images else f"{plan.ddim_steps}"
+    every = len(plan.sampler_timesteps)
+    steps = f"{len(plan.timesteps)} of {every}" if not plan.with_images else f"{every}"
     where = f" at t = {', '.join(map(str, plan.spectral_timesteps))}" if plan.spectral_timesteps else ""
     each = {"none": "no spectra", "eigh": f"all {plan.size:,} eigenvalues", "lanczos": f"{plan.num_steps} Ritz values"}
     noises = "1 noise" if plan.noises == 1 else f"{plan.noises} noises"

@@ -6,7 +6,6 @@ import numpy as np
 
 from jaxmem.audit import store
 from jaxmem.audit.hessians import factorise, linearise
-from jaxmem.audit.plan import judged
 from jaxmem.audit.work import Work
 from jaxmem.jacobian import ScoreJacobian
 from jaxmem.memorization.sharpness import sum_of_largest
@@ -28,7 +27,7 @@ def run_directions(work: Work, programs: Programs) -> None:
     if not plan.directions or run.done(store.DIRECTIONS):
         return
     work.progress("directions", 0, 2)
-    t = judged(plan.spectral_timesteps)
+    t = plan.scale.judged(plan.spectral_timesteps)
     tables = [run.load(store.spectrum(number, t), "eigenvalues")["eigenvalues"] for number in plan.batches()]
     values = np.concatenate(tables)[: plan.num_prompts * plan.noises]
     there = int((~np.isnan(values)).sum(1).min())  # fewer where a Krylov space closed early

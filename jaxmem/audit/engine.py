@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from jaxmem.audit.directions import run_directions
 from jaxmem.audit.hessians import COUNTING, run_counts, run_products, run_spectra, run_start_pairs
 from jaxmem.audit.plan import ModelFacts, Plan
 from jaxmem.audit.result import Audit, read_audit
+from jaxmem.audit.steps import require_steps
 from jaxmem.audit.summary import summary_metrics
 from jaxmem.audit.trajectory import run_images, run_trajectory
 from jaxmem.audit.work import Work, starting_noise
@@ -23,6 +25,7 @@ from jaxmem.detectors.evidence import UNPAIRED
 from jaxmem.model import Model, require_attributes, to_pictures
 from jaxmem.prompts import Prompt, as_prompts, merge
 from jaxmem.runs.directory import Run
+from jaxmem.runs.functions import captured, name_of
 from jaxmem.runs.progress import Progress, Say, quiet, silent
 from jaxmem.runs.stages import wall_seconds
 from jaxmem.spectra.dense import require_disk
@@ -150,7 +153,8 @@ def _settle(
     entries = choose(detectors)
     config = _without_needless_spectra(config or AuditConfig(), entries)
     devices = jax.local_devices()
-    plan = Plan.of(facts(model, config.ddim_steps), config, len(prompts), len(neutral), len(devices))
+    sampler = require_steps(model.sampler(config.ddim_steps), model.shape)
+    plan = Plan.of(ModelFacts.of(model, sampler), config, len(prompts), len(neutral), len(devices))
     chosen = columns(entries, plan.setting())
     if detectors is not None:
         require_evidence(entries, plan.setting())
@@ -170,7 +174,7 @@ def _settle(
         run=None,
         plan=plan,
         model=model,
-        sampler=model.sampler(config.ddim_steps),
+        sampler=sampler,
         conditions=conditions,
         noise=starting_noise(config.seed, plan.noises, model.shape),
         texts=texts,
@@ -189,6 +193,7 @@ def _settle(
         "evidence": {detector.name: detector.identity for detector in entries},
         "experiment": "audit",
         "plan": asdict(plan),
+        "sampler": {"name": name_of(type(sampler)), "sha256": captured(partial(type(sampler).step, sampler))},
         "dtype": "float32",
     }
     return _Order(work, entries, lambda folder: Run.open(folder, model=model.identity(texts), **manifest))
@@ -232,13 +237,6 @@ def _without_needless_spectra(config: AuditConfig, entries: Iterable[Detector]) 
     if config.method != "auto" or speaks or any(entry.needs.per_timestep for entry in entries):
         return config
     return replace(config, method="none")
-
-
-def facts(model: Model, num_steps: int) -> ModelFacts:
-    """What a plan of so many sampling steps depends on of a model."""
-    timesteps = tuple(model.sampler(num_steps).timesteps.tolist())
-    sigma = tuple(float(model.schedule.sigma[t]) for t in timesteps)
-    return ModelFacts(tuple(model.shape), timesteps, sigma, model.has_pairs, model.guidance, model.prediction)
 
 
 def _conditions(model: Model, texts: list[str], num_prompts: int) -> Any:

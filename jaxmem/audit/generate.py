@@ -14,7 +14,8 @@ from jaxmem.first_step import noise_share
 from jaxmem.runs.directory import Run
 from jaxmem.runs.progress import Progress, Say, quiet, silent
 from jaxmem.runs.stages import timed, wall_seconds
-from jaxmem.sampling import DDIM, sample_path
+from jaxmem.samplers import DDIM
+from jaxmem.sampling import sample_path
 from jaxmem.score import GuidedScore
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
 

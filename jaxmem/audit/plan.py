@@ -1,28 +1,18 @@
 """What an audit will do, decided before it starts: points, batches, timesteps. It is part of the run's manifest."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxmem.audit.scale import DEFAULTS, LEAST_ALPHA, UsualScale
 from jaxmem.config import AuditConfig
 from jaxmem.detectors.evidence import AuditMethod, Setting
 
 LARGEST_EXACT = 2048  #: dimensions up to which the whole spectrum is computed by default
 _CHUNK = 64  # columns of an exact Jacobian taken together, of small latents
-# Late enough to see what the picture is, early enough for a network to have resolved how sharp its density is: at
-# smaller sigma a learned peak is blunter than the exact one, and copies seem to have freedom.
-JUDGED = 281  #: see `judged`
-EARLIEST_JUDGED = 501  #: earlier hardly a direction is free, whatever the prompt
 SEGMENT = 10  # sampling steps that are recorded together, which is what a kill can lose
-_DEFAULT_TIMESTEPS = (481, 281, 41)  # after the first
-
-
-def judged(timesteps: Sequence[int]) -> int:
-    """Choose the timestep at which freedom is judged: the nearest to `JUDGED`, among late ones if there are any."""
-    late = [t for t in timesteps if t <= EARLIEST_JUDGED]
-    return min(late or timesteps, key=lambda t: abs(t - JUDGED))
 
 
 class ModelFacts(NamedTuple):
@@ -30,10 +20,29 @@ class ModelFacts(NamedTuple):
 
     shape: tuple[int, ...]
     timesteps: tuple[int, ...]  #: visited by the sampler, descending
-    sigma: tuple[float, ...]  #: noise scales at these timesteps
+    alpha: tuple[float, ...]  #: signal scales at these timesteps
+    sigma: tuple[float, ...]  #: noise scales there
+    usual_timesteps: tuple[float, ...]  #: their places on the usual scale, see `jaxmem.audit.scale`
+    unit: str  #: of timesteps, see `jaxmem.diffusion.Schedule`
     has_pairs: bool
     guidance: float
     prediction: str
+
+    @classmethod
+    def of(cls, model: Any, sampler: Any) -> "ModelFacts":
+        """What a plan depends on of a `jaxmem.model.Model` that is sampled by this sampler."""
+        timesteps, schedule = tuple(sampler.timesteps.tolist()), model.schedule
+        return cls(
+            shape=tuple(model.shape),
+            timesteps=timesteps,
+            alpha=tuple(float(schedule.alpha[t]) for t in timesteps),
+            sigma=tuple(float(schedule.sigma[t]) for t in timesteps),
+            usual_timesteps=tuple(schedule.usual_timestep(t) for t in timesteps),
+            unit=schedule.unit,
+            has_pairs=model.has_pairs,
+            guidance=model.guidance,
+            prediction=model.prediction,
+        )
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,8 @@ class Plan:
     latent_shape: tuple[int, ...]  #: shape of one x
     prediction: str = "eps"  #: what the network predicts
     has_pairs: bool = True  #: each point has a score with its prompt and one without
+    usual_timesteps: tuple[float, ...] = ()  #: of ``sampler_timesteps``; without, they are their own places
+    unit: str = ""  #: of timesteps; empty for indices of a table
 
     @classmethod
     def of(
@@ -104,7 +115,7 @@ class Plan:
             guidance=guidance,
             timesteps=run,
             sigma=model.sigma[: config.steps_run],
-            spectral_timesteps=_spectral(config, visited, len(run), method, wants_spectra),
+            spectral_timesteps=_spectral(config, model, run, method) if wants_spectra else _no_spectra(config),
             sampler_timesteps=visited,
             method=method,
             num_steps=config.num_steps,
@@ -113,6 +124,8 @@ class Plan:
             latent_shape=model.shape,
             prediction=model.prediction,
             has_pairs=model.has_pairs,
+            usual_timesteps=model.usual_timesteps,
+            unit=model.unit,
         )
 
     @classmethod
@@ -128,6 +141,11 @@ class Plan:
                 f"manifest.json: expected the plan of an audit of this version of jaxmem, got another one ({error});"
                 f" run the audit again"
             ) from None
+
+    @property
+    def scale(self) -> UsualScale:
+        """Places of the sampler's timesteps on the usual scale."""
+        return UsualScale(dict(zip(self.sampler_timesteps, self.usual_timesteps, strict=False)))
 
     @property
     def num_points(self) -> int:
@@ -175,7 +193,7 @@ class Plan:
     @property
     def with_images(self) -> bool:
         """Whether sampling goes to the end, where images are decoded."""
-        return len(self.timesteps) == self.ddim_steps
+        return len(self.timesteps) == len(self.sampler_timesteps)
 
     @property
     def num_batches(self) -> int:
@@ -248,24 +266,28 @@ def _method(config: AuditConfig, size: int) -> AuditMethod:
     return method
 
 
-def _spectral(
-    config: AuditConfig, visited: tuple[int, ...], steps_run: int, method: str, wanted: bool
-) -> tuple[int, ...]:
-    """Choose the timesteps of spectra, descending: the given ones, or the first and, of whole spectra, late ones."""
-    run = visited[:steps_run]
-    if not wanted:
-        if config.timesteps:
-            raise ValueError(f"timesteps: expected none with method 'none' and no count budget, got {config.timesteps}")
-        return ()
+def _no_spectra(config: AuditConfig) -> tuple[int, ...]:
+    if config.timesteps:
+        raise ValueError(f"timesteps: expected none with method 'none' and no count budget, got {config.timesteps}")
+    return ()
+
+
+def _spectral(config: AuditConfig, model: ModelFacts, run: tuple[int, ...], method: str) -> tuple[int, ...]:
+    """Choose the timesteps of spectra, descending: the given ones, or the first and, of whole spectra, late ones.
+
+    The first is the first with a signal that float32 can show in a curvature, if one is run.
+    """
     if not config.timesteps:
-        nearest = [min(visited, key=lambda visit: abs(visit - t)) for t in _DEFAULT_TIMESTEPS]
-        chosen = {run[0], *(t for t in nearest if t in run)} if method == "eigh" else {run[0]}
+        scale = UsualScale(dict(zip(model.timesteps, model.usual_timesteps, strict=True)))
+        first = next((t for t, alpha in zip(run, model.alpha, strict=False) if alpha >= LEAST_ALPHA), run[0])
+        nearest = [scale.nearest(place, model.timesteps) for place in DEFAULTS]
+        chosen = {first, *(t for t in nearest if t in run)} if method == "eigh" else {first}
         return tuple(sorted(chosen, reverse=True))
     for timestep in config.timesteps:
         if timestep not in run:
             near = min(run, key=lambda t: abs(t - timestep))
             raise ValueError(
-                f"timesteps: expected ones that the sampling steps visit ({len(run)} from {run[0]} down to {run[-1]}),"
-                f" got {timestep}; the nearest is {near}"
+                f"timesteps: expected ones that the sampling steps visit ({len(run)} from {run[0]} down to"
+                f" {run[-1]}{', ' + model.unit if model.unit else ''}), got {timestep}; the nearest is {near}"
             )
     return tuple(sorted(config.timesteps, reverse=True))

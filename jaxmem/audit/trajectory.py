@@ -1,8 +1,8 @@
-"""DDIM sampling, with the pair of scores at every step: the evaluations that most detectors need."""
+"""Sampling, with the pair of scores at every step: the evaluations that most detectors need."""
 
 from collections.abc import Callable, Sequence
-from functools import cache, partial
-from typing import Any, NamedTuple
+from functools import cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,31 +10,9 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxmem.audit import store
+from jaxmem.audit.steps import guided_step, unguided_step
 from jaxmem.audit.work import Work
 from jaxmem.detectors import Detector, Pairs, ScorePairs
-from jaxmem.detectors.published import eps_difference
-from jaxmem.sampling import ddim_step
-from jaxmem.score import ScorePair
-
-
-class Step(NamedTuple):
-    """One step of a batch."""
-
-    x: Array  #: the next x_t
-    eps_difference: Array  #: ‖eps_c − eps_u‖ per point
-    difference: Array  #: s_c − s_u
-
-
-@partial(jax.jit, static_argnames="guidance")
-def guided_step(cond: Array, uncond: Array, x: Array, scales: Array, guidance: float) -> Step:
-    """One DDIM step under guidance, from the two scores."""
-
-    def one(cond: Array, uncond: Array, x: Array) -> Step:
-        pair = ScorePair(cond, uncond)
-        x = ddim_step(pair.guided(guidance), x, (scales[0], scales[1]), (scales[2], scales[3]))
-        return Step(x, eps_difference(pair, scales[1]), pair.difference)
-
-    return jax.vmap(one)(cond, uncond, x)
 
 
 @cache
@@ -50,13 +28,6 @@ def require_numbers(detector: Detector, scores: np.ndarray, number: int) -> None
             f"detectors: expected one number for each point from the score of {detector.name!r}, got an array of shape"
             f" {np.shape(scores)[1:]}; correct it and start the same call again"
         )
-
-
-@jax.jit
-def _unguided_step(scores: Array, x: Array, scales: Array) -> Array:
-    """One DDIM step of a batch with one score for each point, without guidance."""
-    scale = (scales[0], scales[1]), (scales[2], scales[3])
-    return jax.vmap(lambda score, x: ddim_step(score, x, *scale))(scores, x)
 
 
 def run_start(work: Work, t: int) -> np.ndarray:
@@ -126,14 +97,17 @@ def _sample_segment(
             arrays[store.x_at(t)] = np.asarray(x)[:keep]
         given = work.scores(x, t, cond)
         if start is None:
-            x = _unguided_step(given, x, scales[step])
+            x = unguided_step(work.sampler, given, x, jnp.int32(t), scales[step])
             work.check(np.asarray(given)[:keep], points, t)
             continue
         shared = start[filled % plan.noises] if step == 0 else None
         without = work.scores(x, t, work.uncond(plan.batch)) if shared is None else work.batch(shared, t, cond)[0]
         if step < num_pairs:
             pairs.append((x, given, without))
-        x, norm, difference = guided_step(given, without, x, scales[step], plan.guidance)
+        sigma = jnp.float32(plan.sigma[step])
+        x, norm, difference = guided_step(
+            work.sampler, given, without, x, jnp.int32(t), scales[step], sigma, plan.guidance
+        )
         norms.append(np.asarray(norm)[:keep])
         work.check(norms[-1], points, t)
         if step == 0:

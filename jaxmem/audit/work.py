@@ -17,7 +17,7 @@ from jaxmem.audit.plan import Plan
 from jaxmem.detectors import Detector
 from jaxmem.model import Model
 from jaxmem.runs.progress import Progress
-from jaxmem.sampling import DDIM
+from jaxmem.samplers import Sampler
 from jaxmem.score import Score
 from jaxmem.spectra.devices import each_point
 
@@ -36,7 +36,7 @@ class Work:
     run: Any  #: a `Run`; None while only an estimate is made
     plan: Plan
     model: Model
-    sampler: DDIM
+    sampler: Sampler
     conditions: Any  #: of all prompts, the leading axis of each leaf; with pairs of scores the empty prompt's is last
     noise: np.ndarray  #: (noises, *shape), the same for every prompt
     texts: Sequence[str]

@@ -61,7 +61,7 @@ class SpectrumConfig(GenerateConfig):
 
 @dataclass(frozen=True)
 class AuditConfig:
-    """How each prompt is looked at: from the same starting noises, along guided DDIM sampling."""
+    """How each prompt is looked at: from the same starting noises, along guided sampling."""
 
     noises: int = 4
     """Starting noises, the same for all prompts: noise j is drawn with fold_in(key(seed), j). Wen et al. took 4."""
@@ -72,7 +72,8 @@ class AuditConfig:
     """By default diffusers' 7.5; 1 is none, and the default without a MODEL: the shipped one was examined so."""
     seed: int = 0
     timesteps: tuple[int, ...] = ()
-    """Timesteps of spectra, that the steps visit. By default the first; for exact ones also near 481, 281 and 41."""
+    """Timesteps of spectra, that the steps visit. By default the first; for exact ones also near 481, 281 and 41, or
+    where another schedule than Stable Diffusion's has as much noise for the signal (Schedule.usual_timestep)."""
     method: Literal["auto", "eigh", "lanczos", "none"] = "auto"
     """Of spectra. By default all eigenvalues (eigh) of latents of up to 2,048 numbers, else Ritz values (lanczos)."""
     num_steps: int = 20
@@ -102,7 +103,7 @@ class AuditConfig:
         if not isinstance(self.timesteps, tuple | list):
             raise ValueError(f"timesteps: expected a list of them, got {self.timesteps!r}")
         for timestep in self.timesteps:
-            whole_in_range("timesteps", timestep, 0, 999)
+            whole_in_range("timesteps", timestep, 0, 1_000_000)  # millionths of sigma, of flow models
         if len(set(self.timesteps)) != len(self.timesteps):
             raise ValueError(f"timesteps: expected each once, got {self.timesteps}")
         if self.method not in ("auto", "eigh", "lanczos", "none"):

@@ -27,7 +27,8 @@ from jaxmem.prompts import Prompt
 from jaxmem.runs.directory import Run
 from jaxmem.runs.progress import Progress, silent
 from jaxmem.runs.stages import save_losses, timed, wall_seconds
-from jaxmem.sampling import DDIM, sample
+from jaxmem.samplers import DDIM
+from jaxmem.sampling import sample
 from jaxmem.score import NetworkScore, bind
 from jaxmem.score_models import ClassConditional
 from jaxmem.spectra.shared import record_spectra

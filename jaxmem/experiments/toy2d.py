@@ -28,7 +28,8 @@ from jaxmem.runs.directory import Run
 from jaxmem.runs.identity import fingerprint
 from jaxmem.runs.progress import Progress, silent
 from jaxmem.runs.stages import save_losses, timed, wall_seconds
-from jaxmem.sampling import DDIM, sample_path
+from jaxmem.samplers import DDIM
+from jaxmem.sampling import sample_path
 from jaxmem.score import NetworkScore, bind
 from jaxmem.training import train
 

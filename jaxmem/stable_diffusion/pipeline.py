@@ -18,7 +18,8 @@ from jaxmem import first_step
 from jaxmem.model import Model, require_finite
 from jaxmem.runs import memory
 from jaxmem.runs.progress import Say, quiet
-from jaxmem.sampling import DDIM, sample_path
+from jaxmem.samplers import DDIM
+from jaxmem.sampling import sample_path
 from jaxmem.score import NetworkScore, with_guidance
 from jaxmem.stable_diffusion import weights
 from jaxmem.stable_diffusion.components import Component, Configs, Maker, check_fit

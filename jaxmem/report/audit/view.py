@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmem.audit.plan import EARLIEST_JUDGED, JUDGED, judged
+from jaxmem.audit.scale import JUDGED, UsualScale
 from jaxmem.memorization.sharpness import positive_count, tangent_count
 from jaxmem.memorization.standing import End, percentile, rank
 from jaxmem.report.style import CATEGORIES, GENERAL, MEMORIZED, mean
@@ -94,14 +94,14 @@ class AuditView:
     def leads(self) -> list[int]:
         """One detector of each statistic, in the order of `Detector.place`.
 
-        Of several timesteps, counts take the nearest to `JUDGED`, and sums of eigenvalues the largest: there every
+        Of several timesteps, counts take the one nearest to `JUDGED`, and sums of eigenvalues the largest: there every
         sigma is about 1 and the network has resolved its curvature.
         """
         chosen: dict[str, int] = {}
 
-        def behind(d: int) -> int:
-            t = self.detectors[d].timestep or 0
-            return abs(t - JUDGED) if self.detectors[d].is_count else -t
+        def behind(d: int) -> float:
+            place = self.scale.place(self.detectors[d].timestep or 0)
+            return abs(place - JUDGED) if self.detectors[d].is_count else -place
 
         for d, detector in enumerate(self.detectors):
             if behind(d) < behind(chosen.setdefault(detector.statistic, d)):
@@ -209,8 +209,7 @@ class AuditView:
     @cached_property
     def counted(self) -> bool:
         """Whether exact counts, of more products than there are dimensions, took the place of whole spectra."""
-        plan = self.result.manifest.get("plan") or {}
-        if (plan.get("count_budget") or 0) <= np.prod(plan.get("latent_shape") or [np.inf]):
+        if (self.plan.get("count_budget") or 0) <= np.prod(self.plan.get("latent_shape") or [np.inf]):
             return False
         return bool((~np.isnan(self._counts_of("tangent-count"))).any())
 
@@ -223,6 +222,22 @@ class AuditView:
                 found[..., timesteps.index(detector.timestep)] = scores[..., d]
         return found
 
+    @cached_property
+    def plan(self) -> dict[str, Any]:
+        """What the manifest says of the plan; empty where it says nothing."""
+        return self.result.manifest.get("plan") or {}
+
+    @cached_property
+    def scale(self) -> UsualScale:
+        """Places of timesteps on the usual scale; runs without them have usual timesteps."""
+        pairs = zip(self.plan.get("sampler_timesteps", ()), self.plan.get("usual_timesteps", ()), strict=False)
+        return UsualScale(dict(pairs))
+
+    @property
+    def late_timestep(self) -> int:
+        """Where freedom could be judged best: of the sampler's timesteps the nearest to `JUDGED`."""
+        return self.scale.nearest(JUDGED, self.plan.get("sampler_timesteps") or [int(JUDGED)])
+
     @property
     def noun(self) -> Noun:
         """The words of the page."""
@@ -231,7 +246,7 @@ class AuditView:
     @property
     def without_pairs(self) -> bool:
         """Whether the model has no unconditional score, so that detectors were left out."""
-        return not (self.result.manifest.get("plan") or {}).get("has_pairs", True)
+        return not self.plan.get("has_pairs", True)
 
     @property
     def has_spectra(self) -> bool:
@@ -246,12 +261,12 @@ class AuditView:
     def judged(self) -> int:
         """Which timestep with a spectrum says whether a prompt leaves freedom."""
         timesteps = self.result.spectral_timesteps.tolist()
-        return timesteps.index(judged(timesteps))
+        return timesteps.index(self.scale.judged(timesteps))
 
     @property
     def judges(self) -> bool:
         """Whether a spectrum, or an exact count, was taken late enough for a lack of freedom to mean something."""
-        return self.exact and int(self.result.spectral_timesteps[self.judged]) <= EARLIEST_JUDGED
+        return self.exact and self.scale.is_late(int(self.result.spectral_timesteps[self.judged]))
 
     @property
     def exact(self) -> bool:

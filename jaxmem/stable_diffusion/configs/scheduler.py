@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxmem.diffusion import NoiseSchedule, Prediction, ScheduleKind
-from jaxmem.sampling import Spacing
+from jaxmem.samplers import Spacing
 from jaxmem.stable_diffusion.settings import (
     Reading,
     SettingsReader,
