@@ -18,6 +18,8 @@ _HOME = {
     "sample": "jaxmem.sampling",
     "bind": "jaxmem.score",
     "ScorePair": "jaxmem.score",
+    "from_torch": "jaxmem.bridge.score",
+    "TorchOperator": "jaxmem.bridge.operator",
     "score_jacobian": "jaxmem.jacobian",
     "Operator": "jaxmem.operators",
     "from_matvec": "jaxmem.function_operators",
@@ -61,6 +63,7 @@ __all__ = [
     "Spectrum",
     "StableDiffusion",
     "Status",
+    "TorchOperator",
     "Unconditional",
     "__version__",
     "audit",
@@ -71,6 +74,7 @@ __all__ = [
     "detectors",
     "from_matvec",
     "from_scipy",
+    "from_torch",
     "oracles",
     "plot",
     "read_audit",
@@ -84,6 +88,8 @@ __all__ = [
 if TYPE_CHECKING:
     from jaxmem import detectors, oracles, plot
     from jaxmem.audit import audit, audit_cost, read_audit
+    from jaxmem.bridge.operator import TorchOperator
+    from jaxmem.bridge.score import from_torch
     from jaxmem.config import AuditConfig
     from jaxmem.diffusion import FlowSchedule, NoiseSchedule
     from jaxmem.function_operators import from_matvec, from_scipy

@@ -1,0 +1,179 @@
+"""A diffusers pipeline as a model: its network in JAX, its text encoders and its autoencoder in torch."""
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmem import first_step
+from jaxmem.bridge.score import from_torch
+from jaxmem.bridge.skeleton import unwrapped
+from jaxmem.diffusion import Schedule
+from jaxmem.model import Model, fingerprint, to_pictures
+from jaxmem.pipelines.schedulers import Sampling, read_scheduler
+from jaxmem.samplers import Sampler
+from jaxmem.stable_diffusion.configs.scheduler import PREDICTION_TYPES
+from jaxmem.stable_diffusion.settings import Reading
+
+
+class PipelineModel(Model):
+    """A model of a live pipeline, whose parameters are copied now; a subclass knows one family of pipelines.
+
+    Samples are (channels, rows, columns), as in torch. Conditions are what the pipeline's own `encode_prompt` gives.
+
+    Args:
+        pipeline: the pipeline; it is not changed.
+        reading: what the user decided about its files; ``height`` and ``width`` of pictures among it.
+
+    Raises:
+        ValueError: sizes that cannot be, another scheduler than can be read, or a network that is not the same in JAX.
+    """
+
+    call: ClassVar[Any]  #: how the network is called, a function of `jaxmem.pipelines.calls`
+    part: ClassVar[str] = "unet"  #: where the pipeline has it
+    in_pixels: ClassVar[bool] = False  #: it works on pixels, not on latents
+
+    def __init__(self, pipeline: Any, reading: Reading | None = None) -> None:
+        self.pipeline, self.reading = pipeline, Reading() if reading is None else reading
+        network = unwrapped(getattr(pipeline, self.part))
+        self._settings = {name: value for name, value in dict(network.config).items() if not name.startswith("_")}
+        self.shape = self._shape(self.reading.height, self.reading.width)
+        self._sampling: Sampling = read_scheduler(pipeline, self.reading, self.in_pixels, self.set_timesteps)
+        self.schedule: Schedule = self._sampling.schedule
+        self.prediction = self._sampling.prediction
+        self._encoded: dict[str, Any] = {}
+        example = self.conditions([self.an_example()])
+        first = None if example is None else jax.tree.map(lambda leaf: leaf[0], example)
+        point = jax.ShapeDtypeStruct(self.shape, jnp.float32)
+        call = type(self).call
+        self.score, self.state = from_torch(network, self.schedule, self.prediction, call=call, x=point, cond=first)
+        self.warnings = self.reading.warnings
+
+    def give_up_network(self) -> None:
+        """Let the pipeline's network go, whose parameters are copied: its memory is wanted."""
+        setattr(self.pipeline, self.part, None)
+
+    def an_example(self) -> str:
+        """A prompt that the model knows."""
+        return ""
+
+    def side(self) -> int:
+        """Rows and columns of x by default."""
+        side = self._settings["sample_size"]
+        if not isinstance(side, int):
+            raise ValueError(f"{self.part}: expected sample_size to be one number, got {side!r}")
+        return side
+
+    @property
+    def pixels_each(self) -> int:
+        """Pixels of a picture along one of x."""
+        return 1 if self.in_pixels else int(self.pipeline.vae_scale_factor)
+
+    multiple: ClassVar[int] = 1  #: of which rows and columns of x are
+
+    def _shape(self, height: int | None, width: int | None) -> tuple[int, ...]:
+        each, sides = self.pixels_each, []
+        for name, pixels in (("height", height), ("width", width)):
+            step = each * self.multiple
+            if pixels is not None and (pixels < step or pixels % step):
+                raise ValueError(f"{name}: expected a multiple of {step} pixels, got {pixels}")
+            sides.append(self.side() if pixels is None else pixels // each)
+        return (self.channels(), *sides)
+
+    def channels(self) -> int:
+        return int(self._settings["in_channels"])
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of pictures, in pixels."""
+        return self.shape[1] * self.pixels_each, self.shape[2] * self.pixels_each
+
+    def set_timesteps(self, scheduler: Any, num_steps: int) -> None:
+        """Set a scheduler's timesteps as the pipeline does."""
+        scheduler.set_timesteps(num_steps)
+
+    def sampler(self, num_steps: int = 50) -> Sampler:
+        """DDIM, or Euler steps at the scheduler's own sigmas."""
+        return self._sampling.sampler(num_steps)
+
+    @abstractmethod
+    def encode(self, prompt: str) -> Any:
+        """The condition of one prompt: a pytree of arrays, without a leading axis."""
+
+    def conditions(self, prompts: Sequence[str]) -> Any:
+        """Conditions of prompts, each of which is encoded once, alone."""
+        for prompt in prompts:
+            if prompt not in self._encoded:
+                self._encoded[prompt] = self.encode(prompt)
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *(self._encoded[prompt] for prompt in prompts))
+
+    def decode(self, x: Any) -> np.ndarray:
+        """Pictures by the pipeline's autoencoder, in torch, one after another."""
+        images = [self._picture(one) for one in np.asarray(x)]
+        return to_pictures(np.stack(images))
+
+    def _picture(self, x: np.ndarray) -> np.ndarray:
+        if self.in_pixels:
+            return x.transpose(1, 2, 0)
+        import torch
+
+        vae = self.pipeline.vae
+        scale, shift = vae.config.scaling_factor, getattr(vae.config, "shift_factor", None) or 0.0
+        latent = torch.as_tensor(np.array(x / scale + shift), device=vae.device, dtype=vae.dtype)
+        with torch.no_grad():
+            return vae.decode(latent[None]).sample[0].float().cpu().numpy().transpose(1, 2, 0)
+
+    def identity(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """Hashes of parameters and conditions, and the settings of network and scheduler."""
+        texts = [*prompts, ""] if self.has_pairs else list(prompts)
+        return {
+            "pipeline": type(self.pipeline).__name__,
+            "network": {name: _plain(value) for name, value in self._settings.items()},
+            "sha256": fingerprint(self.state),
+            "vae_sha256": None if self.in_pixels else _fingerprint(self.pipeline.vae),
+            "conditions_sha256": fingerprint(self.conditions(texts)),
+            "scheduler": {name: _plain(value) for name, value in dict(self.pipeline.scheduler.config).items()},
+            "shape": list(self.shape),
+            "prediction": self.prediction,
+        } | self.reading.decisions
+
+    def contradiction(self, share: float | None) -> str | None:
+        """What to tell the user if the first step contradicts the prediction type, in diffusers' words."""
+        if self.prediction not in PREDICTION_TYPES:
+            return super().contradiction(share)
+        return first_step.contradiction(self.prediction, share, "prediction_type", PREDICTION_TYPES)
+
+
+def encoded(pipeline: Any, **arguments: Any) -> tuple[np.ndarray | None, ...]:
+    """What a pipeline's `encode_prompt` gives for one prompt, as arrays without their batch axis."""
+    import torch
+
+    with torch.no_grad():
+        found = pipeline.encode_prompt(device=pipeline.device, **arguments)
+    return tuple(None if one is None else one[0].float().cpu().numpy() for one in found)
+
+
+def cut(tokenizer: Any, prompt: str, length: int) -> bool:
+    """Whether a tokenizer gives a prompt more tokens than ``length``."""
+    return len(tokenizer(prompt).input_ids) > length
+
+
+def _fingerprint(module: Any) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(np.ascontiguousarray(tensor.detach().float().cpu().numpy()).tobytes())
+    return digest.hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """A setting as the manifest can have it."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -1,0 +1,194 @@
+"""Families of diffusers pipelines against diffusers itself: network, Jacobian, spectrum, sampling, audit."""
+
+import copy
+import warnings
+from importlib.util import find_spec
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_pipelines
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
+if find_spec("torchax") is None:  # the package imports it, after what that needs
+    pytest.skip("torchax is not installed", allow_module_level=True)
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+
+import jaxmem as jm  # noqa: E402
+from jaxmem.pipelines import from_pipeline  # noqa: E402
+
+FAMILIES = tiny_pipelines.FAMILIES
+PROMPT = {"dit": "gold", "ddpm": "", "ddim-classes": "3"}
+T = {"sd3": 501_000, "flux": 501_000}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def made(request, tmp_path_factory):
+    """Family, pipeline, folder and model."""
+    family = request.param
+    pipeline, folder = tiny_pipelines.make(torch, diffusers, transformers, tmp_path_factory.mktemp(family), family)
+    return family, pipeline, folder, _model(pipeline, family)
+
+
+def _model(pipeline, family):
+    from jaxmem.stable_diffusion.settings import Reading
+
+    sides = dict(height=16, width=16) if family == "flux" else {}  # its default is a size of its own
+    return from_pipeline(pipeline, Reading(**sides))
+
+
+def _network(pipeline):
+    return pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer
+
+
+def _condition(model, family):
+    found = model.conditions([PROMPT.get(family, "a red car")])
+    return None if found is None else jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), found)
+
+
+def _point(model):
+    return np.asarray(jax.random.normal(jax.random.key(1), model.shape))
+
+
+def _in_torch(pipeline, model, family, x, dtype):
+    """The network's output as a function of one x, called as diffusers' pipeline calls it, written out again here."""
+    network = copy.deepcopy(_network(pipeline)).to(dtype)
+    cond, t = _condition(model, family), T.get(family, 501)
+    tensor = lambda leaf: torch.tensor(np.asarray(leaf)).to(dtype)[None]  # noqa: E731
+    if family in ("dit", "ddim-classes"):
+        label = torch.tensor([int(cond)])
+        return lambda x: network(x[None], torch.tensor([t]), class_labels=label).sample[0, : x.shape[0]]
+    if family == "ddpm":
+        return lambda x: network(x[None], torch.tensor([t])).sample[0]
+    tokens = tensor(cond["tokens"])
+    if family == "sdxl":
+        added = {"text_embeds": tensor(cond["pooled"]), "time_ids": tensor(cond["time_ids"])}
+        return lambda x: network(x[None], torch.tensor([t]), tokens, added_cond_kwargs=added).sample[0]
+    if family == "pixart":
+        mask, nothing = tensor(cond["mask"]), {"resolution": None, "aspect_ratio": None}
+        return lambda x: network(
+            x[None], tokens, torch.tensor([t]), encoder_attention_mask=mask, added_cond_kwargs=nothing
+        ).sample[0, : x.shape[0]]
+    time = torch.tensor([t / 1e3 if family == "sd3" else t / 1e6], dtype=dtype)
+    pooled = tensor(cond["pooled"])
+    if family == "sd3":
+        return lambda x: network(x[None], tokens, pooled, time).sample[0]
+    pack, unpack = diffusers.FluxPipeline._pack_latents, diffusers.FluxPipeline._unpack_latents
+    c, h, w = model.shape
+    places = diffusers.FluxPipeline._prepare_latent_image_ids(1, h // 2, w // 2, "cpu", dtype)
+
+    def flux(x):
+        output = network(
+            hidden_states=pack(x[None], 1, c, h, w),
+            timestep=time,
+            guidance=torch.tensor([3.5], dtype=dtype),
+            pooled_projections=pooled,
+            encoder_hidden_states=tokens,
+            txt_ids=torch.zeros(tokens.shape[1], 3, dtype=dtype),
+            img_ids=places,
+        ).sample
+        return unpack(output, 2 * h, 2 * w, 2)[0]
+
+    return flux
+
+
+def test_network_jacobian_and_spectrum(made, parity):
+    """The oracle is torch in float64: its output, and its Jacobian in reverse mode, of which the rest follows."""
+    family, pipeline, _, model = made
+    x, cond, t = _point(model), _condition(model, family), T.get(family, 501)
+    exact = _in_torch(pipeline, model, family, x, torch.float64)
+    single = _in_torch(pipeline, model, family, x, torch.float32)
+    with torch.no_grad():
+        truth, peer = exact(torch.tensor(x).double()).numpy(), single(torch.tensor(x)).numpy()
+    ours = np.asarray(jax.jit(model.score.network)(model.state, x, t, cond))
+    parity.check(f"{family}: network", ours, peer, truth)
+    assert np.abs(ours - truth).max() <= 1e-5 * np.abs(truth).max()
+
+    jacobian = torch.autograd.functional.jacobian(exact, torch.tensor(x).double()).reshape(x.size, x.size).numpy()
+    alpha, sigma = (float(np.asarray(table)) for table in model.schedule.at(t, jnp.float32))
+    hessian = {
+        "eps": -jacobian / sigma,
+        "flow": -(np.eye(x.size) + alpha * jacobian) / (alpha + sigma) / sigma,
+    }[model.prediction]
+    operator = jm.score_jacobian(model.score, model.state, x, t, cond)
+    v = np.random.default_rng(0).standard_normal(x.size)
+    for product, expected in ((operator @ v, hessian @ v), (operator.T @ v, hessian.T @ v)):
+        assert np.linalg.norm(product - expected) <= 1e-4 * np.linalg.norm(expected)
+    found = jm.spectrum(operator).eigenvalues
+    expected = np.linalg.eigvalsh((hessian + hessian.T) / 2)
+    assert np.abs(np.sort(found) - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_ten_steps_of_sampling(made):
+    """Against diffusers' own pipeline, from the same noise, with its default scale of guidance."""
+    family, pipeline, _, model = made
+    if family in ("sdxl", "ddpm"):  # models of tables of betas are sampled by DDIM, whatever their scheduler
+        pipeline = copy.copy(pipeline)
+        pipeline.scheduler = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config)
+        if family == "sdxl":
+            pipeline.scheduler.register_to_config(clip_sample=False)
+    noise = np.asarray(jax.random.normal(jax.random.key(2), (1, *model.shape)))
+    ours = [x for _, x in model.path(jnp.asarray(noise), [PROMPT.get(family, "a red car")], num_steps=10)][-1]
+    theirs = _sampled_by_diffusers(pipeline, model, family, torch.tensor(noise))
+    assert np.abs(np.asarray(ours) - theirs).max() <= 1e-3 * np.abs(theirs).max()
+
+
+def _sampled_by_diffusers(pipeline, model, family, noise):
+    prompt, height, width = PROMPT.get(family, "a red car"), *model.size
+    if family == "ddim-classes":  # diffusers' pipeline has no labels, so its loop is here
+        return _loop(pipeline, noise, lambda x, t: pipeline.unet(x, t, class_labels=torch.tensor([3])).sample)
+    if family == "ddpm":
+        return _loop(pipeline, noise, lambda x, t: pipeline.unet(x, t).sample)
+    if family == "dit":
+        return _dit_latents(pipeline, noise, 1)
+    if family == "flux":
+        c, h, w = model.shape
+        packed = pipeline._pack_latents(noise, 1, c, h, w)
+        found = pipeline(
+            prompt, height=height, width=width, latents=packed, num_inference_steps=10, output_type="latent"
+        ).images
+        return pipeline._unpack_latents(found, height, width, pipeline.vae_scale_factor).numpy()
+    more = {"use_resolution_binning": False} if family == "pixart" else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pipeline(
+            prompt,
+            height=height,
+            width=width,
+            latents=noise,
+            num_inference_steps=10,
+            output_type="latent",
+            **more,
+        ).images.numpy()
+
+
+def _loop(pipeline, x, network):
+    pipeline.scheduler.set_timesteps(10)
+    with torch.no_grad():
+        for t in pipeline.scheduler.timesteps:
+            x = pipeline.scheduler.step(network(x, t), t, x).prev_sample
+    return x.numpy()
+
+
+def _dit_latents(pipeline, noise, label):
+    """What DiTPipeline hands to its autoencoder, which is replaced to catch it."""
+
+    class Caught(Exception):
+        pass
+
+    def decode(latents):
+        raise Caught(latents)
+
+    from diffusers.pipelines.dit import pipeline_dit
+
+    draw, own = pipeline_dit.randn_tensor, pipeline.vae.decode
+    pipeline_dit.randn_tensor, pipeline.vae.decode = (lambda **_: noise), decode
+    try:
+        pipeline([label], num_inference_steps=10)
+    except Caught as caught:
+        return (caught.args[0] * pipeline.vae.config.scaling_factor).numpy()
+    finally:
+        pipeline_dit.randn_tensor, pipeline.vae.decode = draw, own
+    raise AssertionError("the autoencoder was not called")
