@@ -13,6 +13,7 @@ _HOME = {
     "StableDiffusion": "jaxmem.stable_diffusion.pipeline",
     "NoiseSchedule": "jaxmem.diffusion",
     "DDIM": "jaxmem.sampling",
+    "load": "jaxmem.sources.load",
     "sample": "jaxmem.sampling",
     "bind": "jaxmem.score",
     "ScorePair": "jaxmem.score",
@@ -67,6 +68,7 @@ __all__ = [
     "detectors",
     "from_matvec",
     "from_scipy",
+    "load",
     "oracles",
     "plot",
     "read_audit",
@@ -90,6 +92,7 @@ if TYPE_CHECKING:
     from jaxmem.sampling import DDIM, sample
     from jaxmem.score import ScorePair, bind
     from jaxmem.score_models import ClassConditional, Unconditional
+    from jaxmem.sources.load import load
     from jaxmem.spectra import (
         Arnoldi,
         Count,

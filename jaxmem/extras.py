@@ -17,6 +17,7 @@ EXTRAS = {
         "tyro",
     ),
     "all": ("pandas", "pyarrow"),  # beside those of "audit"
+    "diffusers": ("accelerate", "diffusers", "peft", "torch"),  # beside those of "audit"
 }
 
 

@@ -86,13 +86,13 @@ def refuse_beside(folder: Path, read: Collection[Path], added_tokens: Callable[[
     for path in _files(folder, _DEPTH if (folder / "model_index.json").is_file() else 0):
         kind = None if path in read else kind_of(path)
         name = str(path.relative_to(folder))
-        if kind == _INVERSION:
+        if kind == INVERSION:
             known = added_tokens() if known is None else known
             missing = [word for word in _inverted(path, known) if word not in known]
             if not missing:
                 continue
             name += f" ({', '.join(missing)}, not in the tokenizer)"
-        if kind is not None and kind != _CHECKPOINT:
+        if kind is not None and kind != CHECKPOINT:
             found.setdefault(kind, []).append(name)
     if found:
         problems = [f"{_few(names)}: {kind}; {_remedy(kind)}" for kind, names in found.items()]
@@ -142,7 +142,7 @@ def refuse_file(path: Path) -> NoReturn:
     homes = [folder for folder in (path.parent, path.parent.parent) if (folder / "model_index.json").is_file()]
     if kind is None and homes:
         remedy = f"it belongs to the model in {homes[0]}; give that folder"
-    elif kind is None or kind == _CHECKPOINT:
+    elif kind is None or kind == CHECKPOINT:
         remedy = (
             "single-file checkpoints are converted with diffusers:"
             " StableDiffusionPipeline.from_single_file(file).save_pretrained(folder)"
@@ -150,6 +150,45 @@ def refuse_file(path: Path) -> NoReturn:
     else:
         remedy = _remedy(kind)
     raise ValueError(f"{path}: expected the folder of a diffusers model, got {kind or 'a file'}; {remedy}")
+
+
+def refuse_checkpoint(path: Path) -> None:
+    """Say what a checkpoint of a training has in place of a UNet, where that is known.
+
+    Raises:
+        ValueError: it is a LoRA.
+    """
+    for file in sorted(path.iterdir()) if path.is_dir() else ():
+        if kind_of(file) in (LORA, PEFT):
+            raise ValueError(
+                f"unet: expected the folder of a UNet, got {path} with a LoRA, {file.name}; {_remedy(kind_of(file), file)}"
+            )
+
+
+def require_kind(name: str, path: Path, kind: str) -> Path:
+    """A file that was given to be put into a model.
+
+    Args:
+        name: of the argument that it was given as.
+        path: of the file.
+        kind: what it has to be, of those that `kind_of` knows.
+
+    Raises:
+        ValueError: it is not there, a pickle, or something else.
+    """
+    if not path.is_file():
+        raise ValueError(f"{name}: expected a .safetensors file of {kind}, got {path}, which is no file")
+    if path.suffix.lower() in _PICKLES:
+        raise ValueError(
+            f"{name}: expected a .safetensors file, got a pickle ({path}), which can run any code when loaded; convert it"
+            f" where you trust it: safetensors.torch.save_file(torch.load(file, weights_only=True), new_file)"
+        )
+    found = kind_of(path)
+    if found != kind:
+        raise ValueError(
+            f"{name}: expected a .safetensors file of {kind}, got {path}, which is {found or 'something else'}"
+        )
+    return path
 
 
 def kind_of(path: Path) -> str | None:
@@ -164,30 +203,30 @@ def kind_of(path: Path) -> str | None:
     if any(map(_CUSTOM_FILE.search, names)) or _CUSTOM_FILE.search(path.name):
         return _CUSTOM
     if is_lora(names) or (not names and _LORA_FILE.search(path.name)):
-        return _LORA_KIND
+        return LORA
     for kind, starts in _OTHERS.items():
         if any(name.startswith(starts) for name in names):
             return kind
     if set(names) >= _IP_ADAPTER:
         return "an IP-Adapter"
     if any(name.startswith(("model.diffusion_model.", "first_stage_model.")) for name in names):
-        return _CHECKPOINT
+        return CHECKPOINT
     # A pickle has other texts beside its words: those of the functions that rebuild its tensors.
     every = all if path.suffix.lower() == _SAFE else any
     is_inversion = bool(_INVERSION_KEYS & set(names)) or (len(names) > 0 and every(map(_is_word, names)))
-    return _INVERSION if is_inversion or _INVERSION_FILE.search(path.name) else None
+    return INVERSION if is_inversion or _INVERSION_FILE.search(path.name) else None
 
 
-_LORA_KIND = "a LoRA"
+LORA = "a LoRA"
 _PEFT = "a LoRA of peft"
-_INVERSION = "a textual inversion"
-_CHECKPOINT = "a whole checkpoint"
+INVERSION = "a textual inversion"
+CHECKPOINT = "a whole checkpoint"
 _CUSTOM = "layers of Custom Diffusion"
 
 
 def _remedy(kind: str) -> str:
-    if kind in (_LORA_KIND, _PEFT, _INVERSION):
-        return {_LORA_KIND: _MERGE, _PEFT: _MERGE_PEFT, _INVERSION: _INVERT}[kind]
+    if kind in (LORA, _PEFT, INVERSION):
+        return {LORA: _MERGE, _PEFT: _MERGE_PEFT, INVERSION: _INVERT}[kind]
     if kind == _CUSTOM:
         return "jaxmem does not have these layers of attention, and diffusers has no call that merges them"
     return "jaxmem computes the score of a prompt alone, which has no input for it"

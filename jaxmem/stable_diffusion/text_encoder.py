@@ -87,14 +87,17 @@ class Encoder(nnx.Module):
     def __init__(self, config: TextEncoderConfig, *, rngs: nnx.Rngs) -> None:
         self.layers = nnx.List([EncoderLayer(config, rngs=rngs) for _ in range(config.num_hidden_layers)])
 
-    def __call__(self, x: Float[Array, "tokens features"]) -> Float[Array, "tokens features"]:
-        for layer in self.layers:
+    def __call__(self, x: Float[Array, "tokens features"], skip: int = 0) -> Float[Array, "tokens features"]:
+        for layer in list(self.layers)[: len(self.layers) - skip]:
             x = layer(x)
         return x
 
 
 class TextEncoder(nnx.Module):
-    """The last hidden state of a prompt's tokens, after the final layer norm: what conditions the UNet."""
+    """The last hidden state of a prompt's tokens, after the final layer norm: what conditions the UNet.
+
+    ``skip`` leaves out the last layers but not the norm: diffusers' ``clip_skip``.
+    """
 
     def __init__(self, config: TextEncoderConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
@@ -102,5 +105,5 @@ class TextEncoder(nnx.Module):
         self.encoder = Encoder(config, rngs=rngs)
         self.final_layer_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
 
-    def __call__(self, tokens: Int[Array, " tokens"]) -> Float[Array, "tokens features"]:
-        return self.final_layer_norm(self.encoder(self.embeddings(tokens)))
+    def __call__(self, tokens: Int[Array, " tokens"], skip: int = 0) -> Float[Array, "tokens features"]:
+        return self.final_layer_norm(self.encoder(self.embeddings(tokens), skip))

@@ -1,0 +1,1 @@
+"""Where models come from: one door, `jaxmem.load`, and what lies behind it."""

@@ -1,0 +1,141 @@
+"""`jaxmem.load`: a model of any source, told apart by the class that made it."""
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxmem.model import Model
+from jaxmem.runs.durable import read_json
+from jaxmem.runs.progress import Say, quiet
+from jaxmem.sources.additions import Additions
+from jaxmem.sources.single_file import is_checkpoint
+from jaxmem.stable_diffusion.components import PIPELINES, check_class
+from jaxmem.stable_diffusion.hub import find_model
+from jaxmem.stable_diffusion.pipeline import StableDiffusion
+from jaxmem.stable_diffusion.settings import Reading, as_list
+
+_INDEX = "model_index.json"
+
+
+def load(
+    source: Any,
+    *,
+    lora: Sequence[str | Path] = (),
+    embedding: Sequence[str | Path] = (),
+    unet: str | Path | None = None,
+    clip_skip: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    ignore_settings: Sequence[str] = (),
+    prediction_type: str | None = None,
+    say: Say = quiet,
+) -> Model:
+    """Open a model: a diffusers folder, a hub id, a single file, a live pipeline, or a run of ``reproduce mnist``.
+
+    Stable Diffusion 1 and 2 are read by `jaxmem.StableDiffusion`, from folders without torch. Single files, LoRA and
+    embeddings are opened by diffusers (``pip install 'jaxmem[diffusers]'``) and taken from its pipeline; a pipeline of
+    yours is copied for that and stays as it is.
+
+    Args:
+        source: the model. ``"owner/name"`` and ``"owner/name@revision"`` are the hub's; a `Path`, and a text that looks
+            like one, is never looked up there. A single file is a ``.safetensors`` of Stable Diffusion's own layout.
+        lora: files of LoRA (diffusers', PEFT's and kohya's layouts), each fused into the weights, in this order;
+            ``"file.safetensors:0.7"`` with a scale. A folder stands for its ``pytorch_lora_weights.safetensors``.
+        embedding: ``.safetensors`` files of textual inversions; a file that does not have its word is called by the
+            file's name.
+        unet: a folder of another UNet that replaces the model's: ``checkpoint-500/unet``, ``checkpoint-500/unet_ema``,
+            or ``checkpoint-500``, which is its ``unet``.
+        clip_skip: last layers of the text encoder that are left out, as diffusers counts; other programs' 2 is 1 here.
+        height: of pictures, in pixels; by default the model's own. Latents of another size have another distribution
+            than the model was trained on, and spectra of another dimension.
+        width: of pictures, in pixels; by default the model's own.
+        ignore_settings: as `StableDiffusion.load`.
+        prediction_type: as `StableDiffusion.load`.
+        say: told of what may surprise, and of comparisons with a pipeline's networks.
+
+    Raises:
+        ValueError: it is not there, jaxmem does not have its architecture, it is incomplete or damaged, or a choice has
+            no place in it; as `StableDiffusion.load`.
+        MissingExtra: it needs diffusers and torch, and they are not installed.
+        OSError: the hub cannot be reached.
+
+    Warns:
+        UserWarning: the model may not be what its files make of it (`Model.warnings`).
+    """
+    reading = Reading(
+        as_list("ignore_settings", ignore_settings),
+        prediction_type,
+        unet=None if unet is None else Path(unet),
+        clip_skip=0 if clip_skip is None else clip_skip,
+        height=height,
+        width=width,
+    )
+    additions = Additions.read(as_list("lora", lora), as_list("embedding", embedding))
+    model = _dispatch(source, additions, reading, say)
+    for note in reading.notes:
+        say(note)
+    for text in model.warnings:
+        warnings.warn(text, stacklevel=2)
+    return model
+
+
+def is_run(source: Any) -> bool:
+    """Whether a source of a model is the folder of a run, not of a diffusers model."""
+    return isinstance(source, str | Path) and (Path(source) / "manifest.json").is_file()
+
+
+def _dispatch(source: Any, additions: Additions, reading: Reading, say: Say) -> Model:
+    if is_run(source):
+        return _trained(source, additions, reading)
+    if not isinstance(source, str | Path):
+        name = type(source).__name__
+        # What has a Stable Diffusion's parts is refused there with what is wrong with it.
+        if name in PIPELINES or not hasattr(source, "components"):
+            return _stable_diffusion(source, additions, reading, say)
+        return _of_pipeline(source, name, "live pipeline", additions, reading, say)
+    path = Path(os.path.expanduser(source))
+    if path.is_file() and is_checkpoint(path):
+        from jaxmem.sources.single_file import open_single_file
+
+        return _stable_diffusion(open_single_file(path, reading), additions, reading, say, ours=True)
+    folder = find_model(source, reading.notes, with_unet=reading.unet is None)
+    index = folder / _INDEX
+    name = read_json(index, "download it again").get("_class_name") if index.is_file() else PIPELINES[0]
+    if name in PIPELINES:
+        return _stable_diffusion(folder, additions, reading, say)
+    return _of_pipeline(source, name, str(source), additions, reading, say)
+
+
+def _stable_diffusion(
+    source: Any, additions: Additions, reading: Reading, say: Say, *, ours: bool = False
+) -> StableDiffusion:
+    """Of a folder or a pipeline; ``ours`` is a pipeline that nobody else has."""
+    if additions or ours:
+        raise NotImplementedError
+    return StableDiffusion.read(source, reading, say)
+
+
+def _of_pipeline(source: Any, name: Any, where: str, additions: Additions, reading: Reading, say: Say) -> Model:
+    """Of any other class of diffusers, by the pipeline itself."""
+    try:
+        from jaxmem.pipelines import from_pipeline  # type: ignore[import-not-found]
+    except ModuleNotFoundError:
+        check_class(name, where, "StableDiffusionPipeline.from_pipe(pipe)")
+        raise
+    return from_pipeline(source, class_name=name, height=reading.height, width=reading.width, say=say)
+
+
+def _trained(source: Any, additions: Additions, reading: Reading) -> Model:
+    """The network that a run trained; choices about a model's files have no meaning there."""
+    from jaxmem.experiments.mnist import load_model
+
+    given = [name for name, value in (("lora", additions.lora), ("embedding", additions.embedding)) if value]
+    given += [name for name in ("unet", "clip_skip", "height", "width", "prediction_type") if getattr(reading, name)]
+    given += ["ignore_settings"] if reading.ignore_settings else []
+    if given:
+        raise ValueError(
+            f"{given[0]}: expected none for a run of jaxmem ({source}), which has no files of diffusers, got one"
+        )
+    return load_model(source)
