@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,15 @@ from jaxmem.model import Model
 from jaxmem.runs.durable import read_json
 from jaxmem.runs.progress import Say, quiet
 from jaxmem.sources.additions import Additions
-from jaxmem.sources.single_file import is_checkpoint
+from jaxmem.sources.merge import fuse_active, has_lora, put_into
+from jaxmem.sources.opened import copy_of, open_any, open_folder, replace_unet
+from jaxmem.sources.single_file import is_checkpoint, open_single_file
+from jaxmem.stable_diffusion import live
 from jaxmem.stable_diffusion.components import PIPELINES, check_class
 from jaxmem.stable_diffusion.hub import find_model
+from jaxmem.stable_diffusion.live_comparison import compare
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
 from jaxmem.stable_diffusion.settings import Reading, as_list
-
-_INDEX = "model_index.json"
 
 
 def load(
@@ -73,8 +76,9 @@ def load(
         width=width,
     )
     additions = Additions.read(as_list("lora", lora), as_list("embedding", embedding))
+    reading.given = additions.files
     model = _dispatch(source, additions, reading, say)
-    for note in reading.notes:
+    for note in dict.fromkeys(reading.notes):
         say(note)
     for text in model.warnings:
         warnings.warn(text, stacklevel=2)
@@ -91,40 +95,84 @@ def _dispatch(source: Any, additions: Additions, reading: Reading, say: Say) -> 
         return _trained(source, additions, reading)
     if not isinstance(source, str | Path):
         name = type(source).__name__
-        # What has a Stable Diffusion's parts is refused there with what is wrong with it.
+        # What is no pipeline at all is refused by the port, which says what it lacks.
         if name in PIPELINES or not hasattr(source, "components"):
-            return _stable_diffusion(source, additions, reading, say)
+            return _of_live(source, additions, reading, say)
         return _of_pipeline(source, name, "live pipeline", additions, reading, say)
     path = Path(os.path.expanduser(source))
     if path.is_file() and is_checkpoint(path):
-        from jaxmem.sources.single_file import open_single_file
-
-        return _stable_diffusion(open_single_file(path, reading), additions, reading, say, ours=True)
+        pipeline = open_single_file(path, reading)
+        replace_unet(pipeline, reading)
+        return _of_own(pipeline, additions, reading, say)
     folder = find_model(source, reading.notes, with_unet=reading.unet is None)
-    index = folder / _INDEX
+    index = folder / "model_index.json"
     name = read_json(index, "download it again").get("_class_name") if index.is_file() else PIPELINES[0]
-    if name in PIPELINES:
-        return _stable_diffusion(folder, additions, reading, say)
-    return _of_pipeline(source, name, str(source), additions, reading, say)
+    if name not in PIPELINES:
+        return _of_pipeline(folder if path.is_dir() else source, name, str(source), additions, reading, say)
+    if additions:
+        return _of_own(open_folder(folder, name, reading), additions, reading, say)
+    return StableDiffusion.read(folder, reading, say)
 
 
-def _stable_diffusion(
-    source: Any, additions: Additions, reading: Reading, say: Say, *, ours: bool = False
-) -> StableDiffusion:
-    """Of a folder or a pipeline; ``ours`` is a pipeline that nobody else has."""
-    if additions or ours:
-        raise NotImplementedError
-    return StableDiffusion.read(source, reading, say)
+def _of_live(pipeline: Any, additions: Additions, reading: Reading, say: Say) -> StableDiffusion:
+    """Of a user's pipeline, which is not changed: LoRA that is active in it is fused in a copy."""
+    adapted = has_lora(pipeline)
+    if not (additions or adapted or reading.unet):
+        return StableDiffusion.read(pipeline, reading, say)
+    if adapted and reading.unet:
+        raise ValueError(
+            "unet: expected none for a pipeline with LoRA in it, which another UNet would lose; give the LoRA as `lora`"
+            " with the model that it was made for"
+        )
+    live.check(pipeline, with_lora=True)
+    copied = copy_of(pipeline)
+    replace_unet(copied, reading)
+    if not adapted:
+        return _of_own(copied, additions, reading, say)
+    fuse_active(copied)
+    model = _of_own(copied, additions, reading, say)
+    if not additions:  # what was fused is what the pipeline computes
+        for part in ("unet", "text_encoder"):
+            say(f"{part}: compared with the live pipeline's, whose LoRA is not fused")
+            compare(getattr(pipeline, part), part, *model.network(part))
+    return model
+
+
+def _of_own(pipeline: Any, additions: Additions, reading: Reading, say: Say) -> StableDiffusion:
+    """Of a pipeline that nobody else has."""
+    put_into(pipeline, additions, reading, say)
+    model = StableDiffusion.read(pipeline, reading, say)
+    model.settle()
+    return model
 
 
 def _of_pipeline(source: Any, name: Any, where: str, additions: Additions, reading: Reading, say: Say) -> Model:
-    """Of any other class of diffusers, by the pipeline itself."""
+    """Of any other class of diffusers, by the pipeline itself; ``source`` is one, a folder or a hub id."""
     try:
-        from jaxmem.pipelines import from_pipeline  # type: ignore[import-not-found]
-    except ModuleNotFoundError:
+        pipelines: Any = import_module("jaxmem.pipelines")
+    except ModuleNotFoundError as error:
+        if error.name != "jaxmem.pipelines":
+            raise
         check_class(name, where, "StableDiffusionPipeline.from_pipe(pipe)")
         raise
-    return from_pipeline(source, class_name=name, height=reading.height, width=reading.width, say=say)
+    if name not in pipelines.CLASSES:
+        raise ValueError(
+            f"{where}: expected a pipeline of {', '.join((*PIPELINES, *pipelines.CLASSES))}, got {name!r}, whose"
+            f" forward process jaxmem does not know"
+        )
+    if additions.embedding:
+        raise ValueError(f"embedding: expected none for a {name}, which has other text encoders, got one")
+    for argument in ("clip_skip", "unet", "ignore_settings", "prediction_type"):
+        if getattr(reading, argument):
+            raise ValueError(f"{argument}: expected none for a {name}, which has no such choice, got one")
+    if isinstance(source, str | Path):
+        source = open_any(source)
+    elif additions:
+        raise ValueError(
+            f"lora: expected none for a live {name}, got one; load it into the pipeline with diffusers, fused"
+        )
+    put_into(source, additions, reading, say)
+    return pipelines.from_pipeline(source, class_name=name, height=reading.height, width=reading.width, say=say)
 
 
 def _trained(source: Any, additions: Additions, reading: Reading) -> Model:

@@ -43,7 +43,8 @@ def read_folder(source: str | Path, reading: Reading) -> Parts:
     unet = folder / "unet" if reading.unet is None else find_unet(reading.unet, reading)
     layouts = {"unet": weights.UNET, "text_encoder": weights.TEXT_ENCODER, "vae": weights.VAE}
     read = {file for part, layout in layouts.items() for file in files_read(folder / part, layout.basename)}
-    adapters.refuse_beside(folder, read, lambda: read_tokenizer(folder / "tokenizer").added_tokens_encoder)
+    tokens = lambda: read_tokenizer(folder / "tokenizer").added_tokens_encoder  # noqa: E731
+    adapters.refuse_beside(folder, read, tokens, reading.given)
     index = read_json(model_file(folder, "model_index.json"), "download it again")
     check_class(
         index.get("_class_name"),
@@ -83,7 +84,10 @@ def find_unet(path: Path, reading: Reading) -> Path:
     path = Path(os.path.expanduser(path))
     found = next((folder for folder in (path, path / "unet") if (folder / "config.json").is_file()), None)
     if found is None:
-        adapters.refuse_checkpoint(path)
+        for file in sorted(path.iterdir()) if path.is_dir() else ():
+            if (kind := adapters.kind_of(file)) in (adapters.LORA, adapters.PEFT):
+                what = adapters.remedy(kind, file)
+                raise ValueError(f"unet: expected the folder of a UNet, got {path} with {kind}, {file.name}; {what}")
         average = path / "unet_ema"
         remedy = f"; give {average}" if (average / "config.json").is_file() else ""
         raise ValueError(
@@ -92,7 +96,7 @@ def find_unet(path: Path, reading: Reading) -> Path:
         )
     if found != path and (path / "unet_ema").is_dir():
         reading.notes.append(f"{path}: unet is read; for the average of weights give {path / 'unet_ema'}")
-    adapters.refuse_beside(found, set(files_read(found, weights.UNET.basename)), lambda: ())
+    adapters.refuse_beside(found, set(files_read(found, weights.UNET.basename)), lambda: (), reading.given)
     reading.chosen["unet_weights"] = "/".join(found.resolve().parts[-2:])
     return found
 

@@ -120,7 +120,7 @@ def _download(name: OnHub, cached: Path | None, notes: list[str], with_unet: boo
         return _instead(name, cached, notes, error)
     if _is_other(folder):
         return folder
-    adapters.refuse_listed(str(name), files)
+    adapters.refuse_listed(name.name, name.revision, files)
     try:
         return Path(get(allow_patterns=wanted_files(files, with_unet)))
     except Exception as error:

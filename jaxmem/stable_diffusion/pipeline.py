@@ -139,6 +139,13 @@ class StableDiffusion(Model):
         configs = (unet.config, text_encoder.config, vae.config, scheduler)
         return cls(configs, components, lambda: tokenizer)
 
+    def settle(self) -> None:
+        """Read all networks and the tokenizer now, and let go of where they came from."""
+        for part, component in self.components.items():
+            found = self.network(part)
+            self.components[part] = component._replace(load=lambda found=found: found)
+        self._make_tokenizer = lambda tokenizer=self.tokenizer: tokenizer
+
     @property
     def bytes_to_read(self) -> int:
         """Of the parameters, in float32, that are not in memory yet."""

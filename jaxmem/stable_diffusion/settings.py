@@ -42,6 +42,7 @@ class Reading:
     clip_skip: int = 0  #: layers at the end of the text encoder that are left out
     height: int | None = None  #: of pictures, in pixels; by default that of the UNet's settings
     width: int | None = None  #: of pictures, in pixels; by default that of the UNet's settings
+    given: frozenset[Path] = frozenset()  #: files that are put into the model, with links followed
     chosen: dict[str, Any] = field(default_factory=dict)  #: what became part of the model beside its files, by name
     ignored: dict[str, str] = field(default_factory=dict)  #: what was ignored by request: file and name, and the value
     warnings: list[str] = field(default_factory=list)  #: what may be wrong with the model as it was read
@@ -61,6 +62,7 @@ class Reading:
         unused = [name for name in self.ignore_settings if not any(key.endswith(f": {name}") for key in self.ignored)]
         if unused:
             self.notes.append(f"ignore_settings: nothing was refused for {', '.join(unused)}, nothing is ignored")
+        self.warnings[:] = dict.fromkeys(self.warnings)  # a folder that diffusers opens is read twice
         return self.warnings
 
     @property
