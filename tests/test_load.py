@@ -4,6 +4,8 @@ import json
 import shutil
 import subprocess
 import sys
+import warnings
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +62,9 @@ class TestSources:
         (tmp_path / "manifest.json").write_text("{}")
         for options in (dict(unet="x"), dict(clip_skip=1), dict(height=8), dict(ignore_settings=["x"])):
             (name,) = options
-            with pytest.raises(ValueError, match=rf"{name}: expected none for a run of jaxmem"):
+            with pytest.raises(
+                ValueError, match=rf"a run of jaxmem .* has no files of diffusers: expected no `{name}`, got one"
+            ):
                 jm.load(tmp_path, **options)
         with pytest.raises(ValueError, match=r"MODEL: expected a Stable Diffusion 1 or 2 model, got a run of jaxmem"):
             open_stable_diffusion(str(tmp_path), FilesConfig(), PartsConfig())
@@ -98,6 +102,7 @@ class TestChoicesWithoutTorch:
     def test_without_it_is_the_last_layer(self, base, pipe):
         close(base.embed([PROMPT])[0], their_embedding(pipe))
 
+    @pytest.mark.usefixtures("unchecked")
     @pytest.mark.parametrize("skip", [-1, 3, True, 1.0])
     def test_layers_that_are_not_there(self, skip, original):
         with pytest.raises(ValueError, match=r"clip_skip: expected a whole number from 0 to 2, .* got"):
@@ -124,6 +129,7 @@ class TestChoicesWithoutTorch:
         cond = their_embedding(pipe)
         close(our_unet(base, x, cond), their_unet(torch, pipe.unet, x, cond))
 
+    @pytest.mark.usefixtures("unchecked")
     @pytest.mark.parametrize("pixels", [12, 0, -8, 16.0, True])
     def test_sizes_that_diffusers_refuses(self, pixels, original):
         with pytest.raises(ValueError, match=r"height: expected a multiple of 8 pixels, as in diffusers, got"):
@@ -187,9 +193,7 @@ class TestAnotherUNet:
         assert model.fingerprint() == jm.load(original, unet=trained).fingerprint()
 
     def test_what_is_no_unet(self, original, trained, tmp_path):
-        with pytest.raises(
-            ValueError, match=r"unet: expected the folder of a UNet .*got .*nowhere, which is no folder$"
-        ):
+        with pytest.raises(ValueError, match=r"another `unet`: expected a folder .*got .*nowhere, which is no folder$"):
             jm.load(original, unet=tmp_path / "nowhere")
         with pytest.raises(ValueError, match=r"which has neither$"):
             jm.load(original, unet=tmp_path)
@@ -199,9 +203,7 @@ class TestAnotherUNet:
         save_file(
             {"unet.conv_in.lora_A.weight": np.ones((2, 2), np.float32)}, tmp_path / "pytorch_lora_weights.safetensors"
         )
-        match = (
-            r"unet: expected the folder of a UNet, got .* with a LoRA, .*safetensors; jaxmem.load fuses it: `lora=\["
-        )
+        match = r"another `unet`: expected a folder, got .* with a LoRA, .*safetensors; jaxmem.load fuses it: `lora=\["
         with pytest.raises(ValueError, match=match):
             jm.load(original, unet=tmp_path)
         with pytest.raises(ValueError, match=r"_class_name: expected UNet2DConditionModel, got 'AutoencoderKL'"):
@@ -302,3 +304,92 @@ def test_the_port_takes_odd_sides_under_vmap_and_jit(getkey):
 def test_the_shipped_model_in_another_size():
     model = jm.load(verbatim_model()[0], height=16, width=48)
     assert model.decode(jnp.zeros((1, *model.shape))).shape == (1, 16, 48, 3)
+
+
+class TestOtherClasses:
+    """What is done with a class that Stable Diffusion's port does not read, before it is given away."""
+
+    @pytest.fixture
+    def ddpm(self, peers, tmp_path):
+        torch, diffusers, _ = peers
+        torch.manual_seed(0)
+        unet = diffusers.UNet2DModel(
+            sample_size=8,
+            block_out_channels=(8, 8),
+            down_block_types=("DownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            norm_num_groups=4,
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pipeline = diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler())
+            pipeline.save_pretrained(tmp_path / "ddpm")
+        return pipeline, tmp_path / "ddpm"
+
+    @pytest.fixture
+    def given(self, monkeypatch):
+        """What `jaxmem.pipelines` was given; a stand-in for the module, of which two names are asked."""
+        seen = []
+        module = ModuleType("jaxmem.pipelines")
+        module.CLASSES = ("DDPMPipeline",)
+        module.from_pipeline = lambda pipeline, **options: (
+            seen.append((pipeline, options)) or jm.load(verbatim_model()[0])
+        )
+        monkeypatch.setitem(sys.modules, "jaxmem.pipelines", module)
+        return seen
+
+    def test_live_and_of_a_folder(self, ddpm, given):
+        pipeline, folder = ddpm
+        jm.load(pipeline, height=8)
+        jm.load(folder, width=16)
+        (live, of_live), (opened, of_folder) = given
+        assert live is pipeline
+        assert type(opened) is type(pipeline)
+        for (name, one), other in zip(
+            pipeline.unet.state_dict().items(), opened.unet.state_dict().values(), strict=True
+        ):
+            assert (one == other).all(), name
+        for options, height, width in ((of_live, 8, None), (of_folder, None, 16)):
+            assert options["class_name"] == "DDPMPipeline"
+            assert (options["height"], options["width"]) == (height, width)
+
+    def test_choices_that_they_do_not_have(self, ddpm, given):
+        for options in (dict(clip_skip=1), dict(ignore_settings=["x"]), dict(prediction_type="epsilon")):
+            (name,) = options
+            with pytest.raises(ValueError, match=rf"a DDPMPipeline has no choice of `{name}`: expected none, got one"):
+                jm.load(ddpm[1], **options)
+        assert given == []
+
+    def test_classes_that_nobody_knows(self, ddpm, given):
+        index = ddpm[1] / "model_index.json"
+        index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": "NewPipeline"}))
+        match = (
+            r"expected a pipeline of StableDiffusionPipeline, .*DDPMPipeline, got 'NewPipeline', whose forward process"
+        )
+        with pytest.raises(ValueError, match=match):
+            jm.load(ddpm[1])
+        with pytest.raises(ValueError, match=match):
+            jm.load(type("NewPipeline", (), {"components": {}})())
+
+
+def test_an_audit_of_pictures_that_are_not_square(original, tmp_path):
+    """Through all of it: the samples, their spectra, the pictures on the page."""
+    model = jm.load(original, height=8, width=24)
+    config = jm.AuditConfig(noises=1, ddim_steps=2, method="lanczos", num_steps=2, directions=1)
+    found = jm.audit(model, ["a cat", "a dog"], config, folder=tmp_path / "run")
+    assert found.images.shape == (2, 1, 8, 24, 3)
+    found.write_page(tmp_path / "page.html")
+    manifest = json.loads((tmp_path / "run/manifest.json").read_text())
+    assert '"latent_shape": [4, 12, 4]' in json.dumps(manifest)
+    with pytest.raises(ValueError, match="another"):
+        jm.audit(jm.load(original), ["a cat", "a dog"], config, folder=tmp_path / "run")
+
+
+def test_the_flags_are_the_arguments(original, trained):
+    parts = PartsConfig(unet=trained, clip_skip=1, height=8, width=24)
+    model = open_stable_diffusion(str(original), FilesConfig(prediction_type="sample"), parts)
+    assert model.shape == (4, 12, 4)
+    assert model.scheduler.prediction == "x0"
+    expected = jm.load(original, unet=trained, clip_skip=1, height=8, width=24, prediction_type="sample")
+    assert model.identity([PROMPT]) == expected.identity([PROMPT])

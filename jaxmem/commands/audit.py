@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from jaxmem.commands.flags import in_flags
-from jaxmem.commands.output import is_run, model_name, open_model, say, say_result, show_run, write_page
+from jaxmem.commands.output import model_name, open_model, say, say_result, show_run, write_page
 from jaxmem.config import AuditConfig, FilesConfig, PartsConfig, VerbatimConfig
+from jaxmem.runs.manifest import is_run
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxmem.commands.flags import in_flags
 from jaxmem.config import FilesConfig, PartsConfig
+from jaxmem.runs.manifest import is_run
 from jaxmem.terminal import visible
 
 
@@ -18,11 +19,6 @@ def say(line: str) -> None:
 def say_result(line: str) -> None:
     """One line that is the result of a command, such as what an audit would take."""
     print(visible(in_flags(line)))
-
-
-def is_run(source: str) -> bool:
-    """Whether a source of a model is the folder of a run, not of a diffusers model."""
-    return (Path(source) / "manifest.json").is_file()
 
 
 def open_model(source: str, files: FilesConfig, parts: PartsConfig) -> Any:
@@ -46,12 +42,11 @@ def open_stable_diffusion(source: str, files: FilesConfig, parts: PartsConfig) -
     """As `open_model`, for commands that Stable Diffusion 1 and 2 have alone."""
     from jaxmem.stable_diffusion.pipeline import StableDiffusion
 
-    what = f"a run of jaxmem ({source})"
     model = None if is_run(source) else open_model(source, files, parts)
-    if not isinstance(model, StableDiffusion):
-        what = what if model is None else f"a {type(model).__name__}"
-        raise ValueError(f"MODEL: expected a Stable Diffusion 1 or 2 model, got {what}, which jaxmem audit takes")
-    return model
+    if isinstance(model, StableDiffusion):
+        return model
+    what = f"a run of jaxmem ({source})" if model is None else f"a {type(model).__name__}"
+    raise ValueError(f"MODEL: expected a Stable Diffusion 1 or 2 model, got {what}, which jaxmem audit takes")
 
 
 def model_name(source: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from jaxmem.model import Model
 from jaxmem.runs.durable import read_json
+from jaxmem.runs.manifest import is_run
 from jaxmem.runs.progress import Say, quiet
 from jaxmem.sources.additions import Additions
 from jaxmem.sources.merge import fuse_active, has_lora, put_into
@@ -85,11 +86,6 @@ def load(
     return model
 
 
-def is_run(source: Any) -> bool:
-    """Whether a source of a model is the folder of a run, not of a diffusers model."""
-    return isinstance(source, str | Path) and (Path(source) / "manifest.json").is_file()
-
-
 def _dispatch(source: Any, additions: Additions, reading: Reading, say: Say) -> Model:
     if is_run(source):
         return _trained(source, additions, reading)
@@ -106,11 +102,11 @@ def _dispatch(source: Any, additions: Additions, reading: Reading, say: Say) -> 
         return _of_own(pipeline, additions, reading, say)
     folder = find_model(source, reading.notes, with_unet=reading.unet is None)
     index = folder / "model_index.json"
-    name = read_json(index, "download it again").get("_class_name") if index.is_file() else PIPELINES[0]
-    if name not in PIPELINES:
-        return _of_pipeline(folder if path.is_dir() else source, name, str(source), additions, reading, say)
+    made_by = read_json(index, "download it again").get("_class_name") if index.is_file() else PIPELINES[0]
+    if made_by not in PIPELINES:
+        return _of_pipeline(folder if path.is_dir() else source, made_by, str(source), additions, reading, say)
     if additions:
-        return _of_own(open_folder(folder, name, reading), additions, reading, say)
+        return _of_own(open_folder(folder, str(made_by), reading), additions, reading, say)
     return StableDiffusion.read(folder, reading, say)
 
 
@@ -121,7 +117,7 @@ def _of_live(pipeline: Any, additions: Additions, reading: Reading, say: Say) ->
         return StableDiffusion.read(pipeline, reading, say)
     if adapted and reading.unet:
         raise ValueError(
-            "unet: expected none for a pipeline with LoRA in it, which another UNet would lose; give the LoRA as `lora`"
+            "another `unet`: expected none for a pipeline with LoRA in it, which it would lose; give the LoRA as `lora`"
             " with the model that it was made for"
         )
     live.check(pipeline, with_lora=True)
@@ -155,7 +151,7 @@ def _of_pipeline(source: Any, name: Any, where: str, additions: Additions, readi
             raise
         check_class(name, where, "StableDiffusionPipeline.from_pipe(pipe)")
         raise
-    if name not in pipelines.CLASSES:
+    if not isinstance(name, str) or name not in pipelines.CLASSES:
         raise ValueError(
             f"{where}: expected a pipeline of {', '.join((*PIPELINES, *pipelines.CLASSES))}, got {name!r}, whose"
             f" forward process jaxmem does not know"
@@ -164,7 +160,7 @@ def _of_pipeline(source: Any, name: Any, where: str, additions: Additions, readi
         raise ValueError(f"embedding: expected none for a {name}, which has other text encoders, got one")
     for argument in ("clip_skip", "unet", "ignore_settings", "prediction_type"):
         if getattr(reading, argument):
-            raise ValueError(f"{argument}: expected none for a {name}, which has no such choice, got one")
+            raise ValueError(f"a {name} has no choice of `{argument}`: expected none, got one")
     if isinstance(source, str | Path):
         source = open_any(source)
     elif additions:
@@ -183,7 +179,5 @@ def _trained(source: Any, additions: Additions, reading: Reading) -> Model:
     given += [name for name in ("unet", "clip_skip", "height", "width", "prediction_type") if getattr(reading, name)]
     given += ["ignore_settings"] if reading.ignore_settings else []
     if given:
-        raise ValueError(
-            f"{given[0]}: expected none for a run of jaxmem ({source}), which has no files of diffusers, got one"
-        )
+        raise ValueError(f"a run of jaxmem ({source}) has no files of diffusers: expected no `{given[0]}`, got one")
     return load_model(source)

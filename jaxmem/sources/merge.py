@@ -84,7 +84,7 @@ def _fuse(pipeline: Any, lora: Lora) -> int:
             )
     except Exception as error:  # of diffusers, peft and torch, about names and shapes
         raise ValueError(
-            f"lora: expected one that fits the model, got {lora.path}, which diffusers does not load"
+            f"lora: expected one that diffusers loads into the model, got {lora.path}"
             f" ({type(error).__name__}: {error!s:.400})"
         ) from error
     found = sum(

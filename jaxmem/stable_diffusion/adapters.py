@@ -158,7 +158,9 @@ def refuse_file(path: Path) -> NoReturn:
     elif kind == CHECKPOINT:
         what = "jaxmem.load opens it"
     else:
-        what = f"give the model that it was made for as well; {remedy(kind, path)}"
+        what = remedy(kind, path)
+        if kind in (LORA, INVERSION):
+            what = f"give the model that it was made for as well; {what}"
     raise ValueError(f"{path}: expected the folder of a diffusers model, got {kind or 'a file'}; {what}")
 
 

@@ -87,11 +87,11 @@ def find_unet(path: Path, reading: Reading) -> Path:
         for file in sorted(path.iterdir()) if path.is_dir() else ():
             if (kind := adapters.kind_of(file)) in (adapters.LORA, adapters.PEFT):
                 what = adapters.remedy(kind, file)
-                raise ValueError(f"unet: expected the folder of a UNet, got {path} with {kind}, {file.name}; {what}")
+                raise ValueError(f"another `unet`: expected a folder, got {path} with {kind}, {file.name}; {what}")
         average = path / "unet_ema"
         remedy = f"; give {average}" if (average / "config.json").is_file() else ""
         raise ValueError(
-            f"unet: expected the folder of a UNet as diffusers saves it, with config.json, or one that has it as unet,"
+            f"another `unet`: expected a folder as diffusers saves it, with config.json, or one that has it as unet,"
             f" got {path}, which {'has neither' if path.is_dir() else 'is no folder'}{remedy}"
         )
     if found != path and (path / "unet_ema").is_dir():

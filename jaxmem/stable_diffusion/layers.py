@@ -218,7 +218,7 @@ class Upsample(nnx.Module):
         self.conv = Conv(features, features, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "rows columns features"], size: tuple[int, int] | None = None
+        self, x: Float[Array, "rows columns features"], size: tuple[int, ...] | None = None
     ) -> Float[Array, "..."]:
         rows, columns, features = x.shape
         x = jnp.broadcast_to(x[:, None, :, None], (rows, 2, columns, 2, features))

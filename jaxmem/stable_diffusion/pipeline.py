@@ -8,7 +8,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -28,7 +27,7 @@ from jaxmem.stable_diffusion.folder import read_folder, write_folder
 from jaxmem.stable_diffusion.live import read_live
 from jaxmem.stable_diffusion.live_comparison import unproven
 from jaxmem.stable_diffusion.settings import Reading, as_list
-from jaxmem.stable_diffusion.text_encoder import TextEncoder
+from jaxmem.stable_diffusion.text_encoder import TextEncoder, encode_text
 from jaxmem.stable_diffusion.tokenizer import tokenize, whole_tokens
 from jaxmem.stable_diffusion.unet import UNet
 from jaxmem.stable_diffusion.vae import VAE, decode_latents, mean_latents
@@ -105,12 +104,7 @@ class StableDiffusion(Model):
 
     @classmethod
     def read(cls, source: Any, reading: Reading, say: Say = quiet) -> "StableDiffusion":
-        """`load` with all that the user can decide; what there is to warn of is in ``warnings`` and not said.
-
-        Raises:
-            ValueError: as `load`, or decisions that the model has no place for.
-            OSError: as `load`.
-        """
+        """`load` with all that can be decided, which raises the same; warns of nothing, ``warnings`` has it."""
         if isinstance(source, str | Path):
             model = cls(*read_folder(source, reading), reading)
         else:
@@ -142,9 +136,9 @@ class StableDiffusion(Model):
     def settle(self) -> None:
         """Read all networks and the tokenizer now, and let go of where they came from."""
         for part, component in self.components.items():
-            found = self.network(part)
-            self.components[part] = component._replace(load=lambda found=found: found)
-        self._make_tokenizer = lambda tokenizer=self.tokenizer: tokenizer
+            self.network(part)
+            self.components[part] = component._replace(load=partial(self._loaded.__getitem__, part))
+        self._make_tokenizer = partial({"tokenizer": self.tokenizer}.__getitem__, "tokenizer")
 
     @property
     def bytes_to_read(self) -> int:
@@ -204,7 +198,7 @@ class StableDiffusion(Model):
         """
         tokens = self.tokenize(prompts)
         graphdef, state = self.network("text_encoder")
-        return _encode_text(graphdef, state, tokens, self.reading.clip_skip)
+        return encode_text(graphdef, state, tokens, self.reading.clip_skip)
 
     def tokenize(self, prompts: Sequence[str]) -> np.ndarray:
         """Token ids, shape (n, tokens): padded to the encoder's length, or cut to it, with a warning."""
@@ -290,13 +284,7 @@ class StableDiffusion(Model):
 
     def fingerprint(self, parts: Sequence[str] = ("unet", "text_encoder", "vae")) -> str:
         """SHA-256 over the parameters of these parts, as float32, in the order of keys; settings are not in it."""
-        digest = hashlib.sha256()
-        for part in parts:
-            state = self.network(part)[1]
-            for path, variable in sorted(nnx.to_flat_state(state), key=lambda item: tuple(map(str, item[0]))):
-                digest.update(".".join(map(str, path)).encode())
-                digest.update(np.ascontiguousarray(variable.get_value()).data)
-        return digest.hexdigest()
+        return weights.fingerprint(self.network(part)[1] for part in parts)
 
     def export(self, folder: str | Path, dtype: Any = np.float32) -> Path:
         """Write the model as a diffusers folder, which diffusers and `load` read; float32 loses nothing.
@@ -309,8 +297,3 @@ class StableDiffusion(Model):
         """
         configs = (self.unet_config, self.text_encoder_config, self.vae_config, self.scheduler)
         return write_folder(Path(folder), configs, self.network, self.tokenizer, dtype)
-
-
-@partial(jax.jit, static_argnums=(0, 3))
-def _encode_text(graphdef: nnx.GraphDef, state: nnx.State, tokens: Array, skip: int) -> Array:
-    return jax.vmap(partial(nnx.merge(graphdef, state), skip=skip))(tokens)

@@ -1,6 +1,7 @@
 """The CLIP text encoders of Stable Diffusion: ViT-L/14 (1.x) and OpenCLIP ViT-H (2.x)."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -107,3 +108,9 @@ class TextEncoder(nnx.Module):
 
     def __call__(self, tokens: Int[Array, " tokens"], skip: int = 0) -> Float[Array, "tokens features"]:
         return self.final_layer_norm(self.encoder(self.embeddings(tokens), skip))
+
+
+@partial(jax.jit, static_argnums=(0, 3))
+def encode_text(graphdef: nnx.GraphDef, state: nnx.State, tokens: Array, skip: int) -> Array:
+    """What a network in parts gives for the tokens of each prompt, compiled."""
+    return jax.vmap(partial(nnx.merge(graphdef, state), skip=skip))(tokens)

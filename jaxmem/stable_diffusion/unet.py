@@ -166,7 +166,7 @@ class UpBlock(nnx.Module):
         self.upsamplers = nnx.List([Upsample(features, rngs=rngs)] if level > 0 else [])
 
     def __call__(
-        self, x: Array, skips: list[Array], time: Array, context: Array, size: tuple[int, int] | None = None
+        self, x: Array, skips: list[Array], time: Array, context: Array, size: tuple[int, ...] | None = None
     ) -> Array:
         for i, (resnet, skip) in enumerate(zip(self.resnets, reversed(skips), strict=True)):
             x = resnet(jnp.concatenate([x, skip], -1), time)
@@ -227,7 +227,7 @@ class UNet(nnx.Module):
         x = self.mid_block(x, time, cond)
         for up in self.up_blocks:
             used, skips = skips[-len(up.resnets) :], skips[: -len(up.resnets)]
-            x = up(x, used, time, cond, skips[-1].shape[:2] if skips else None)
+            x = up(x, used, time, cond, skips[-1].shape if skips else None)
         return self.conv_out(silu(self.conv_norm_out(x)))
 
     def embed_time(self, t: Array | int, dtype: Any) -> Float[Array, " time_features"]:
