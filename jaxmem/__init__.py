@@ -15,6 +15,7 @@ _HOME = {
     "FlowSchedule": "jaxmem.diffusion",
     "DDIM": "jaxmem.samplers",
     "FlowEuler": "jaxmem.samplers",
+    "load": "jaxmem.sources.load",
     "sample": "jaxmem.sampling",
     "bind": "jaxmem.score",
     "ScorePair": "jaxmem.score",
@@ -75,6 +76,7 @@ __all__ = [
     "from_matvec",
     "from_scipy",
     "from_torch",
+    "load",
     "oracles",
     "plot",
     "read_audit",
@@ -101,6 +103,7 @@ if TYPE_CHECKING:
     from jaxmem.sampling import sample
     from jaxmem.score import ScorePair, bind
     from jaxmem.score_models import ClassConditional, Unconditional
+    from jaxmem.sources.load import load
     from jaxmem.spectra import (
         Arnoldi,
         Count,

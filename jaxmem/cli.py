@@ -19,7 +19,7 @@ from jaxmem.commands.audit import Audit, Figures, Report
 from jaxmem.commands.flags import in_flags, speaking_of
 from jaxmem.commands.models import Generate, Spectrum
 from jaxmem.commands.reproduce import Mnist, PaperFigures, Toy2d, Verbatim
-from jaxmem.config import MNIST_PRESETS, SD_PRESETS, TOY2D_PRESETS, FilesConfig
+from jaxmem.config import MNIST_PRESETS, SD_PRESETS, TOY2D_PRESETS, FilesConfig, PartsConfig
 from jaxmem.terminal import visible
 
 _COMMANDS = {
@@ -40,7 +40,8 @@ def _parse(arguments: Sequence[str]) -> Any:
     # A preset decides the defaults of all other flags, so it is looked up before they are parsed.
     toy2d = _unfilled(Toy2d, TOY2D_PRESETS, preset, out=tyro.MISSING)
     mnist = _unfilled(Mnist, MNIST_PRESETS, preset, out=tyro.MISSING)
-    given: dict[str, Any] = {"model": tyro.MISSING, "prompts": tyro.MISSING, "out": None, "files": FilesConfig()}
+    given: dict[str, Any] = {"model": tyro.MISSING, "prompts": tyro.MISSING, "out": None}
+    given |= {"files": FilesConfig(), "parts": PartsConfig()}
     paper = _unfilled(PaperFigures, SD_PRESETS, preset, **given, per_category=30, dry_run=False)
 
     @dataclass(frozen=True)

@@ -179,9 +179,7 @@ class TestTextualInversions:
             shutil.copytree(source, tmp_path / name)
             put(tmp_path / name, ("<cat>",))
         StableDiffusion.load(tmp_path / "has")
-        match = (
-            rf"learned_embeds.*\.{kind} \(.*, not in the tokenizer\): a textual inv[\s\S]*load_textual_inversion\(file"
-        )
+        match = rf"learned_embeds.*\.{kind} \(.*, not in the tokenizer\): a textual inversion; .*load adds .*embedding"
         with pytest.raises(ValueError, match=match):
             StableDiffusion.load(tmp_path / "has-not")
 
@@ -207,7 +205,7 @@ class TestBesideAFolder:
     @pytest.mark.parametrize("name", ["pytorch_lora_weights.safetensors", "unet/a.safetensors", "mine/b/c.safetensors"])
     def test_lora(self, folder, kind, name):
         write(folder / name, tensors(*LORA_NAMES[kind]))
-        with pytest.raises(ValueError, match=rf"{name}: a LoRA; merge it[\s\S]*fuse_lora\(\); pipe.unload_lora_weig"):
+        with pytest.raises(ValueError, match=rf"{name}: a LoRA; jaxmem.load fuses it: `lora=\['.*{name}'\]`"):
             StableDiffusion.load(folder)
 
     @pytest.mark.parametrize("name", ["unet/adapter_config.json", "text_encoder/adapter_config.json"])
@@ -224,7 +222,7 @@ class TestBesideAFolder:
     def test_what_cannot_be_read_by_its_name(self, folder, name):
         write(folder / name, "")
         write(folder / "floral.pt", "")
-        with pytest.raises(ValueError, match=rf"\n  {name}: a LoRA; merge"):
+        with pytest.raises(ValueError, match=rf"\n  {name}: a LoRA; (convert it|jaxmem.load fuses)"):
             StableDiffusion.load(folder)
 
     def test_pickles_are_looked_through_and_not_run(self, folder, torch):
@@ -233,10 +231,14 @@ class TestBesideAFolder:
                 return (exec, ("raise SystemExit('the pickle was run')",))
 
         torch.save({"unet.proj_in.lora_A.weight": torch.ones(2), "bomb": Bomb()}, folder / "style.pt")
-        with pytest.raises(ValueError, match=r"style\.pt: a LoRA; merge"):
+        with pytest.raises(
+            ValueError, match=r"style\.pt: a LoRA; convert it where you trust it, .*; jaxmem.load fuses the new file"
+        ):
             StableDiffusion.load(folder)
         torch.save({"string_to_param": {"*": torch.ones(2)}, "bomb": Bomb()}, folder / "style.pt")
-        with pytest.raises(ValueError, match=r"style\.pt \(style, not in the tokenizer\): a textual inversion"):
+        with pytest.raises(
+            ValueError, match=r"style\.pt \(style, not in the tokenizer\): a textual inversion; convert"
+        ):
             StableDiffusion.load(folder)
         torch.save({"state": {}, "bomb": Bomb()}, folder / "style.pt")
         StableDiffusion.load(folder)
@@ -245,7 +247,9 @@ class TestBesideAFolder:
     def test_pickles_of_words(self, folder, torch, old):
         """Under any name, in today's format of PyTorch and that before 1.6."""
         torch.save({"<cat>": torch.ones(WIDTH)}, folder / "mine.bin", _use_new_zipfile_serialization=not old)
-        with pytest.raises(ValueError, match=r"mine\.bin \(<cat>, not in the tokenizer\): a textual inversion; put it"):
+        with pytest.raises(
+            ValueError, match=r"mine\.bin \(<cat>, not in the tokenizer\): a textual inversion; convert"
+        ):
             StableDiffusion.load(folder)
         torch.save({"<|endoftext|>": 1}, folder / "mine.bin", _use_new_zipfile_serialization=not old)
         StableDiffusion.load(folder)
@@ -287,7 +291,9 @@ class TestBesideAFolder:
     )
     def test_what_only_looks_like_a_file_that_is_read(self, folder, name):
         write(folder / name, tensors(*LORA_NAMES["diffusers"]))
-        with pytest.raises(ValueError, match=rf"expected a model alone, got files in it[\s\S]*{name}: a LoRA; merge"):
+        with pytest.raises(
+            ValueError, match=rf"expected a model alone, got files in it[\s\S]*{name}: a LoRA; jaxmem.load fuses"
+        ):
             StableDiffusion.load(folder)
 
     def test_the_files_that_are_read_are_left_to_the_loader(self, folder):
@@ -324,7 +330,7 @@ class TestBesideAFolder:
     def test_all_are_named_at_once(self, folder):
         write(folder / "one.safetensors", tensors(*LORA_NAMES["kohya"]))
         write(folder / "two.safetensors", tensors(*LORA_NAMES["peft"]))
-        with pytest.raises(ValueError, match=r"one\.safetensors, two\.safetensors: a LoRA; merge"):
+        with pytest.raises(ValueError, match=r"one\.safetensors, two\.safetensors: a LoRA; jaxmem.load fuses"):
             StableDiffusion.load(folder)
 
     def test_what_changes_nothing_stays(self, folder):
@@ -346,16 +352,19 @@ class TestBesideAFolder:
 
     def test_a_folder_of_lora_alone(self, tmp_path):
         write(tmp_path / "pytorch_lora_weights.safetensors", tensors(*LORA_NAMES["diffusers"]))
-        with pytest.raises(ValueError, match=r"pytorch_lora_weights\.safetensors: a LoRA; merge it"):
+        with pytest.raises(ValueError, match=r"pytorch_lora_weights\.safetensors: a LoRA; jaxmem.load fuses it"):
             StableDiffusion.load(tmp_path)
 
     @pytest.mark.parametrize(
         ("names", "match"),
         [
-            (LORA_NAMES["diffusers"], r"got a LoRA; merge it in diffusers[\s\S]*fuse_lora"),
-            (("<cat>",), r"got a textual inversion; put it into the model[\s\S]*load_textual_inversion"),
+            (
+                LORA_NAMES["diffusers"],
+                r"got a LoRA; give the model that it was made for as well; jaxmem.load fuses it: `lora=\[",
+            ),
+            (("<cat>",), r"got a textual inversion; give the model .* as well; jaxmem.load adds it: `embedding=\["),
             (("controlnet_down_blocks.0.weight",), r"got a ControlNet; jaxmem computes"),
-            (("model.diffusion_model.out.0.bias",), r"got a whole checkpoint; .*from_single_file"),
+            (("model.diffusion_model.out.0.bias",), r"got a whole checkpoint; jaxmem.load opens it"),
         ],
     )
     def test_a_file_as_the_model(self, tmp_path, names, match):
@@ -488,7 +497,10 @@ class TestLivePipelines:
         name = next(n for n, m in module.named_modules() if isinstance(m, torch.nn.Linear) and "attn" in n)
         parent, _, last = name.rpartition(".")
         setattr(module.get_submodule(parent), last, with_lora(torch, module.get_submodule(name)))
-        self.refused(pipe, rf"{part}: LoRA layers that are not merged.*fuse_lora\(\); pipe.unload_lora_weights\(\)")
+        self.refused(
+            pipe,
+            rf"{part}: LoRA layers that are not merged.*load merges the active.*fuse_lora\(\); pipe.unload_lora_w",
+        )
 
     def test_lora_of_peft_itself(self, pipe, torch):
         """diffusers' own way to add it, and the way to merge it that the message names."""

@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 import shlex
+import shutil
 import sys
 import tomllib
 from pathlib import Path
@@ -37,6 +38,7 @@ def workplace(tmp_path, monkeypatch):
     """An empty folder with the prompts that the pages speak of, for what the blocks write; figures without a screen."""
     lines = verbatim_model()[1].read_text(encoding="utf-8").splitlines()
     chosen = [lines[0], *lines[1:3], *lines[31:33]]
+    shutil.copytree(verbatim_model()[0] / "unet", tmp_path / "checkpoint-500/unet")
     (tmp_path / "prompts.csv").write_text("\n".join(chosen) + "\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")

@@ -108,8 +108,8 @@ def test_an_owner_that_is_a_folder_here_says_how_to_ask_the_hub(nobody, tmp_path
 def test_the_hub_is_asked_once_and_for_what_is_needed(cache, monkeypatch, tmp_path):
     asked = []
 
-    def model_info(self, name, timeout):
-        asked.append(name)
+    def model_info(self, name, revision, timeout):
+        asked.append((name, revision))
         return info([*FILES, "README.md", "v1-5.ckpt"])
 
     def snapshot(name, **options):
@@ -119,9 +119,44 @@ def test_the_hub_is_asked_once_and_for_what_is_needed(cache, monkeypatch, tmp_pa
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     notes: list[str] = []
-    assert find_model("owner/name", notes) == tmp_path  # also where the cache has it: the hub's may be newer
-    assert notes == []
-    assert asked == ["owner/name", ("owner/name", {"allow_patterns": FILES})]
+    for source, revision in (("owner/name", None), ("owner/name@v1.0", "v1.0"), ("owner/name@refs/pr/3", "refs/pr/3")):
+        asked.clear()
+        assert find_model(source, notes) == tmp_path  # also where the cache has it: the hub's may be newer
+        assert notes == []
+        wanted = [("owner/name", {"allow_patterns": patterns, "revision": revision}) for patterns in (FILES[:1], FILES)]
+        assert asked == [("owner/name", revision), *wanted]
+
+
+def test_of_another_class_the_index_alone_is_downloaded(cache, monkeypatch, tmp_path):
+    """What else is beside it is no concern of ours: diffusers downloads what the class needs."""
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
+    asked = []
+
+    def snapshot(name, **options):
+        asked.append(options["allow_patterns"])
+        return str(tmp_path)
+
+    files = [*FILES, "offset_example-lora_1.0.safetensors"]
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, name, revision, timeout: info(files))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    assert find_model("owner/name") == tmp_path
+    assert asked == [["model_index.json"]]
+
+
+def test_a_revision_in_the_cache(cache, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable([]))
+    notes: list[str] = []
+    assert find_model(f"owner/name@{'0' * 40}", notes) == cache
+    assert notes == [
+        f"owner/name@{'0' * 40}: hub not reached (ConnectionError); taken from the cache, snapshot 000000000000"
+    ]
+    with pytest.raises(OSError, match=r"owner/name@v2: no such folder here, the hub cannot be reached"):
+        find_model("owner/name@v2")
+
+
+def test_without_the_unet():
+    files = [f"{part}/{name}" for part in ("unet", "vae") for name in ("config.json", "model.safetensors")]
+    assert wanted_files(files, with_unet=False) == files[2:]
 
 
 @pytest.mark.parametrize(
@@ -132,13 +167,15 @@ def test_the_hub_is_asked_once_and_for_what_is_needed(cache, monkeypatch, tmp_pa
     ],
 )
 def test_lora_on_the_hub_is_refused_before_it_is_downloaded(files, nobody, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, name, timeout: info(files))
-    with pytest.raises(ValueError, match=rf"owner/name: .* got LoRA files .*{files[-1]}[\s\S]*fuse_lora\(\); pipe.unl"):
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, name, revision, timeout: info(files))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **options: "nowhere")
+    match = rf"owner/name: .* got LoRA files .*{files[-1]}[\s\S]*as `lora`:[\s\S]*snapshot_download\('owner/name'"
+    with pytest.raises(ValueError, match=match):
         find_model("owner/name")
 
 
 def unreachable(asked):
-    def model_info(self, name, timeout):
+    def model_info(self, name, revision, timeout):
         asked.append(timeout)
         raise ConnectionError("no network")
 
@@ -173,7 +210,7 @@ def test_offline_by_wish_nothing_is_sent(cache, monkeypatch):
 
 
 def test_a_network_that_ends_in_between(cache, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, name, timeout: info(FILES))
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, name, revision, timeout: info(FILES))
 
     def snapshot(name, **options):
         raise LocalEntryNotFoundError("gone")
@@ -193,7 +230,7 @@ def test_models_that_the_hub_does_not_have(cache, monkeypatch):
         def __init__(self):  # the library's own wants a response of its HTTP library, which changed
             Exception.__init__(self, "404")
 
-    def missing(self, name, timeout):
+    def missing(self, name, revision, timeout):
         raise NotFound
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", missing)

@@ -24,7 +24,7 @@ from jaxmem.audit import read_audit, read_results
 from jaxmem.audit.summary import write_table
 from jaxmem.commands.audit import Audit, Report
 from jaxmem.commands.flags import as_flags
-from jaxmem.commands.models import Spectrum
+from jaxmem.commands.models import Generate, Spectrum
 from jaxmem.commands.output import say, say_result
 from jaxmem.commands.reproduce import Mnist, PaperFigures, Toy2d, Verbatim
 from jaxmem.prompts import read_prompts
@@ -428,6 +428,11 @@ def test_folders_of_models_are_not_outputs(path):
             "load it with --prediction-type epsilon or 'sample'",
         ),
         ("without it: `ignore_settings=['a', 'b']`", Spectrum, [], "without it: --ignore-setting a b"),
+        ("a LoRA; give it: `lora=['/a b/c']`", Audit, [], "a LoRA; give it: --lora '/a b/c'"),
+        ("lora: no", Audit, [], "--lora: no"),
+        ("clip_skip: no; `embedding=['c']`", Spectrum, [], "--clip-skip: no; --embedding c"),
+        ("unet: no `lora`; `unet`", PaperFigures, [], "unet: no --lora; --unet"),
+        ("height: expected a multiple of 8", Generate, [], "--height: expected a multiple of 8"),
         ("score: `state=1`", Audit, [], "score: state=1"),
         ("prompts: got 'a `seed=abc` cat' twice", Audit, [], "--prompts: got 'a `seed=abc` cat' twice"),
         ("out: expected an empty directory", Audit, ["--out=./out"], "out: expected an empty directory"),

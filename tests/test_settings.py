@@ -163,7 +163,7 @@ class TestIgnoredSettings:
         assert model.reading.decisions == {
             "ignored_settings": {"unet/config.json: my_setting": "'x'", "text_encoder/config.json: other": "1"}
         }
-        with pytest.raises(ValueError, match=r"ignore_settings: expected a list of names, got one text; write \['my"):
+        with pytest.raises(ValueError, match=r"ignore_settings: expected a list, got one text; write \['my"):
             StableDiffusion.load(folder, ignore_settings="my_setting")
 
 

@@ -262,10 +262,8 @@ def test_export_in_half_precision_loads_in_both(models, tmp_path):
 def test_bad_input_is_named(models):
     _, model = models
     cond, x = jnp.zeros((77, 32)), jnp.zeros((8, 8, 4))
-    with pytest.raises(ValueError, match=r"x: expected one latent \(rows, columns, 4\) .* got shape \(4, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"x: expected one latent \(rows, columns, 4\), got shape \(4, 8, 8\)"):
         model.score(model.state, x.transpose(2, 0, 1), jnp.int32(1), cond)
-    with pytest.raises(ValueError, match=r"sides that are multiples of 2, got shape"):
-        model.score(model.state, x[:7], jnp.int32(1), cond)
     with pytest.raises(ValueError, match=r"cond: expected a prompt's embedding \(tokens, 32\), got None"):
         model.score(model.state, x, jnp.int32(1), None)
     with pytest.raises(ValueError, match=r"cond: expected a prompt's embedding .* got \(77, 16\)"):

@@ -367,7 +367,6 @@ class TestConfigs:
             ({"attention_head_dim": [4]}, "attention_head_dim: expected a whole number of at least 1, or 2 of them"),
             ({"attention_head_dim": 5}, "attention_head_dim: expected numbers of heads that divide"),
             ({"norm_num_groups": 7}, "norm_num_groups: expected a divisor of"),
-            ({"sample_size": 7}, "sample_size: expected a multiple of 2, got 7"),
             ({"down_block_types": ["DownBlock2D", "AttnDownBlock2D"]}, "down_block_types: expected 2 of"),
             ({"block_out_channels": 32}, "block_out_channels: expected a list of whole numbers"),
             ({"act_fn": "gelu"}, "act_fn: expected 'silu' or 'swish', got 'gelu'"),

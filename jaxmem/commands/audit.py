@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from jaxmem.commands.flags import in_flags
-from jaxmem.commands.output import is_run, model_name, open_model, open_trained, say, say_result, show_run, write_page
-from jaxmem.config import AuditConfig, FilesConfig, VerbatimConfig
+from jaxmem.commands.output import model_name, open_model, say, say_result, show_run, write_page
+from jaxmem.config import AuditConfig, FilesConfig, PartsConfig, VerbatimConfig
+from jaxmem.runs.manifest import is_run
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,9 @@ class Audit:
     """
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")] = ""
-    """A diffusers folder, a hub id such as CompVis/stable-diffusion-v1-4, or a run of jaxmem reproduce mnist, whose
-    prompts are its two digits; by default the small model shipped."""
+    """A diffusers folder, a hub id such as CompVis/stable-diffusion-v1-4 (owner/name@revision for one of its
+    revisions), a single .safetensors file, or a run of jaxmem reproduce mnist, whose prompts are its two digits; by
+    default the small model shipped."""
     prompts: tuple[Path, ...] = ()
     """Files of prompts: .txt, .csv or .tsv with any separator, .json, .jsonl, .parquet; also .gz of the text ones, a
     folder with one caption per .txt file, or - for standard input. With labels and categories or without."""
@@ -45,6 +47,9 @@ class Audit:
     """What to compute on; by default JAX's choice."""
     config: Annotated[AuditConfig, tyro.conf.arg(name="")] = field(default_factory=AuditConfig)
     files: Annotated[FilesConfig, tyro.conf.arg(name="")] = field(default_factory=FilesConfig)
+    parts: Annotated[PartsConfig, tyro.conf.arg(name=""), tyro.conf.UseAppendAction] = field(
+        default_factory=PartsConfig
+    )
 
     def __call__(self) -> None:
         from jaxmem.prompts import gather
@@ -81,7 +86,7 @@ class Audit:
         from jaxmem.audit import audit, audit_cost
         from jaxmem.runs.progress import show_progress
 
-        opened = (open_trained if trained else open_model)(model, self.files)
+        opened = open_model(model, self.files, self.parts)
         if self.dry_run or self.out is None:
             say_result(f"audited model: {name}")
             audit_cost(opened, found, config, neutral=neutral, say=say_result)

@@ -7,6 +7,7 @@ of ``another folder`` where a new run has to go, which is what every command cal
 
 import ast
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,6 +20,7 @@ from tyro.conf import Positional
 # Arguments of the library that several flags of a command give.
 _SEVERAL = {"neutral": ("reference", "neutral")}
 _RENAMED = {"ignore_settings": ("ignore_setting",)}
+_PARTS = {"unet"}  # of a model: a message about one begins with its name, whatever the argument is called
 _CALLS = {"jaxmem.report.figures.draw": "jaxmem figures"}  # functions that are commands
 _POSITIONAL = get_args(Positional[str])[1]
 
@@ -64,7 +66,7 @@ def as_flags(message: str, command: type[Any] | None, arguments: Sequence[str]) 
 
     # A folder may be called as an argument is: then the first word is no name of an argument.
     paths = {str(Path(value)) for argument in arguments for value in (argument, argument.partition("=")[2]) if value}
-    if lead and part not in paths:
+    if lead and part not in paths | _PARTS:
         translated = " + ".join(flag(name) or name for name in part.split(" + "))
         message = translated + message[lead.end() :]
     message = re.sub(r"`([a-z0-9_.]+)`", lambda match: flag(match[1]) or _CALLS.get(match[1], match[1]), message)
@@ -100,7 +102,8 @@ def _with_value(flag: str | None, name: str, value: str) -> str:
         return f"`{name}={value}`"
     if flag is None:
         return f"{name}={value}"
-    return " ".join([flag, *map(str, values if isinstance(values, list) else [values])])
+    texts = map(str, values if isinstance(values, list) else [values])
+    return " ".join([flag, *map(shlex.quote, texts)])
 
 
 def _dashed(name: str) -> str:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxmem.commands.flags import in_flags
-from jaxmem.config import FilesConfig
+from jaxmem.config import FilesConfig, PartsConfig
+from jaxmem.runs.manifest import is_run
 from jaxmem.terminal import visible
 
 
@@ -20,40 +21,32 @@ def say_result(line: str) -> None:
     print(visible(in_flags(line)))
 
 
-def is_run(source: str) -> bool:
-    """Whether a source of a model is the folder of a run, not of a diffusers model."""
-    return (Path(source) / "manifest.json").is_file()
-
-
-def open_model(source: str, files: FilesConfig) -> Any:
-    """Open a Stable Diffusion model as the flags say; its warnings and what may surprise come first."""
-    if is_run(source):
-        raise ValueError(
-            f"MODEL: expected a diffusers folder or a hub id, got a run of jaxmem ({source}), which jaxmem audit takes"
-        )
-    from jaxmem.stable_diffusion.pipeline import StableDiffusion
+def open_model(source: str, files: FilesConfig, parts: PartsConfig) -> Any:
+    """Open a model as the flags say; its warnings and what may surprise come first."""
+    from jaxmem.sources.load import load
 
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # said below, as lines
-        model = StableDiffusion.load(
-            source, ignore_settings=files.ignore_setting, prediction_type=files.prediction_type
+        model = load(
+            source,
+            ignore_settings=files.ignore_setting,
+            prediction_type=files.prediction_type,
+            say=say,
+            **vars(parts),
         )
-    for note in model.reading.notes:
-        say(note)
-    for warning in model.reading.warnings:
+    for warning in model.warnings:
         say(f"warning: {warning}")
     return model
 
 
-def open_trained(source: str, files: FilesConfig) -> Any:
-    """Open the network that a run trained; flags about a model's files have no meaning there."""
-    from jaxmem.experiments.mnist import load_model
+def open_stable_diffusion(source: str, files: FilesConfig, parts: PartsConfig) -> Any:
+    """As `open_model`, for commands that Stable Diffusion 1 and 2 have alone."""
+    from jaxmem.stable_diffusion.pipeline import StableDiffusion
 
-    if files != FilesConfig():
-        raise ValueError(
-            f"files: expected no `ignore_setting` and no `prediction_type` for a run of jaxmem ({source}), which has"
-            f" no files of diffusers"
-        )
-    return load_model(source)
+    model = None if is_run(source) else open_model(source, files, parts)
+    if isinstance(model, StableDiffusion):
+        return model
+    what = f"a run of jaxmem ({source})" if model is None else f"a {type(model).__name__}"
+    raise ValueError(f"MODEL: expected a Stable Diffusion 1 or 2 model, got {what}, which jaxmem audit takes")
 
 
 def model_name(source: str) -> str:

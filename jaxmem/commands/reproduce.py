@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from jaxmem.commands.output import model_name, open_model, say, say_result, show_run, write_page
-from jaxmem.config import AuditConfig, FilesConfig, MnistConfig, Toy2dConfig, VerbatimConfig
+from jaxmem.commands.output import model_name, open_stable_diffusion, say, say_result, show_run, write_page
+from jaxmem.config import AuditConfig, FilesConfig, MnistConfig, PartsConfig, Toy2dConfig, VerbatimConfig
 from jaxmem.terminal import visible
 
 Preset = Literal["small", "paper"]
@@ -75,7 +75,7 @@ class PaperFigures:
     """The paper's Figures 6 and 7 and Appendix A of any Stable Diffusion model, from labelled prompts (section 5.3)."""
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
-    """A diffusers folder, or a hub id such as CompVis/stable-diffusion-v1-4."""
+    """A diffusers folder, a hub id such as CompVis/stable-diffusion-v1-4, or a single .safetensors file."""
     config: Annotated[AuditConfig, tyro.conf.arg(name="")]
     prompts: tuple[Path, ...]
     """Files of prompts with a column of categories, see jaxmem audit."""
@@ -88,6 +88,9 @@ class PaperFigures:
     preset: Preset = "small"
     """A first look, or the paper's counts over timesteps. Other flags change single values of it."""
     files: Annotated[FilesConfig, tyro.conf.arg(name="")] = field(default_factory=FilesConfig)
+    parts: Annotated[PartsConfig, tyro.conf.arg(name=""), tyro.conf.UseAppendAction] = field(
+        default_factory=PartsConfig
+    )
 
     def __call__(self) -> None:
         from jaxmem.prompts import NO_PROMPT, first_of_each, gather
@@ -101,7 +104,7 @@ class PaperFigures:
         from jaxmem.audit import audit, audit_cost
         from jaxmem.runs.progress import show_progress
 
-        model, name = open_model(self.model, self.files), model_name(self.model)
+        model, name = open_stable_diffusion(self.model, self.files, self.parts), model_name(self.model)
         if self.dry_run or self.out is None:
             say_result(f"audited model: {name}")
             audit_cost(model, prompts, self.config, say=say_result)

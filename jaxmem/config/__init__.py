@@ -11,7 +11,7 @@ from jaxmem.config.experiments import (
     Toy2dConfig,
     VerbatimConfig,
 )
-from jaxmem.config.models import AuditConfig, FilesConfig, GenerateConfig, SpectrumConfig
+from jaxmem.config.models import AuditConfig, FilesConfig, GenerateConfig, PartsConfig, SpectrumConfig
 from jaxmem.config.training import AutoencoderConfig, TrainingConfig
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "FilesConfig",
     "GenerateConfig",
     "MnistConfig",
+    "PartsConfig",
     "SpectrumConfig",
     "Toy2dConfig",
     "TrainingConfig",

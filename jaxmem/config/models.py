@@ -1,6 +1,7 @@
 """What is asked of a model: to read its files, images and spectra of prompts, an audit."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from jaxmem.config.checks import LAST_SEED, at_least, in_range, whole_in_range
@@ -14,6 +15,24 @@ class FilesConfig:
     """Names of settings that are refused and, as you know, cannot change what the model computes. Recorded."""
     prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = None
     """What the network predicts, in place of what the scheduler's file says. Recorded."""
+
+
+@dataclass(frozen=True)
+class PartsConfig:
+    """What is put into a model, or in place of its parts. Recorded."""
+
+    lora: tuple[str, ...] = ()
+    """A LoRA that is fused into the model, FILE or FILE:SCALE; once for each."""
+    embedding: tuple[Path, ...] = ()
+    """A .safetensors file of a textual inversion, whose word prompts may then have; once for each."""
+    unet: Path | None = None
+    """Folder of another UNet for this model, as training leaves it: checkpoint-500/unet, or checkpoint-500."""
+    clip_skip: int | None = None
+    """Last layers of the text encoder that are left out, as diffusers counts them."""
+    height: int | None = None
+    """Of pictures, in pixels; by default the model's own."""
+    width: int | None = None
+    """Of pictures, in pixels; by default the model's own."""
 
 
 @dataclass(frozen=True)

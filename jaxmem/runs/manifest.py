@@ -14,6 +14,11 @@ FORMAT = 2  #: of a run's folder; 1 (jaxmem 0.1) had one array per ``.npy`` file
 PACKAGES = ("jaxmem", "jax", "jaxlib", "flax", "optax", "numpy")
 
 
+def is_run(source: Any) -> bool:
+    """Whether a source of a model is the folder of a run, not of a diffusers model."""
+    return isinstance(source, str | Path) and (Path(source) / "manifest.json").is_file()
+
+
 def describe(config: dict[str, Any], provenance: dict[str, Any]) -> dict[str, Any]:
     """What must be the same to continue a run, as JSON values.
 

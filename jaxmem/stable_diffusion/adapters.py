@@ -16,7 +16,7 @@ from typing import NoReturn
 from safetensors import SafetensorError, safe_open
 
 _SAFE = ".safetensors"
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _OLD_PICKLES = 4  # one after another in a file of PyTorch before 1.6: number, version, system, object
 _DEPTH = 2  # folders below the model's that are looked into
 # Names of low-rank and other additions to weights, as diffusers, peft, kohya and LyCORIS spell them.
@@ -34,16 +34,14 @@ _OTHERS = {
 _IP_ADAPTER = {"image_proj", "ip_adapter"}  # of a pickle: two tables, whose own keys are numbers and plain layers
 
 MERGE_LIVE = "pipe.fuse_lora(); pipe.unload_lora_weights()"
-_MERGE = f"""merge it in diffusers and load what that saves:
-    pipe = StableDiffusionPipeline.from_pretrained(folder)
-    pipe.load_lora_weights(file); {MERGE_LIVE}; pipe.save_pretrained(new_folder)"""
+_CONVERT = (
+    "convert it where you trust it, safetensors.torch.save_file(torch.load(file, weights_only=True), new_file), as a"
+    " pickle can run any code when loaded"
+)
 _MERGE_PEFT = """merge it with peft and load what diffusers saves:
     pipe = StableDiffusionPipeline.from_pretrained(folder)
     pipe.unet = PeftModel.from_pretrained(pipe.unet, adapter).merge_and_unload()  # so the text encoder's
     pipe.save_pretrained(new_folder)"""
-_INVERT = """put it into the model with diffusers and load what that saves:
-    pipe = StableDiffusionPipeline.from_pretrained(folder)
-    pipe.load_textual_inversion(file); pipe.save_pretrained(new_folder)"""
 
 
 def is_lora(tensors: Iterable[str]) -> bool:
@@ -61,12 +59,17 @@ def refuse_unmerged(tensors: Iterable[str], where: str) -> None:
     if found:
         raise ValueError(
             f"{where}: expected weights without LoRA layers, got {len(found)} tensors of such layers ({found[0]}, ...),"
-            f" which jaxmem does not add to the weights; merge them in the diffusers pipeline that has them:"
+            f" which are not added to the weights of a folder; merge them in the diffusers pipeline that has them:"
             f" {MERGE_LIVE}; then load it again, or save and load it"
         )
 
 
-def refuse_beside(folder: Path, read: Collection[Path], added_tokens: Callable[[], Collection[str]]) -> None:
+def refuse_beside(
+    folder: Path,
+    read: Collection[Path],
+    added_tokens: Callable[[], Collection[str]],
+    given: Collection[Path] = (),
+) -> None:
     """Refuse a model's folder that holds files beside the model which would change its function, and are not read.
 
     Training checkpoints (``checkpoint-*``), pictures, optimizer states, whole checkpoints and other files of weights
@@ -77,25 +80,28 @@ def refuse_beside(folder: Path, read: Collection[Path], added_tokens: Callable[[
         read: the files whose every tensor the loader accounts for (`refuse_unmerged`).
         added_tokens: gives the tokens that the model's tokenizer has beside CLIP's; asked where there are textual
             inversions.
+        given: files that are put into the model, with links followed.
 
     Raises:
         ValueError: naming every such file, with what to do.
     """
     known: Collection[str] | None = None
     found: dict[str, list[str]] = {}
+    first: dict[str, Path] = {}
     for path in _files(folder, _DEPTH if (folder / "model_index.json").is_file() else 0):
-        kind = None if path in read else kind_of(path)
+        kind = None if path in read or path.resolve() in given else kind_of(path)
         name = str(path.relative_to(folder))
-        if kind == _INVERSION:
+        if kind == INVERSION:
             known = added_tokens() if known is None else known
             missing = [word for word in _inverted(path, known) if word not in known]
             if not missing:
                 continue
             name += f" ({', '.join(missing)}, not in the tokenizer)"
-        if kind is not None and kind != _CHECKPOINT:
+        if kind is not None and kind != CHECKPOINT:
             found.setdefault(kind, []).append(name)
+            first.setdefault(kind, path)
     if found:
-        problems = [f"{_few(names)}: {kind}; {_remedy(kind)}" for kind, names in found.items()]
+        problems = [f"{_few(names)}: {kind}; {remedy(kind, first[kind])}" for kind, names in found.items()]
         raise ValueError(
             f"{folder}: expected a model alone, got files in it that change its function and that jaxmem does not"
             " read; for the model without them, move them elsewhere:\n  " + "\n  ".join(problems)
@@ -106,7 +112,7 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def refuse_listed(name: str, files: Iterable[str]) -> None:
+def refuse_listed(repository: str, revision: str | None, files: Iterable[str]) -> None:
     """Refuse a repository of the hub for what its list of files tells, before anything is downloaded.
 
     Raises:
@@ -115,15 +121,16 @@ def refuse_listed(name: str, files: Iterable[str]) -> None:
     found = []
     for file in files:
         path = PurePosixPath(file)
-        loadable = path.suffix.lower() in (_SAFE, *_PICKLES) or path.name == "adapter_config.json"
+        loadable = path.suffix.lower() in (_SAFE, *PICKLES) or path.name == "adapter_config.json"
         if len(path.parts) <= _DEPTH and not _is_passed_over(path.parts[0]) and loadable:
             found += [file] if _LORA_FILE.search(path.name) or _CUSTOM_FILE.search(path.name) else []
     if found:
+        at = "" if revision is None else f"revision={revision!r}, "
         raise ValueError(
-            f"{name}: expected a model alone, got LoRA files or others beside it that change its function and that"
-            f" jaxmem does not read ({_few(found)}); if it is a LoRA, {_MERGE}\n  for the model without them, give the"
-            f" folder of a download without them:\n"
-            f"    huggingface_hub.snapshot_download({name!r}, ignore_patterns={found!r}, local_dir=new_folder)"
+            f"{repository}: expected a model alone, got LoRA files or others beside it that change its function and"
+            f" that jaxmem does not read ({_few(found)}); give the folder of a download without them, and a LoRA that"
+            f" you want in it as `lora`:\n    huggingface_hub.snapshot_download({repository!r}, {at}"
+            f"ignore_patterns={found!r}, local_dir=new_folder)"
         )
 
 
@@ -141,53 +148,64 @@ def refuse_file(path: Path) -> NoReturn:
     kind = kind_of(path)
     homes = [folder for folder in (path.parent, path.parent.parent) if (folder / "model_index.json").is_file()]
     if kind is None and homes:
-        remedy = f"it belongs to the model in {homes[0]}; give that folder"
-    elif kind is None or kind == _CHECKPOINT:
-        remedy = (
-            "single-file checkpoints are converted with diffusers:"
+        what = f"it belongs to the model in {homes[0]}; give that folder"
+    elif kind is None or path.suffix.lower() in PICKLES:
+        what = (
+            "of files jaxmem.load opens whole .safetensors checkpoints of Stable Diffusion; others, and pickles that"
+            " you trust, are converted with diffusers:"
             " StableDiffusionPipeline.from_single_file(file).save_pretrained(folder)"
         )
+    elif kind == CHECKPOINT:
+        what = "jaxmem.load opens it"
     else:
-        remedy = _remedy(kind)
-    raise ValueError(f"{path}: expected the folder of a diffusers model, got {kind or 'a file'}; {remedy}")
+        what = remedy(kind, path)
+        if kind in (LORA, INVERSION):
+            what = f"give the model that it was made for as well; {what}"
+    raise ValueError(f"{path}: expected the folder of a diffusers model, got {kind or 'a file'}; {what}")
 
 
 def kind_of(path: Path) -> str | None:
     """What a file is, if it is something that changes a model or a model of its own."""
     if path.name == "adapter_config.json":
-        return _PEFT
+        return PEFT
     if path.name.startswith("adapter_model.") and path.with_name("adapter_config.json").is_file():
-        return _PEFT
-    if path.suffix.lower() not in (_SAFE, *_PICKLES):
+        return PEFT
+    if path.suffix.lower() not in (_SAFE, *PICKLES):
         return None
     names = _names(path)
     if any(map(_CUSTOM_FILE.search, names)) or _CUSTOM_FILE.search(path.name):
         return _CUSTOM
     if is_lora(names) or (not names and _LORA_FILE.search(path.name)):
-        return _LORA_KIND
+        return LORA
     for kind, starts in _OTHERS.items():
         if any(name.startswith(starts) for name in names):
             return kind
     if set(names) >= _IP_ADAPTER:
         return "an IP-Adapter"
     if any(name.startswith(("model.diffusion_model.", "first_stage_model.")) for name in names):
-        return _CHECKPOINT
+        return CHECKPOINT
     # A pickle has other texts beside its words: those of the functions that rebuild its tensors.
     every = all if path.suffix.lower() == _SAFE else any
     is_inversion = bool(_INVERSION_KEYS & set(names)) or (len(names) > 0 and every(map(_is_word, names)))
-    return _INVERSION if is_inversion or _INVERSION_FILE.search(path.name) else None
+    return INVERSION if is_inversion or _INVERSION_FILE.search(path.name) else None
 
 
-_LORA_KIND = "a LoRA"
-_PEFT = "a LoRA of peft"
-_INVERSION = "a textual inversion"
-_CHECKPOINT = "a whole checkpoint"
+LORA = "a LoRA"
+PEFT = "a LoRA of peft"
+INVERSION = "a textual inversion"
+CHECKPOINT = "a whole checkpoint"
 _CUSTOM = "layers of Custom Diffusion"
 
 
-def _remedy(kind: str) -> str:
-    if kind in (_LORA_KIND, _PEFT, _INVERSION):
-        return {_LORA_KIND: _MERGE, _PEFT: _MERGE_PEFT, _INVERSION: _INVERT}[kind]
+def remedy(kind: str, path: Path) -> str:
+    """What to do about a file of a kind that changes a model."""
+    if kind in (LORA, INVERSION):
+        name, does = ("lora", "fuses") if kind == LORA else ("embedding", "adds")
+        if path.suffix.lower() in PICKLES:
+            return f"{_CONVERT}; jaxmem.load {does} the new file, given as `{name}`"
+        return f"jaxmem.load {does} it: `{name}={[str(path)]!r}`"
+    if kind == PEFT:
+        return _MERGE_PEFT
     if kind == _CUSTOM:
         return "jaxmem does not have these layers of attention, and diffusers has no call that merges them"
     return "jaxmem computes the score of a prompt alone, which has no input for it"

@@ -1,5 +1,6 @@
 """Parts of a model, checked and not loaded yet, whether they lie in a folder or in a live pipeline."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -10,14 +11,16 @@ from flax import nnx
 from jaxmem.runs import memory
 from jaxmem.stable_diffusion import weights
 from jaxmem.stable_diffusion.configs import SchedulerConfig, TextEncoderConfig, UNetConfig, VAEConfig
-from jaxmem.stable_diffusion.settings import Reading
+from jaxmem.stable_diffusion.settings import Reading, is_size, is_whole
 from jaxmem.stable_diffusion.tensors import Tensor
 from jaxmem.stable_diffusion.text_encoder import TextEncoder
 from jaxmem.stable_diffusion.unet import UNet
 from jaxmem.stable_diffusion.vae import VAE
 
 NETWORKS = ("unet", "text_encoder", "vae")
-_PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
+#: of diffusers, whose function is that of UNet, text encoder and autoencoder
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
+_PIXELS = 8  # sides of pictures are multiples of it in diffusers' pipelines, whatever their autoencoder
 Configs = tuple[UNetConfig, TextEncoderConfig, VAEConfig, SchedulerConfig]
 
 
@@ -84,9 +87,9 @@ def check_class(name: Any, where: str, remedy: str) -> None:
     Raises:
         ValueError: ``name`` is not of a text-to-image pipeline of Stable Diffusion 1.x or 2.x.
     """
-    if name not in _PIPELINES:
+    if name not in PIPELINES:
         raise ValueError(
-            f"{where}: expected a {' or '.join(_PIPELINES)}, got {name!r}; jaxmem reads Stable Diffusion 1.x and 2.x"
+            f"{where}: expected a {' or '.join(PIPELINES)}, got {name!r}; jaxmem reads Stable Diffusion 1.x and 2.x"
             f" from text to image, and the function that it would audit is not the one that this pipeline runs; where"
             f" such a model is in it, {remedy} is the model alone"
         )
@@ -103,3 +106,28 @@ def check_fit(unet: UNetConfig, text: TextEncoderConfig, vae: VAEConfig) -> None
             f"vae and unet: expected latent_channels equal to in_channels, got {vae.latent_channels} and"
             f" {unet.in_channels}; they are of different models"
         )
+
+
+def check_skip(skip: Any, text: TextEncoderConfig) -> None:
+    if not is_whole(skip) or not 0 <= skip <= text.num_hidden_layers:
+        raise ValueError(
+            f"clip_skip: expected a whole number from 0 to {text.num_hidden_layers}, the layers of the text encoder,"
+            f" got {skip!r}"
+        )
+
+
+def latent_shape(unet: UNetConfig, vae: VAEConfig, reading: Reading) -> tuple[int, int, int]:
+    """The shape of one latent, (rows, columns, channels), of the UNet's settings or of pictures of a given size.
+
+    Raises:
+        ValueError: the size is no multiple of 8, as diffusers wants it, or of what a latent's pixel covers.
+    """
+    multiple, sides = math.lcm(_PIXELS, vae.downscale), []
+    for name, pixels in (("height", reading.height), ("width", reading.width)):
+        if pixels is not None and (not is_size(pixels) or pixels % multiple):
+            raise ValueError(f"{name}: expected a multiple of {multiple} pixels, as in diffusers, got {pixels!r}")
+        sides.append(unet.sample_size if pixels is None else pixels // vae.downscale)
+    rows, columns = sides
+    if rows != unet.sample_size or columns != unet.sample_size:
+        reading.chosen["latent_shape"] = [rows, columns, unet.in_channels]
+    return rows, columns, unet.in_channels

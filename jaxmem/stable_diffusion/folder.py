@@ -1,5 +1,6 @@
 """A diffusers folder, read into the parts of a model or written from them."""
 
+import os
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
@@ -38,10 +39,12 @@ def read_folder(source: str | Path, reading: Reading) -> Parts:
         ValueError: as `StableDiffusion.load`.
         OSError: the hub cannot be reached.
     """
-    folder = find_model(source, reading.notes)
+    folder = find_model(source, reading.notes, with_unet=reading.unet is None)
+    unet = folder / "unet" if reading.unet is None else find_unet(reading.unet, reading)
     layouts = {"unet": weights.UNET, "text_encoder": weights.TEXT_ENCODER, "vae": weights.VAE}
     read = {file for part, layout in layouts.items() for file in files_read(folder / part, layout.basename)}
-    adapters.refuse_beside(folder, read, lambda: read_tokenizer(folder / "tokenizer").added_tokens_encoder)
+    tokens = lambda: read_tokenizer(folder / "tokenizer").added_tokens_encoder  # noqa: E731
+    adapters.refuse_beside(folder, read, tokens, reading.given)
     index = read_json(model_file(folder, "model_index.json"), "download it again")
     check_class(
         index.get("_class_name"),
@@ -49,9 +52,12 @@ def read_folder(source: str | Path, reading: Reading) -> Parts:
         "StableDiffusionPipeline.from_pretrained(folder).save_pretrained(other)",
     )
     _check_index(folder, index)
+    if reading.unet is None:
+        model_file(folder, "unet/config.json")
 
     def config(part: str, name: str = "config.json") -> dict[str, Any]:
-        found = read_json(model_file(folder, f"{part}/{name}"), "download it again")
+        path = unet / name if part == "unet" else model_file(folder, f"{part}/{name}")
+        found = read_json(path, "download it again")
         # diffusers makes the class of model_index.json, whatever the settings say; its defaults go with it.
         if part == "scheduler" and found.get("_class_name", index[part][1]) != index[part][1]:
             raise ValueError(
@@ -61,12 +67,38 @@ def read_folder(source: str | Path, reading: Reading) -> Parts:
         return {"_class_name": index[part][1], **found} if part == "scheduler" else found
 
     def tensors(part: str, layout: weights.Layout) -> list[Tensor]:
-        return read_tensors(folder / part, layout.basename)
+        return read_tensors(unet if part == "unet" else folder / part, layout.basename)
 
     if not (folder / "tokenizer/tokenizer.json").is_file():
         for name in ("vocab.json", "merges.txt"):
             model_file(folder, f"tokenizer/{name}")
     return read_parts(config, tensors, partial(read_tokenizer, folder / "tokenizer"), reading)
+
+
+def find_unet(path: Path, reading: Reading) -> Path:
+    """The folder of a UNet that a training left: ``path`` itself or its ``unet``; named in what was chosen.
+
+    Raises:
+        ValueError: there is none, or beside it lies what changes its function and is not read.
+    """
+    path = Path(os.path.expanduser(path))
+    found = next((folder for folder in (path, path / "unet") if (folder / "config.json").is_file()), None)
+    if found is None:
+        for file in sorted(path.iterdir()) if path.is_dir() else ():
+            if (kind := adapters.kind_of(file)) in (adapters.LORA, adapters.PEFT):
+                what = adapters.remedy(kind, file)
+                raise ValueError(f"another `unet`: expected a folder, got {path} with {kind}, {file.name}; {what}")
+        average = path / "unet_ema"
+        remedy = f"; give {average}" if (average / "config.json").is_file() else ""
+        raise ValueError(
+            f"another `unet`: expected a folder as diffusers saves it, with config.json, or one that has it as unet,"
+            f" got {path}, which {'has neither' if path.is_dir() else 'is no folder'}{remedy}"
+        )
+    if found != path and (path / "unet_ema").is_dir():
+        reading.notes.append(f"{path}: unet is read; for the average of weights give {path / 'unet_ema'}")
+    adapters.refuse_beside(found, set(files_read(found, weights.UNET.basename)), lambda: (), reading.given)
+    reading.chosen["unet_weights"] = "/".join(found.resolve().parts[-2:])
+    return found
 
 
 def _check_index(folder: Path, index: dict[str, Any]) -> None:

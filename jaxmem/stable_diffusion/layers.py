@@ -212,12 +212,15 @@ class Downsample(nnx.Module):
 
 
 class Upsample(nnx.Module):
-    """Every pixel twice in each direction, then a 3×3 convolution."""
+    """Every pixel twice in each direction, the last ones beyond ``size`` left out, then a 3×3 convolution."""
 
     def __init__(self, features: int, *, rngs: nnx.Rngs) -> None:
         self.conv = Conv(features, features, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "rows columns features"]) -> Float[Array, "..."]:
+    def __call__(
+        self, x: Float[Array, "rows columns features"], size: tuple[int, ...] | None = None
+    ) -> Float[Array, "..."]:
         rows, columns, features = x.shape
         x = jnp.broadcast_to(x[:, None, :, None], (rows, 2, columns, 2, features))
-        return self.conv(x.reshape(2 * rows, 2 * columns, features))
+        x = x.reshape(2 * rows, 2 * columns, features)
+        return self.conv(x if size is None else x[: size[0], : size[1]])

@@ -38,8 +38,10 @@ def read_live(pipeline: Any, reading: Reading, say: Say) -> Parts:
     return parts._replace(components=components)
 
 
-def check(pipeline: Any) -> None:
+def check(pipeline: Any, *, with_lora: bool = False) -> None:
     """Refuse what is no such pipeline, and one whose function was changed outside its settings and weights.
+
+    LoRA layers are such a change, unless they are still to be fused (``with_lora``).
 
     Raises:
         ValueError: naming what is missing, or every change.
@@ -61,24 +63,27 @@ def check(pipeline: Any) -> None:
                 f" {'; '.join(f'del {name}.{method}' for method in methods)}"
             )
     for part in NETWORKS:
-        problems += _changes(getattr(pipeline, part), part)
+        problems += _changes(getattr(pipeline, part), part, with_lora)
     if problems:
         raise ValueError(
             "live pipeline: jaxmem cannot see or does not support these changes:\n  " + "\n  ".join(problems)
         )
 
 
-def _changes(module: Any, part: str) -> list[str]:
+def _changes(module: Any, part: str, with_lora: bool) -> list[str]:
     """What was done to a network beside its weights, as far as it can be seen; a comparison notices the rest."""
     if hasattr(module, "_orig_mod"):
         return [f"{part}: compiled by torch.compile; give it back with pipe.{part} = pipe.{part}._orig_mod"]
     processors = {type(one).__name__ for one in getattr(module, "attn_processors", {}).values()}
-    if (
+    if not with_lora and (
         getattr(module, "_hf_peft_config_loaded", False)
         or any("lora" in name.lower() for name in processors)
         or adapters.is_lora(name for name, _ in module.named_parameters())
     ):
-        return [f"{part}: LoRA layers that are not merged, also where they are disabled; call {adapters.MERGE_LIVE}"]
+        return [
+            f"{part}: LoRA layers that are not merged, also where they are disabled; jaxmem.load merges the active ones"
+            f" in a copy, or call {adapters.MERGE_LIVE}"
+        ]
     if getattr(module, "encoder_hid_proj", None) is not None or any("IPAdapter" in name for name in processors):
         return [f"{part}: an IP-Adapter, or another input beside the prompt; call pipe.unload_ip_adapter()"]
     problems = []

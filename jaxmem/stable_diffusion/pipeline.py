@@ -8,7 +8,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -22,14 +21,14 @@ from jaxmem.samplers import DDIM
 from jaxmem.sampling import sample_path
 from jaxmem.score import NetworkScore, with_guidance
 from jaxmem.stable_diffusion import weights
-from jaxmem.stable_diffusion.components import Component, Configs, Maker, check_fit
+from jaxmem.stable_diffusion.components import Component, Configs, Maker, check_fit, check_skip, latent_shape
 from jaxmem.stable_diffusion.configs import SchedulerConfig
 from jaxmem.stable_diffusion.configs.scheduler import PREDICTION_TYPES
 from jaxmem.stable_diffusion.folder import read_folder, write_folder
 from jaxmem.stable_diffusion.live import read_live
 from jaxmem.stable_diffusion.live_comparison import unproven
-from jaxmem.stable_diffusion.settings import Reading
-from jaxmem.stable_diffusion.text_encoder import TextEncoder
+from jaxmem.stable_diffusion.settings import Reading, as_list
+from jaxmem.stable_diffusion.text_encoder import TextEncoder, encode_text
 from jaxmem.stable_diffusion.tokenizer import tokenize, whole_tokens
 from jaxmem.stable_diffusion.unet import UNet
 from jaxmem.stable_diffusion.vae import VAE, decode_latents, mean_latents
@@ -57,8 +56,9 @@ class StableDiffusion(Model):
         self.components = dict(components)
         self._make_tokenizer = make_tokenizer
         self._loaded: dict[str, tuple[nnx.GraphDef, nnx.State]] = {}
-        side = self.unet_config.sample_size
-        self.shape = (side, side, self.unet_config.in_channels)  #: shape of one latent, (64, 64, 4) for 1.x
+        #: shape of one latent, (64, 64, 4) for 1.x where no other size of pictures was asked for
+        self.shape = latent_shape(self.unet_config, self.vae_config, self.reading)
+        check_skip(self.reading.clip_skip, self.text_encoder_config)
         self.schedule, self.prediction = self.scheduler.schedule, self.scheduler.prediction
         self.warnings = self.reading.warnings  #: what may be wrong with the model as it was read
         check_fit(*configs[:3])
@@ -98,9 +98,14 @@ class StableDiffusion(Model):
         Warns:
             UserWarning: the model may not be what its files make of it (`Reading.warnings`).
         """
-        if isinstance(ignore_settings, str):
-            raise ValueError(f"ignore_settings: expected a list of names, got one text; write [{ignore_settings!r}]")
-        reading = Reading(tuple(ignore_settings), prediction_type)
+        model = cls.read(source, Reading(as_list("ignore_settings", ignore_settings), prediction_type), say)
+        for text in model.warnings:
+            warnings.warn(text, stacklevel=2)
+        return model
+
+    @classmethod
+    def read(cls, source: Any, reading: Reading, say: Say = quiet) -> "StableDiffusion":
+        """`load` with all that can be decided, which raises the same; warns of nothing, ``warnings`` has it."""
         if isinstance(source, str | Path):
             model = cls(*read_folder(source, reading), reading)
         else:
@@ -109,8 +114,7 @@ class StableDiffusion(Model):
             for part in ("unet", "text_encoder"):
                 model.network(part)
             reading.warnings += unproven(source)
-        for text in reading.finish():
-            warnings.warn(text, stacklevel=2)
+        reading.finish()
         return model
 
     @classmethod
@@ -129,6 +133,13 @@ class StableDiffusion(Model):
         }
         configs = (unet.config, text_encoder.config, vae.config, scheduler)
         return cls(configs, components, lambda: tokenizer)
+
+    def settle(self) -> None:
+        """Read all networks and the tokenizer now, and let go of where they came from."""
+        for part, component in self.components.items():
+            self.network(part)
+            self.components[part] = component._replace(load=partial(self._loaded.__getitem__, part))
+        self._make_tokenizer = partial({"tokenizer": self.tokenizer}.__getitem__, "tokenizer")
 
     @property
     def bytes_to_read(self) -> int:
@@ -181,12 +192,14 @@ class StableDiffusion(Model):
     def embed(self, prompts: Sequence[str]) -> Float[Array, "n tokens features"]:
         """The text encoder's last hidden states; the empty prompt's is the unconditional one.
 
+        With ``clip_skip`` those of an earlier layer, after the final layer norm, as in diffusers.
+
         Raises:
             ValueError: the tokenizer gives a token that the text encoder does not know.
         """
         tokens = self.tokenize(prompts)
         graphdef, state = self.network("text_encoder")
-        return _encode_text(graphdef, state, tokens)
+        return encode_text(graphdef, state, tokens, self.reading.clip_skip)
 
     def tokenize(self, prompts: Sequence[str]) -> np.ndarray:
         """Token ids, shape (n, tokens): padded to the encoder's length, or cut to it, with a warning."""
@@ -272,16 +285,12 @@ class StableDiffusion(Model):
 
     def fingerprint(self, parts: Sequence[str] = ("unet", "text_encoder", "vae")) -> str:
         """SHA-256 over the parameters of these parts, as float32, in the order of keys; settings are not in it."""
-        digest = hashlib.sha256()
-        for part in parts:
-            state = self.network(part)[1]
-            for path, variable in sorted(nnx.to_flat_state(state), key=lambda item: tuple(map(str, item[0]))):
-                digest.update(".".join(map(str, path)).encode())
-                digest.update(np.ascontiguousarray(variable.get_value()).data)
-        return digest.hexdigest()
+        return weights.fingerprint(self.network(part)[1] for part in parts)
 
     def export(self, folder: str | Path, dtype: Any = np.float32) -> Path:
         """Write the model as a diffusers folder, which diffusers and `load` read; float32 loses nothing.
+
+        A folder has no place for ``clip_skip`` and the size of pictures: give them again.
 
         Raises:
             ValueError: the folder exists and is not empty, or a parameter does not fit into ``dtype``.
@@ -289,8 +298,3 @@ class StableDiffusion(Model):
         """
         configs = (self.unet_config, self.text_encoder_config, self.vae_config, self.scheduler)
         return write_folder(Path(folder), configs, self.network, self.tokenizer, dtype)
-
-
-@partial(jax.jit, static_argnums=0)
-def _encode_text(graphdef: nnx.GraphDef, state: nnx.State, tokens: Array) -> Array:
-    return jax.vmap(nnx.merge(graphdef, state))(tokens)

@@ -15,6 +15,7 @@ Anything else is refused, unless the user names it (`Reading.ignore_settings`).
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 #: About training, whatever the part: name and reason.
@@ -37,6 +38,12 @@ class Reading:
 
     ignore_settings: tuple[str, ...] = ()  #: names; a setting that would be refused is read as if it were not there
     prediction_type: str | None = None  #: in place of the scheduler file's, in diffusers' words
+    unet: Path | None = None  #: the folder of another UNet, read in place of the model's
+    clip_skip: int = 0  #: layers at the end of the text encoder that are left out
+    height: int | None = None  #: of pictures, in pixels; by default that of the UNet's settings
+    width: int | None = None  #: of pictures, in pixels; by default that of the UNet's settings
+    given: frozenset[Path] = frozenset()  #: files that are put into the model, with links followed
+    chosen: dict[str, Any] = field(default_factory=dict)  #: what became part of the model beside its files, by name
     ignored: dict[str, str] = field(default_factory=dict)  #: what was ignored by request: file and name, and the value
     warnings: list[str] = field(default_factory=list)  #: what may be wrong with the model as it was read
     notes: list[str] = field(default_factory=list)  #: what is as it should be and may surprise
@@ -55,13 +62,23 @@ class Reading:
         unused = [name for name in self.ignore_settings if not any(key.endswith(f": {name}") for key in self.ignored)]
         if unused:
             self.notes.append(f"ignore_settings: nothing was refused for {', '.join(unused)}, nothing is ignored")
+        self.warnings[:] = dict.fromkeys(self.warnings)  # a folder that diffusers opens is read twice
         return self.warnings
 
     @property
     def decisions(self) -> dict[str, Any]:
         """What the user decided and had an effect, for a run's manifest; empty without."""
         found: dict[str, Any] = {"ignored_settings": dict(self.ignored)} if self.ignored else {}
-        return found | ({"prediction_type": self.prediction_type} if self.prediction_type else {})
+        found |= {"prediction_type": self.prediction_type} if self.prediction_type else {}
+        found |= {"clip_skip": self.clip_skip} if self.clip_skip else {}
+        return found | self.chosen
+
+
+def as_list(name: str, values: Any) -> tuple[Any, ...]:
+    """An argument that is a list of texts or paths; one alone would be taken for its letters."""
+    if isinstance(values, str | Path):
+        raise ValueError(f"{name}: expected a list, got one text; write [{str(values)!r}]")
+    return tuple(values)
 
 
 class SettingsReader:

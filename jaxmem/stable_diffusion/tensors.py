@@ -1,5 +1,6 @@
 """Tensors of a checkpoint, from safetensors files or a live module: names and shapes now, numbers at their turn."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -24,6 +25,11 @@ class Tensor(NamedTuple):
     where: str  #: the file
     read: Callable[[], np.ndarray]
 
+    @property
+    def size(self) -> int:
+        """Of numbers in it."""
+        return math.prod(self.shape)
+
 
 def refuse(problems: list[str], where: str, shown: int = 12) -> None:
     """Raise a ValueError of all problems."""
@@ -44,7 +50,7 @@ def read_tensors(folder: Path, basename: str) -> list[Tensor]:
     """
     file = _chosen(folder, basename)
     if file is not None:
-        return _read_index(file) if file.suffix == ".json" else _read_file(file)
+        return _read_index(file) if file.suffix == ".json" else read_file(file)
     found = sorted(path.name for path in folder.glob("*") if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"))
     if found:
         raise ValueError(
@@ -96,7 +102,7 @@ def _shards(path: Path) -> tuple[dict[str, str], list[str]]:
 
 def _read_index(path: Path) -> list[Tensor]:
     content, files = _shards(path)
-    tensors = [tensor for name in files for tensor in _read_file(path.parent / name)]
+    tensors = [tensor for name in files for tensor in read_file(path.parent / name)]
     there = {(tensor.name, tensor.where) for tensor in tensors}
     listed = set(content.items())
     refuse(
@@ -107,7 +113,12 @@ def _read_index(path: Path) -> list[Tensor]:
     return tensors
 
 
-def _read_file(path: Path) -> list[Tensor]:
+def read_file(path: Path) -> list[Tensor]:
+    """The tensors of one safetensors file.
+
+    Raises:
+        ValueError: it is damaged.
+    """
     with _clear_errors(path), safe_open(path, framework="numpy") as file:
         slices = {name: file.get_slice(name) for name in file.offset_keys()}  # in the order of the bytes: one pass
         found = {name: (tuple(part.get_shape()), str(part.get_dtype())) for name, part in slices.items()}

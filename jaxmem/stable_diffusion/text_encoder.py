@@ -1,6 +1,7 @@
 """The CLIP text encoders of Stable Diffusion: ViT-L/14 (1.x) and OpenCLIP ViT-H (2.x)."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -87,14 +88,17 @@ class Encoder(nnx.Module):
     def __init__(self, config: TextEncoderConfig, *, rngs: nnx.Rngs) -> None:
         self.layers = nnx.List([EncoderLayer(config, rngs=rngs) for _ in range(config.num_hidden_layers)])
 
-    def __call__(self, x: Float[Array, "tokens features"]) -> Float[Array, "tokens features"]:
-        for layer in self.layers:
+    def __call__(self, x: Float[Array, "tokens features"], skip: int = 0) -> Float[Array, "tokens features"]:
+        for layer in list(self.layers)[: len(self.layers) - skip]:
             x = layer(x)
         return x
 
 
 class TextEncoder(nnx.Module):
-    """The last hidden state of a prompt's tokens, after the final layer norm: what conditions the UNet."""
+    """The last hidden state of a prompt's tokens, after the final layer norm: what conditions the UNet.
+
+    ``skip`` leaves out the last layers but not the norm: diffusers' ``clip_skip``.
+    """
 
     def __init__(self, config: TextEncoderConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
@@ -102,5 +106,11 @@ class TextEncoder(nnx.Module):
         self.encoder = Encoder(config, rngs=rngs)
         self.final_layer_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
 
-    def __call__(self, tokens: Int[Array, " tokens"]) -> Float[Array, "tokens features"]:
-        return self.final_layer_norm(self.encoder(self.embeddings(tokens)))
+    def __call__(self, tokens: Int[Array, " tokens"], skip: int = 0) -> Float[Array, "tokens features"]:
+        return self.final_layer_norm(self.encoder(self.embeddings(tokens), skip))
+
+
+@partial(jax.jit, static_argnums=(0, 3))
+def encode_text(graphdef: nnx.GraphDef, state: nnx.State, tokens: Array, skip: int) -> Array:
+    """What a network in parts gives for the tokens of each prompt, compiled."""
+    return jax.vmap(partial(nnx.merge(graphdef, state), skip=skip))(tokens)

@@ -147,7 +147,10 @@ class MidBlock(nnx.Module):
 
 
 class UpBlock(nnx.Module):
-    """As on the way down, one block more, each taking the last kept image beside its input; then twice the size."""
+    """As on the way down, one block more, each taking the last kept image beside its input; then twice the size.
+
+    ``size`` is that of the level above, one less than twice where its side is odd.
+    """
 
     def __init__(self, config: UNetConfig, level: int, *, rngs: nnx.Rngs) -> None:
         widths = config.block_out_channels
@@ -162,13 +165,15 @@ class UpBlock(nnx.Module):
         self.attentions = nnx.List([Transformer(config, features, heads, rngs=rngs) for _ in range(attentions)])
         self.upsamplers = nnx.List([Upsample(features, rngs=rngs)] if level > 0 else [])
 
-    def __call__(self, x: Array, skips: list[Array], time: Array, context: Array) -> Array:
+    def __call__(
+        self, x: Array, skips: list[Array], time: Array, context: Array, size: tuple[int, ...] | None = None
+    ) -> Array:
         for i, (resnet, skip) in enumerate(zip(self.resnets, reversed(skips), strict=True)):
             x = resnet(jnp.concatenate([x, skip], -1), time)
             if self.attentions:
                 x = self.attentions[i](x, context)
         for upsampler in self.upsamplers:
-            x = upsampler(x)
+            x = upsampler(x, size)
         return x
 
 
@@ -192,8 +197,7 @@ class UNet(nnx.Module):
     here.
 
     Raises:
-        ValueError: at a call, for a latent whose channels or embedding whose features do not fit, or whose sides are
-            not multiples of ``2^(levels - 1)``.
+        ValueError: at a call, for a latent whose channels or embedding whose features do not fit.
     """
 
     def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs) -> None:
@@ -222,9 +226,8 @@ class UNet(nnx.Module):
             skips += made
         x = self.mid_block(x, time, cond)
         for up in self.up_blocks:
-            used = len(up.resnets)
-            x = up(x, skips[-used:], time, cond)
-            skips = skips[:-used]
+            used, skips = skips[-len(up.resnets) :], skips[: -len(up.resnets)]
+            x = up(x, used, time, cond, skips[-1].shape if skips else None)
         return self.conv_out(silu(self.conv_norm_out(x)))
 
     def embed_time(self, t: Array | int, dtype: Any) -> Float[Array, " time_features"]:
@@ -239,11 +242,10 @@ class UNet(nnx.Module):
         return self.time_embedding(waves.astype(dtype))
 
     def _check(self, x: Array, cond: Array | None) -> Array:
-        multiple = 2 ** (len(self.config.block_out_channels) - 1)
-        if x.ndim != 3 or x.shape[2] != self.config.in_channels or x.shape[0] % multiple or x.shape[1] % multiple:
+        if x.ndim != 3 or x.shape[2] != self.config.in_channels:
             raise ValueError(
-                f"x: expected one latent (rows, columns, {self.config.in_channels}) with sides that are multiples of"
-                f" {multiple}, got shape {x.shape}; channels come last, and jax.vmap makes batches"
+                f"x: expected one latent (rows, columns, {self.config.in_channels}), got shape {x.shape}; channels come"
+                f" last, and jax.vmap makes batches"
             )
         if cond is None or cond.ndim != 2 or cond.shape[1] != self.config.cross_attention_dim:
             raise ValueError(

@@ -5,7 +5,8 @@ the spellings of older files (`Layout`). There is no lenient mode: a tensor too 
 floating point is an error, because each is how a model silently becomes another function.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -166,6 +167,16 @@ def _match(targets: Mapping[str, Any], tensors: Sequence[Tensor], layout: Layout
     ]
     refuse(problems, where)
     return sources
+
+
+def fingerprint(states: Iterable[nnx.State]) -> str:
+    """SHA-256 over parameters, as float32, of each network in the order of keys."""
+    digest = hashlib.sha256()
+    for state in states:
+        for path, variable in sorted(nnx.to_flat_state(state), key=lambda item: tuple(map(str, item[0]))):
+            digest.update(".".join(map(str, path)).encode())
+            digest.update(np.ascontiguousarray(variable.get_value()).data)
+    return digest.hexdigest()
 
 
 def save_state(state: nnx.State, path: Path, layout: Layout, dtype: Any = np.float32) -> None:

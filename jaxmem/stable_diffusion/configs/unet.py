@@ -135,8 +135,6 @@ class UNetConfig:
 
     def _check_divisible(self, r: SettingsReader) -> None:
         levels = len(self.block_out_channels)
-        side = 2 ** (levels - 1)
-        r.require(self.sample_size % side == 0, f"sample_size: expected a multiple of {side}, got {self.sample_size}")
         for level, (width, heads) in enumerate(zip(self.block_out_channels, self.num_heads, strict=True)):
             attends = self.down_attention[level] or self.up_attention[level] or level == levels - 1
             r.require(
