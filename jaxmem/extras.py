@@ -18,7 +18,7 @@ EXTRAS = {
     ),
     "all": ("pandas", "pyarrow"),  # beside those of "audit"
     "torch": ("torch", "torchax"),
-    "diffusers": ("accelerate", "diffusers", "peft", "torch"),  # beside those of "audit"
+    "diffusers": ("accelerate", "diffusers", "peft", "torch", "torchax"),  # beside those of "audit"
 }
 
 

@@ -22,6 +22,7 @@ from jaxmem.pipelines import from_pipeline  # noqa: E402
 FAMILIES = tiny_pipelines.FAMILIES
 PROMPT = {"dit": "gold", "ddpm": "", "ddim-classes": "3"}
 T = {"sd3": 501_000, "flux": 501_000}
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # of diffusers
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -192,3 +193,108 @@ def _dit_latents(pipeline, noise, label):
     finally:
         pipeline_dit.randn_tensor, pipeline.vae.decode = draw, own
     raise AssertionError("the autoencoder was not called")
+
+
+def test_audit_from_nothing_to_its_page(made, tmp_path, capsys):
+    """`jaxmem audit` of the folder, as a user types it; what a family cannot have is absent, with the reason."""
+    from jaxmem.cli import main
+
+    family, _, folder, model = made
+    arguments = ["audit", str(folder), "--out", str(tmp_path / "run"), "--noises", "2", "--ddim-steps", "3"]
+    arguments += ["--method", "lanczos", "--num-steps", "4"]
+    if family == "flux":
+        arguments += ["--height", "16", "--width", "16"]
+    if family != "ddpm":  # it has no prompts
+        prompts = {"dit": ["gold", "tench", "7"], "ddim-classes": ["0", "1", "2"]}.get(family, ["a red car", "a cat"])
+        (tmp_path / "prompts.csv").write_text("prompt\n" + "\n".join(prompts) + "\n")
+        arguments += ["--prompts", str(tmp_path / "prompts.csv")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert main(arguments) == 0
+    said = capsys.readouterr().err
+    found = jm.read_audit(tmp_path / "run")
+    assert ("left out: " in said) == (not model.has_pairs)
+    assert ("wen-1" in [detector.name for detector in found.detectors]) == model.has_pairs
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "DDIM" not in page if family in T else True
+    assert np.isfinite(found.scores).all()
+    assert (tmp_path / "run" / "results.csv").is_file()
+
+
+def _xl(tmp_path):
+    return tiny_pipelines.make(torch, diffusers, transformers, tmp_path, "sdxl")
+
+
+def test_lora_of_xl_from_its_folder(tmp_path):
+    """`jaxmem.load` of a folder with a LoRA against the pipeline that diffusers fused."""
+    pipeline, folder = _xl(tmp_path)
+    lora = tiny_pipelines.make_lora(torch, type(pipeline), pipeline.unet, tmp_path, "style.safetensors")
+    plain, model = jm.load(folder), jm.load(folder, lora=[f"{lora}:0.7"])
+    pipeline.load_lora_weights(str(tmp_path), weight_name="style.safetensors", adapter_name="style")
+    pipeline.fuse_lora(lora_scale=0.7)
+    x, cond = _point(model), _condition(model, "sdxl")
+    with torch.no_grad():
+        expected = _in_torch(pipeline, model, "sdxl", x, torch.float64)(torch.tensor(x).double()).numpy()
+    found = np.asarray(model.score.network(model.state, jnp.asarray(x), 501, cond))
+    without = np.asarray(plain.score.network(plain.state, jnp.asarray(x), 501, cond))
+    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+    assert np.abs(without - expected).max() > 1e-2 * np.abs(expected).max()
+    assert model.score == plain.score  # one program for both
+    assert model.identity([])["lora"][0]["scale"] == 0.7
+    assert model.identity([])["sha256"] != plain.identity([])["sha256"]
+
+
+def test_another_unet_of_xl(tmp_path):
+    """What a training saved takes the place of the folder's own network; one of another class is refused."""
+    pipeline, folder = _xl(tmp_path / "xl")
+    with torch.no_grad():
+        pipeline.unet.conv_out.weight.mul_(2)
+    pipeline.unet.save_pretrained(tmp_path / "checkpoint-5" / "unet")
+    model = jm.load(folder, unet=tmp_path / "checkpoint-5")
+    assert np.array_equal(model.state["conv_out.weight"], pipeline.unet.conv_out.weight.detach().numpy())
+    assert model.identity([])["unet_weights"] == "checkpoint-5/unet"
+    dit, _ = tiny_pipelines.make(torch, diffusers, transformers, tmp_path / "dit", "dit")
+    dit.transformer.save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="expected a folder of a UNet2DConditionModel"):
+        jm.load(folder, unet=tmp_path / "other")
+
+
+def test_half_precision_and_slicing_of_a_live_pipeline(tmp_path):
+    """Loaded, and computed in float32; the pipeline stays as it is."""
+    pipeline, _ = _xl(tmp_path)
+    pipeline.to(torch.bfloat16)
+    pipeline.enable_attention_slicing()
+    model = jm.load(pipeline)
+    assert pipeline.unet.dtype == torch.bfloat16
+    x, cond = _point(model), _condition(model, "sdxl")
+    with torch.no_grad():
+        expected = _in_torch(pipeline, model, "sdxl", x, torch.float64)(torch.tensor(x).double()).numpy()
+    found = np.asarray(model.score.network(model.state, jnp.asarray(x), 501, cond))
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_mutations_are_noticed(tmp_path):
+    """What the comparisons above would say to encoders in the wrong order and to a wrong prediction type."""
+    pipeline, _ = _xl(tmp_path)
+    model = _model(pipeline, "sdxl")
+    x, cond = jnp.asarray(_point(model)), _condition(model, "sdxl")
+    right = np.asarray(model.score(model.state, x, 501, cond))
+    swapped = cond | {"tokens": jnp.roll(cond["tokens"], 32, axis=1)}
+    assert np.abs(np.asarray(model.score(model.state, x, 501, swapped)) - right).max() > 1e-3 * np.abs(right).max()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        other = jm.load(pipeline, prediction_type="v_prediction")
+    assert other.score != model.score
+    assert np.abs(np.asarray(other.score(other.state, x, 501, cond)) - right).max() > 1e-3 * np.abs(right).max()
+
+
+def test_what_does_not_load_says_so(tmp_path):
+    pipeline, folder = _xl(tmp_path)
+    with pytest.raises(ValueError, match="height: expected a multiple of 2 pixels, got 15"):
+        jm.load(folder, height=15)
+    pipeline.scheduler = diffusers.EDMEulerScheduler()
+    with pytest.raises(ValueError, match="scheduler"):
+        jm.load(pipeline)
+    other = diffusers.StableDiffusionXLImg2ImgPipeline(**pipeline.components)
+    with pytest.raises(ValueError, match="StableDiffusionXLImg2ImgPipeline"):
+        jm.load(other)

@@ -1,10 +1,13 @@
 """Tiny pipelines of diffusers with random weights, one of each family that runs by way of torch."""
 
+import copy
+import json
 import warnings
 from pathlib import Path
 
 from tiny_diffusion import make_text_encoder, make_tokenizer, make_vae, sharpen
 
+ID2LABEL = {"0": "tench", "1": "goldfish, gold"}
 FAMILIES = ("sdxl", "sd3", "flux", "pixart", "dit", "ddpm", "ddim-classes")
 
 
@@ -20,7 +23,26 @@ def make(torch, diffusers, transformers, folder: Path, family: str):
                 sharpen(getattr(pipeline, part), torch)
         pipeline.set_progress_bar_config(disable=True)
         pipeline.save_pretrained(folder / "model")
+    if family == "dit":  # as in published models; diffusers does not save it again
+        index = folder / "model" / "model_index.json"
+        index.write_text(json.dumps(json.loads(index.read_text()) | {"id2label": ID2LABEL}))
     return pipeline, folder / "model"
+
+
+def make_lora(torch, pipeline_class, network, folder: Path, name: str):
+    """A LoRA of a network's attention, with random factors, as diffusers' training scripts save it."""
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    torch.manual_seed(7)
+    twin = copy.deepcopy(network)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        twin.add_adapter(LoraConfig(r=2, lora_alpha=4, init_lora_weights=False, target_modules=["to_q", "to_v"]))
+        layers = get_peft_model_state_dict(twin)
+        part = "unet" if "UNet" in type(network).__name__ else "transformer"
+        pipeline_class.save_lora_weights(folder, **{f"{part}_lora_layers": layers}, weight_name=name)
+    return folder / name
 
 
 def _clip(torch, transformers, folder, **changes):
@@ -190,7 +212,7 @@ def _dit(torch, diffusers, transformers, folder):
         transformer=transformer,
         vae=make_vae(torch, diffusers),
         scheduler=_ddim(diffusers, clip_sample=False),
-        id2label={0: "tench", 1: "goldfish, gold"},
+        id2label=ID2LABEL,
     )
 
 

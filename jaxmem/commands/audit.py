@@ -9,7 +9,6 @@ import tyro
 from jaxmem.commands.flags import in_flags
 from jaxmem.commands.output import model_name, open_model, say, say_result, show_run, write_page
 from jaxmem.config import AuditConfig, FilesConfig, PartsConfig, VerbatimConfig
-from jaxmem.runs.manifest import is_run
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Audit:
             raise ValueError("--out: expected a folder for the run, got none; or ask what it takes with --dry-run")
         model, name, config = self.model, model_name(self.model), self.config
         files = [*self.prompts, *self.memorized, *self.not_memorized]
-        prompts, trained = self.prompts, is_run(self.model)
+        prompts = self.prompts
         if not model:
             from jaxmem.data import verbatim_model
 
@@ -67,12 +66,7 @@ class Audit:
             model, prompts = str(shipped), prompts if files else (shipped_prompts,)
             if config.guidance is None:
                 config = replace(config, guidance=VerbatimConfig().audit.guidance)
-        elif not (files or trained):
-            raise ValueError("--prompts: expected a file of prompts, got none; one prompt per line will do")
-        if trained and not files and self.limit is not None:
-            raise ValueError("--limit: expected none without --prompts, got one; a run brings its own few prompts")
         options: dict[str, Any] = dict(limit=self.limit, merge_duplicates=self.merge_duplicates)
-        # Without files a run's own digits are audited.
         found = (
             gather([(prompts, None), (self.memorized, True), (self.not_memorized, False)], **options)
             if prompts or files
@@ -87,6 +81,10 @@ class Audit:
         from jaxmem.runs.progress import show_progress
 
         opened = open_model(model, self.files, self.parts)
+        if found is None:  # its own classes, or none at all
+            found = opened.prompts()[: self.limit]
+            if not found:
+                raise ValueError("--prompts: expected a file of prompts, got none; one prompt per line will do")
         if self.dry_run or self.out is None:
             say_result(f"audited model: {name}")
             audit_cost(opened, found, config, neutral=neutral, say=say_result)

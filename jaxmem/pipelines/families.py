@@ -17,12 +17,15 @@ class StableDiffusionXL(PipelineModel):
     call = staticmethod(calls.unet_xl)
     has_pairs = True
     guidance = 5.0  # diffusers' default
-    clip_skip: int | None = None
+    skips_layers = True
 
     def encode(self, prompt: str) -> dict[str, Any]:
         pipeline = self.pipeline
         tokens, absent, pooled, pooled_absent = encoded(
-            pipeline, prompt=prompt, do_classifier_free_guidance=not prompt, clip_skip=self.clip_skip
+            pipeline,
+            prompt=prompt,
+            do_classifier_free_guidance=not prompt,
+            clip_skip=self.reading.clip_skip or None,
         )
         if not prompt:  # its absence, which is zeros where the pipeline was trained so
             tokens, pooled = absent, pooled_absent
@@ -45,6 +48,7 @@ class StableDiffusion3(PipelineModel):
     part = "transformer"
     has_pairs = True
     guidance = 7.0  # diffusers' default
+    skips_layers = True
 
     @property
     def multiple(self) -> int:  # type: ignore[override]
@@ -56,7 +60,12 @@ class StableDiffusion3(PipelineModel):
 
     def encode(self, prompt: str) -> dict[str, Any]:
         tokens, _, pooled, _ = encoded(
-            self.pipeline, prompt=prompt, prompt_2=None, prompt_3=None, do_classifier_free_guidance=False
+            self.pipeline,
+            prompt=prompt,
+            prompt_2=None,
+            prompt_3=None,
+            do_classifier_free_guidance=False,
+            clip_skip=self.reading.clip_skip or None,
         )
         return {"tokens": tokens, "pooled": pooled}
 

@@ -36,9 +36,12 @@ class PipelineModel(Model):
     call: ClassVar[Any]  #: how the network is called, a function of `jaxmem.pipelines.calls`
     part: ClassVar[str] = "unet"  #: where the pipeline has it
     in_pixels: ClassVar[bool] = False  #: it works on pixels, not on latents
+    skips_layers: ClassVar[bool] = False  #: its pipeline knows ``clip_skip``
 
     def __init__(self, pipeline: Any, reading: Reading | None = None) -> None:
         self.pipeline, self.reading = pipeline, Reading() if reading is None else reading
+        if self.reading.clip_skip and not self.skips_layers:
+            raise ValueError(f"clip_skip: expected 0 for a {type(pipeline).__name__}, got {self.reading.clip_skip}")
         network = unwrapped(getattr(pipeline, self.part))
         self._settings = {name: value for name, value in dict(network.config).items() if not name.startswith("_")}
         self.shape = self._shape(self.reading.height, self.reading.width)

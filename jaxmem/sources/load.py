@@ -3,20 +3,20 @@
 import os
 import warnings
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from jaxmem.model import Model
+from jaxmem.pipelines import FAMILIES, from_pipeline
 from jaxmem.runs.durable import read_json
 from jaxmem.runs.manifest import is_run
 from jaxmem.runs.progress import Say, quiet
 from jaxmem.sources.additions import Additions
 from jaxmem.sources.merge import fuse_active, has_lora, put_into
-from jaxmem.sources.opened import copy_of, open_any, open_folder, replace_unet
+from jaxmem.sources.opened import copy_of, open_any, open_folder, replace_network, replace_unet
 from jaxmem.sources.single_file import is_checkpoint, open_single_file
 from jaxmem.stable_diffusion import live
-from jaxmem.stable_diffusion.components import PIPELINES, check_class
+from jaxmem.stable_diffusion.components import PIPELINES
 from jaxmem.stable_diffusion.hub import find_model
 from jaxmem.stable_diffusion.live_comparison import compare
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
@@ -38,9 +38,9 @@ def load(
 ) -> Model:
     """Open a model: a diffusers folder, a hub id, a single file, a live pipeline, or a run of ``reproduce mnist``.
 
-    Stable Diffusion 1 and 2 are read by `jaxmem.StableDiffusion`, from folders without torch. Single files, LoRA and
-    embeddings are opened by diffusers (``pip install 'jaxmem[diffusers]'``) and taken from its pipeline; a pipeline of
-    yours is copied for that and stays as it is.
+    Stable Diffusion 1 and 2 are read by `jaxmem.StableDiffusion`, from folders without torch. Single files, LoRA,
+    embeddings and pipelines of other classes (`jaxmem.pipelines.FAMILIES`) are opened by diffusers
+    (``pip install 'jaxmem[diffusers]'``) and taken from its pipeline; a pipeline of yours stays as it is.
 
     Args:
         source: the model. ``"owner/name"`` and ``"owner/name@revision"`` are the hub's; a `Path`, and a text that looks
@@ -49,8 +49,8 @@ def load(
             ``"file.safetensors:0.7"`` with a scale. A folder stands for its ``pytorch_lora_weights.safetensors``.
         embedding: ``.safetensors`` files of textual inversions; a file that does not have its word is called by the
             file's name.
-        unet: a folder of another UNet that replaces the model's: ``checkpoint-500/unet``, ``checkpoint-500/unet_ema``,
-            or ``checkpoint-500``, which is its ``unet``.
+        unet: a folder of another UNet, or transformer, that replaces the model's: ``checkpoint-500/unet``,
+            ``checkpoint-500/unet_ema``, or ``checkpoint-500``, which is its ``unet``.
         clip_skip: last layers of the text encoder that are left out, as diffusers counts; other programs' 2 is 1 here.
         height: of pictures, in pixels; by default the model's own. Latents of another size have another distribution
             than the model was trained on, and spectra of another dimension.
@@ -144,31 +144,22 @@ def _of_own(pipeline: Any, additions: Additions, reading: Reading, say: Say) -> 
 
 def _of_pipeline(source: Any, name: Any, where: str, additions: Additions, reading: Reading, say: Say) -> Model:
     """Of any other class of diffusers, by the pipeline itself; ``source`` is one, a folder or a hub id."""
-    try:
-        pipelines: Any = import_module("jaxmem.pipelines")
-    except ModuleNotFoundError as error:
-        if error.name != "jaxmem.pipelines":
-            raise
-        check_class(name, where, "StableDiffusionPipeline.from_pipe(pipe)")
-        raise
-    if not isinstance(name, str) or name not in pipelines.CLASSES:
-        raise ValueError(
-            f"{where}: expected a pipeline of {', '.join((*PIPELINES, *pipelines.CLASSES))}, got {name!r}, whose"
-            f" forward process jaxmem does not know"
-        )
+    if name not in FAMILIES:
+        known = ", ".join((*PIPELINES, *FAMILIES))
+        raise ValueError(f"{where}: expected a pipeline of {known}, got {name!r}, whose network jaxmem does not know")
     if additions.embedding:
         raise ValueError(f"embedding: expected none for a {name}, which has other text encoders, got one")
-    for argument in ("clip_skip", "unet", "ignore_settings", "prediction_type"):
-        if getattr(reading, argument):
-            raise ValueError(f"a {name} has no choice of `{argument}`: expected none, got one")
-    if isinstance(source, str | Path):
-        source = open_any(source)
-    elif additions:
-        raise ValueError(
-            f"lora: expected none for a live {name}, got one; load it into the pipeline with diffusers, fused"
-        )
-    put_into(source, additions, reading, say)
-    return pipelines.from_pipeline(source, class_name=name, height=reading.height, width=reading.width, say=say)
+    ours = isinstance(source, str | Path)
+    if not ours and (additions.lora or reading.unet):
+        given = "lora" if additions.lora else "unet"
+        raise ValueError(f"{given}: expected none for a live {name}, got one; put it into the pipeline with diffusers")
+    pipeline = open_any(source) if ours else source
+    replace_network(pipeline, reading)
+    put_into(pipeline, additions, reading, say)
+    say(f"{name}: its network is compared with torch's at a random point")
+    model = from_pipeline(pipeline, reading, ours=ours)
+    reading.finish()
+    return model
 
 
 def _trained(source: Any, additions: Additions, reading: Reading) -> Model:

@@ -10,6 +10,7 @@ from typing import Any
 
 from jaxmem.extras import require
 from jaxmem.runs import memory
+from jaxmem.runs.durable import read_json
 from jaxmem.stable_diffusion import weights
 from jaxmem.stable_diffusion.folder import find_unet, read_folder
 from jaxmem.stable_diffusion.hub import hub_id
@@ -79,6 +80,29 @@ def replace_unet(pipeline: Any, reading: Reading) -> None:
     with quiet_libraries():
         folder = find_unet(reading.unet, reading)
         pipeline.unet = _network(diffusers.UNet2DConditionModel, folder, weights.UNET)
+
+
+def replace_network(pipeline: Any, reading: Reading) -> None:
+    """The same for a pipeline of another class, whose network may be a transformer.
+
+    Raises:
+        ValueError: there is no such network, or it is of another class.
+    """
+    if reading.unet is None:
+        return
+    part = "unet" if "unet" in pipeline.components else "transformer"
+    own, path = getattr(pipeline, part), Path(os.path.expanduser(reading.unet))
+    folder = next((one for one in (path, path / part) if (one / "config.json").is_file()), None)
+    found = None if folder is None else read_json(folder / "config.json", "save it again").get("_class_name")
+    if folder is None or found != type(own).__name__:
+        got = f"{path}, which has none" if folder is None else f"{folder} of {found}"
+        raise ValueError(
+            f"another `unet`: expected a folder of a {type(own).__name__}, as diffusers saves it, got {got}"
+        )
+    with quiet_libraries():
+        changed = type(own).from_pretrained(os.fspath(folder), use_safetensors=True).float().eval()
+    setattr(pipeline, part, changed)
+    reading.chosen["unet_weights"] = "/".join(folder.resolve().parts[-2:])
 
 
 def copy_of(pipeline: Any) -> Any:
