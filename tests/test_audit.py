@@ -629,7 +629,7 @@ def test_a_damaged_array_is_named(out, tmp_path):
         (dict(batch=0), "batch: expected at least 1, got 0"),
         (dict(directions=17), "directions: expected 0 to 16"),
         (dict(timesteps=(801, 801)), "timesteps: expected each once"),
-        (dict(timesteps=(1000,)), "timesteps: expected 0 to 999"),
+        (dict(timesteps=(1_000_001,)), "timesteps: expected 0 to 1000000"),
     ],
 )
 def test_bad_settings_leave_nothing(model, tmp_path, changes, match):

@@ -234,6 +234,11 @@ class AuditView:
         return UsualScale(dict(pairs))
 
     @property
+    def unit(self) -> str:
+        """What timesteps count, in words; empty for indices of a table."""
+        return self.plan.get("unit", "")
+
+    @property
     def late_timestep(self) -> int:
         """Where freedom could be judged best: of the sampler's timesteps the nearest to `JUDGED`."""
         return self.scale.nearest(JUDGED, self.plan.get("sampler_timesteps") or [int(JUDGED)])
