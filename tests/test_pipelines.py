@@ -242,7 +242,6 @@ def test_lora_of_xl_from_its_folder(tmp_path):
     without = np.asarray(plain.score.network(plain.state, jnp.asarray(x), 501, cond))
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
     assert np.abs(without - expected).max() > 1e-2 * np.abs(expected).max()
-    assert model.score == plain.score  # one program for both
     assert model.identity([])["lora"][0]["scale"] == 0.7
     assert model.identity([])["sha256"] != plain.identity([])["sha256"]
 

@@ -93,7 +93,12 @@ def _sdxl(torch, diffusers, transformers, folder):
         projection_class_embeddings_input_dim=6 * 8 + 32,
     )
     scheduler = diffusers.EulerDiscreteScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, timestep_spacing="leading"
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        steps_offset=1,
+        timestep_spacing="leading",
+        prediction_type="epsilon",
     )
     return diffusers.StableDiffusionXLPipeline(
         vae=make_vae(torch, diffusers),
@@ -232,7 +237,7 @@ def _pixels(diffusers, **changes):
 
 
 def _ddpm(torch, diffusers, transformers, folder):
-    return diffusers.DDPMPipeline(unet=_pixels(diffusers), scheduler=diffusers.DDPMScheduler())
+    return diffusers.DDPMPipeline(unet=_pixels(diffusers), scheduler=diffusers.DDPMScheduler(prediction_type="epsilon"))
 
 
 def _ddim_classes(torch, diffusers, transformers, folder):
@@ -240,7 +245,7 @@ def _ddim_classes(torch, diffusers, transformers, folder):
 
 
 def _ddim(diffusers, **changes):
-    return diffusers.DDIMScheduler(**changes)
+    return diffusers.DDIMScheduler(prediction_type="epsilon", **changes)
 
 
 _MAKERS = {
