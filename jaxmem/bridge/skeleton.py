@@ -7,6 +7,7 @@ import pickle
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any
 
 import jax
@@ -38,7 +39,7 @@ class Skeleton:
     def __init__(self, module: Any) -> None:
         self.name = type(module).__name__
         self._module = _without_numbers(module)
-        self._digest = _digest(self._module)
+        self._key = _key(self._module)
 
     def run(self, call: Callable[..., Any], batched: bool, state: dict[str, Array], x: Array, t: Any, cond: Any) -> Any:
         """The module's output at one example, with these parameters; ``batched`` gives it a batch of one.
@@ -84,10 +85,10 @@ class Skeleton:
         return found[0] if batched else found
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Skeleton) and self._digest == other._digest
+        return isinstance(other, Skeleton) and self._key == other._key
 
     def __hash__(self) -> int:
-        return hash(self._digest)
+        return hash(self._key)
 
 
 def first_output(output: Any) -> Any:
@@ -147,19 +148,33 @@ class _restored:
 
 
 class _Structure(pickle.Pickler):
-    """Pickles tensors as their shapes and types."""
+    """Pickles tensors as their shapes and types, and classes and functions as what they are.
+
+    By their names two would be one: a class that was defined again, as in a notebook, has the name of the first.
+    """
+
+    def __init__(self, stream: io.BytesIO) -> None:
+        super().__init__(stream)
+        self.code: list[Any] = []  #: classes and functions, in the order of the stream
 
     def persistent_id(self, value: Any) -> Any:
         import torch
 
-        return (tuple(value.shape), str(value.dtype)) if isinstance(value, torch.Tensor) else None
+        if isinstance(value, torch.Tensor):
+            return tuple(value.shape), str(value.dtype)
+        if isinstance(value, type | FunctionType):
+            self.code.append(value)
+            return "code"
+        return None
 
 
-def _digest(skeleton: Any) -> str:
-    """A hash of a skeleton's classes, settings and shapes; of one that cannot be pickled its own, as no other's."""
+def _key(skeleton: Any) -> Any:
+    """What skeletons are compared by: settings and shapes, classes and functions; one that cannot be pickled itself."""
     stream = io.BytesIO()
+    structure = _Structure(stream)
     try:
-        _Structure(stream).dump(skeleton)
+        structure.dump(skeleton)
     except (pickle.PicklingError, TypeError, AttributeError):
-        return f"{type(skeleton).__qualname__} {id(skeleton)}"
-    return hashlib.sha256(stream.getvalue()).hexdigest()
+        return id(skeleton)  # which is kept as long as the key is
+    forwards = tuple(type(one).forward for one in skeleton.modules())
+    return hashlib.sha256(stream.getvalue()).hexdigest(), tuple(structure.code), forwards
