@@ -44,11 +44,11 @@ def network(kind: str) -> tuple[Any, Any, Any]:
         return module.eval(), calls.dit, np.array(3, np.int32)
     module = diffusers.UNet2DConditionModel(
         sample_size=32,
-        block_out_channels=(96, 192, 384),
+        block_out_channels=(64, 192, 320),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 2, 4),
-        attention_head_dim=(2, 4, 8),
+        transformer_layers_per_block=(1, 1, 2),
+        attention_head_dim=(1, 3, 5),
         cross_attention_dim=512,
         use_linear_projection=True,
         addition_embed_type="text_time",
