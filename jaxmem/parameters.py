@@ -1,0 +1,71 @@
+"""Parameters of large models: kept in fewer bits than is computed with, or spread over devices."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Literal
+
+# What moves numbers and makes no others: the kernels of convolutions are turned so before they are used.
+_REARRANGING = (jax.lax.transpose_p, jax.lax.reshape_p, jax.lax.squeeze_p, jax.lax.rev_p)
+
+
+def widened(state: Any, dtype: Any) -> Any:
+    """Parameters as a score computes with them: floating-point leaves of fewer bits than ``dtype`` become ``dtype``.
+
+    Other leaves stay the same objects.
+    """
+    return jax.tree.map(lambda leaf: widen(leaf, dtype), state)
+
+
+def widen(leaf: Any, dtype: Any) -> Any:
+    """One leaf of `widened`."""
+    return jnp.asarray(leaf, dtype) if _is_narrow(leaf, dtype) else leaf
+
+
+def widened_shapes(state: Any, dtype: Any) -> Any:
+    """What `widened` gives, by shapes alone where it would be a copy."""
+
+    def shape(leaf: Any) -> Any:
+        return jax.ShapeDtypeStruct(leaf.shape, dtype) if _is_narrow(leaf, dtype) else leaf
+
+    return jax.tree.map(shape, state)
+
+
+def _is_narrow(leaf: Any, dtype: Any) -> bool:
+    own = getattr(leaf, "dtype", None)
+    return own is not None and jnp.issubdtype(own, jnp.floating) and own.itemsize < jnp.dtype(dtype).itemsize
+
+
+class Origin(NamedTuple):
+    """That a value of a program is one of its arguments, rearranged (static, compared)."""
+
+    index: int  #: of the argument
+    steps: tuple[tuple[Any, tuple[tuple[str, Any], ...]], ...]  #: primitives and their parameters, in order
+
+    def restored(self, leaves: Sequence[Any], dtype: Any) -> Any:
+        """The value, of arguments that may have fewer bits than ``dtype``."""
+        leaf = leaves[self.index]
+        for primitive, options in self.steps:
+            leaf = primitive.bind(leaf, **dict(options))
+        return widen(leaf, dtype)
+
+
+def origins(jaxpr: Any, count: int) -> list[Origin | None]:
+    """For each result of a program, of which of its first ``count`` arguments it is a rearrangement; None for none."""
+    positions = {variable: index for index, variable in enumerate(jaxpr.invars[:count])}
+    made_by = {variable: equation for equation in jaxpr.eqns for variable in equation.outvars}
+
+    def origin(variable: Any) -> Origin | None:
+        if isinstance(variable, Literal):
+            return None
+        if variable in positions:
+            return Origin(positions[variable], ())
+        equation = made_by.get(variable)
+        if equation is None or equation.primitive not in _REARRANGING:
+            return None
+        found = origin(equation.invars[0])
+        return found and Origin(found.index, (*found.steps, (equation.primitive, tuple(equation.params.items()))))
+
+    return [origin(variable) for variable in jaxpr.outvars]
