@@ -69,3 +69,29 @@ def origins(jaxpr: Any, count: int) -> list[Origin | None]:
         return found and Origin(found.index, (*found.steps, (equation.primitive, tuple(equation.params.items()))))
 
     return [origin(variable) for variable in jaxpr.outvars]
+
+
+def sharded(state: Any, devices: Sequence[jax.Device] | None = None) -> Any:
+    """Parameters spread over devices, for a model that fits none of them alone: of each leaf every device has a part.
+
+    A leaf is cut along its largest axis of a length that the number of devices divides, so that each device has that
+    share of it. Leaves without such an axis are whole on every device. Programs that take the result, such as products
+    with `score_jacobian`, run on all these devices and exchange what they need of each other; the numbers are those of
+    one device up to rounding.
+
+    Args:
+        state: the parameters, a pytree of arrays: on the host (NumPy), no device ever has a whole large leaf.
+        devices: by default all of this process.
+    """
+    devices = jax.local_devices() if devices is None else list(devices)
+    # Automatic: XLA's partitioner decides what is exchanged, of a score that says nothing about devices.
+    mesh = jax.make_mesh((len(devices),), ("parameters",), (jax.sharding.AxisType.Auto,), devices=devices)
+
+    def place(leaf: Any) -> jax.Array:
+        shape = jnp.shape(leaf)
+        axes = [axis for axis, length in enumerate(shape) if length and length % len(devices) == 0]
+        cut = max(axes, key=lambda axis: shape[axis], default=None)
+        spec = jax.P(*("parameters" if axis == cut else None for axis in range(len(shape))))
+        return jax.device_put(leaf, jax.NamedSharding(mesh, spec))
+
+    return jax.tree.map(place, state)

@@ -335,9 +335,7 @@ def _with_rounded_parameters(network):
 
 
 def test_parameters_in_bfloat16_are_computed_with_in_single(network, point):
-    score, state = from_torch(
-        network, jm.NoiseSchedule(), "eps", x=point, cond=np.int32(3), parameters=jnp.bfloat16
-    )
+    score, state = from_torch(network, jm.NoiseSchedule(), "eps", x=point, cond=np.int32(3), parameters=jnp.bfloat16)
     parameters = {name for name, _ in network.named_parameters()}
     assert {name for name, array in state.items() if array.dtype == jnp.bfloat16} == parameters
     value, hessian = _hessian(_with_rounded_parameters(network), point)
