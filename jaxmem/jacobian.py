@@ -21,8 +21,8 @@ class ScoreJacobian(Operator):
     """J = ∂s/∂x at one point, on flat vectors of length ``size = x.size``; made by `score_jacobian`.
 
     The forward pass was run once; ``mv`` is the linear map alone and ``rmv`` its transpose. What the linear map needs
-    of the parameters is not copied: the residuals that *are* parameters are put back from ``state``. Parameters of fewer
-    bits than x are widened to x's type, and where need be rearranged, in each product: no wide copy of them is kept.
+    of the parameters is not copied: the residuals that *are* parameters are put back from ``state``. Parameters of
+    fewer bits than x are widened to x's type, and where need be rearranged, in each product: no wide copy is kept.
     """
 
     def __init__(self, value: Any, state: Any, residuals: tuple[Any, ...], layout: "_Layout") -> None:
@@ -99,7 +99,7 @@ def _linearise(score: Score, state: Any, x: Array, t: Array, cond: Any, precisio
     value, *leaves = jaxpr_as_fun(program)(*jax.tree.leaves(arguments))
     stored = jax.tree.leaves(state)
     sources = tuple(
-        None if found is None or (found.steps and stored[found.index].dtype == x.dtype) else found
+        None if found is None or (found.steps and stored[found.argument].dtype == x.dtype) else found
         for found in origins(program.jaxpr, len(stored))[1:]
     )
     residuals = tuple(leaf for leaf, source in zip(leaves, sources, strict=True) if source is None)

@@ -41,12 +41,12 @@ def _is_narrow(leaf: Any, dtype: Any) -> bool:
 class Origin(NamedTuple):
     """That a value of a program is one of its arguments, rearranged (static, compared)."""
 
-    index: int  #: of the argument
+    argument: int  #: its place among them
     steps: tuple[tuple[Any, tuple[tuple[str, Any], ...]], ...]  #: primitives and their parameters, in order
 
     def restored(self, leaves: Sequence[Any], dtype: Any) -> Any:
         """The value, of arguments that may have fewer bits than ``dtype``."""
-        leaf = leaves[self.index]
+        leaf = leaves[self.argument]
         for primitive, options in self.steps:
             leaf = primitive.bind(leaf, **dict(options))
         return widen(leaf, dtype)
@@ -66,7 +66,7 @@ def origins(jaxpr: Any, count: int) -> list[Origin | None]:
         if equation is None or equation.primitive not in _REARRANGING:
             return None
         found = origin(equation.invars[0])
-        return found and Origin(found.index, (*found.steps, (equation.primitive, tuple(equation.params.items()))))
+        return found and Origin(found.argument, (*found.steps, (equation.primitive, tuple(equation.params.items()))))
 
     return [origin(variable) for variable in jaxpr.outvars]
 

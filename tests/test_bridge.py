@@ -263,7 +263,7 @@ def test_wrong_arguments_are_refused(network):
         from_torch("unet", jm.NoiseSchedule(), "eps")
     with pytest.raises(ValueError, match="prediction: expected one of"):
         from_torch(network, jm.NoiseSchedule(), "epsilon")
-    with pytest.raises(ValueError, match="parameters: expected None or jnp.bfloat16"):
+    with pytest.raises(ValueError, match=r"parameters: expected None or jnp\.bfloat16"):
         from_torch(network, jm.NoiseSchedule(), "eps", parameters=jnp.float16)
     with pytest.raises(ValueError, match="schedule: expected the noise schedule"):
         jm.TorchOperator(network, np.zeros(SHAPE, np.float32), T, prediction="eps")
