@@ -180,8 +180,8 @@ def page_section(result: dict[str, Any]) -> str:
         f"|---|{'--:|' * (len(first) - 1)}",
     ]
     for setting, found in half.items():
-        sizes = [f"{size / 2**20:.1f} MB" for name, size in found.items() if name != "parameters"]
-        lines.append(f"| {setting} | {' | '.join(sizes)} |")
+        shown = [f"{size / 2**20:.1f} MB" for name, size in found.items() if name != "parameters"]
+        lines.append(f"| {setting} | {' | '.join(shown)} |")
     return "\n".join(lines)
 
 
