@@ -20,6 +20,7 @@ SECTIONS = {
     "count_coverage": ("benchmarks", "count coverage"),
     "full_spectrum": ("benchmarks", "full spectrum"),
     "rounding": ("benchmarks", "rounding"),
+    "large_models": ("large-models", "large models"),
 }
 
 

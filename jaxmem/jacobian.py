@@ -7,10 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import jaxpr_as_fun
 from jaxtyping import Array, Float
 
 from jaxmem.diffusion import Schedule
 from jaxmem.operators import Operator
+from jaxmem.parameters import Origin, origins, widened, widened_shapes
 from jaxmem.score import Score
 
 
@@ -19,7 +21,8 @@ class ScoreJacobian(Operator):
     """J = ∂s/∂x at one point, on flat vectors of length ``size = x.size``; made by `score_jacobian`.
 
     The forward pass was run once; ``mv`` is the linear map alone and ``rmv`` its transpose. What the linear map needs
-    of the parameters is not copied: the residuals that *are* parameters are put back from ``state``.
+    of the parameters is not copied: the residuals that *are* parameters are put back from ``state``. Parameters of
+    fewer bits than x are widened to x's type, and where need be rearranged, in each product: no wide copy is kept.
     """
 
     def __init__(self, value: Any, state: Any, residuals: tuple[Any, ...], layout: "_Layout") -> None:
@@ -35,7 +38,7 @@ class ScoreJacobian(Operator):
         return self.value.dtype
 
     def _linear(self, tangent: Array) -> Array:
-        return self._layout.restore(self._state, self._residuals)(tangent)
+        return self._layout.restore(self._state, self._residuals, self.dtype)(tangent)
 
     def mv(self, vector: Float[Array, " d"]) -> Float[Array, " d"]:
         return self._linear(vector.reshape(self.value.shape)).reshape(-1)
@@ -64,12 +67,12 @@ class ScoreJacobian(Operator):
 class _Layout:
     """How the leaves of a linearised map are put together again from parameters and residuals (static, compared)."""
 
-    def __init__(self, treedef: Any, sources: tuple[int | None, ...]) -> None:
+    def __init__(self, treedef: Any, sources: tuple[Origin | None, ...]) -> None:
         self.treedef, self.sources = treedef, sources
 
-    def restore(self, state: Any, residuals: tuple[Array, ...]) -> Any:
+    def restore(self, state: Any, residuals: tuple[Array, ...], dtype: Any) -> Any:
         parameters, rest = jax.tree.leaves(state), iter(residuals)
-        leaves = [next(rest) if source is None else parameters[source] for source in self.sources]
+        leaves = [next(rest) if source is None else source.restored(parameters, dtype) for source in self.sources]
         return jax.tree.unflatten(self.treedef, leaves)
 
     def __eq__(self, other: object) -> bool:
@@ -81,14 +84,26 @@ class _Layout:
 
 @partial(jax.jit, static_argnames=("score", "precision"))
 def _linearise(score: Score, state: Any, x: Array, t: Array, cond: Any, precision: str) -> tuple[Any, ...]:
-    # The precision is an argument of jit too: it is part of what was compiled, and products keep it.
-    with jax.default_matmul_precision(precision):
-        value, linear = jax.linearize(lambda x: score(state, x, t, cond), x)
-    leaves, treedef = jax.tree.flatten(linear)
-    positions = {id(leaf): index for index, leaf in enumerate(jax.tree.leaves(state))}
-    sources = tuple(positions.get(id(leaf)) for leaf in leaves)
+    treedefs = []
+
+    def both(wide: Any, x: Array, t: Array, cond: Any) -> tuple[Any, list[Any]]:
+        # The precision is an argument of jit too: it is part of what was compiled, and products keep it.
+        with jax.default_matmul_precision(precision):
+            value, linear = jax.linearize(lambda x: score(wide, x, t, cond), x)
+        leaves, treedef = jax.tree.flatten(linear)
+        treedefs.append(treedef)
+        return value, leaves
+
+    arguments = widened(state, x.dtype), x, t, cond
+    program = jax.make_jaxpr(both)(*arguments)
+    value, *leaves = jaxpr_as_fun(program)(*jax.tree.leaves(arguments))
+    stored = jax.tree.leaves(state)
+    sources = tuple(
+        None if found is None or (found.steps and stored[found.argument].dtype == x.dtype) else found
+        for found in origins(program.jaxpr, len(stored))[1:]
+    )
     residuals = tuple(leaf for leaf, source in zip(leaves, sources, strict=True) if source is None)
-    return value, _Residuals(residuals, _Layout(treedef, sources))
+    return value, _Residuals(residuals, _Layout(treedefs[0], sources))
 
 
 @jax.tree_util.register_pytree_node_class
@@ -113,7 +128,8 @@ def score_jacobian(
 
     Args:
         score: a hashable function ``(state, x, t, cond) -> array shaped like x`` (see `jaxmem.score`).
-        state: its parameters, any pytree; passed through, never copied.
+        state: its parameters, any pytree; passed through, never copied. Floating-point leaves of fewer bits than x are
+            handed to the score in x's type (`jaxmem.parameters.widened`).
         x: one point, floating point, any shape.
         t: its timestep, an index of the schedule.
         cond: its condition, any pytree or None.
@@ -193,7 +209,7 @@ def check_score(score: Score, state: Any, x: Any, t: Any, cond: Any) -> None:
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"x: expected a floating-point array, got {x.dtype}; convert it first")
     check_timesteps(score, t)
-    output = jax.eval_shape(score, state, x, t, cond)
+    output = jax.eval_shape(score, widened_shapes(state, x.dtype), x, t, cond)
     shape = getattr(output, "shape", None)
     if shape != x.shape or output.dtype != x.dtype:
         got = f"shape {shape} of {output.dtype}" if shape is not None else type(output).__name__

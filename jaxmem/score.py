@@ -17,13 +17,17 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxmem.diffusion import Prediction, Schedule, to_score
+from jaxmem.parameters import widened
 
 Score = Callable[[Any, Array, Any, Any], Array]  #: ``(state, x, t, cond) -> score``, for one example
 
 
 @dataclass(frozen=True, repr=False)
 class NetworkScore:
-    """The score of a Flax NNX network: ``s = to_score(network(x, t, cond))``; equal by its three fields."""
+    """The score of a Flax NNX network: ``s = to_score(network(x, t, cond))``; equal by its three fields.
+
+    Parameters of fewer bits than x are computed with in x's type.
+    """
 
     graphdef: nnx.GraphDef
     schedule: Schedule
@@ -31,7 +35,7 @@ class NetworkScore:
 
     def __call__(self, state: Any, x: Float[Array, "*shape"], t: Any, cond: Any) -> Float[Array, "*shape"]:
         alpha, sigma = self.schedule.at(t, x.dtype)
-        output = nnx.merge(self.graphdef, state)(x, t, cond)
+        output = nnx.merge(self.graphdef, widened(state, x.dtype))(x, t, cond)
         return to_score(self.prediction, output, x, alpha, sigma)
 
     def __post_init__(self) -> None:

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmem import Arnoldi, Dense, Lanczos, batch_spectra
+from jaxmem import Arnoldi, Dense, Lanczos, batch_spectra, score_jacobian, spectrum
 from jaxmem.diffusion import NoiseSchedule
 from jaxmem.kernels.attention import attention
 from jaxmem.kernels.convolution import conv3x3
 from jaxmem.oracles import Separable, SeparableScore
+from jaxmem.parameters import sharded
 from jaxmem.spectra import batch
 
 SCHEDULE = NoiseSchedule()
@@ -140,3 +141,72 @@ def test_n_keys_are_one_for_each_point():
     keys = jax.vmap(lambda i: jax.random.fold_in(KEY, i))(jnp.arange(5))
     part = batch_spectra(SeparableScore(SCHEDULE), state, x[2:], 50, key=keys[2:], mesh=line(), **options)
     np.testing.assert_array_equal(part.eigenvalues, whole.eigenvalues[2:])
+
+
+WIDTH = 256
+
+
+def wide_network(state, x, t, cond):
+    """A convolution, attention and equal layers, whose parameters take more than the features between them."""
+    hidden = conv3x3(x[..., None], state["first"]).reshape(-1, WIDTH)
+    q, k, v = (hidden @ state[name] for name in "qkv")
+    hidden = attention(q[None], k[None], v[None], block=16)[0] + state["bias"]
+    for weight in state["layers"]:
+        hidden = jnp.tanh(hidden @ weight)
+    return conv3x3(hidden.reshape(*x.shape, WIDTH), state["last"])[..., 0] - x
+
+
+def wide_state():
+    rng = np.random.default_rng(2)
+    shapes = {"first": (3, 3, 1, WIDTH), "last": (3, 3, WIDTH, 1)} | {name: (WIDTH, WIDTH) for name in "qkv"}
+    state = {name: rng.normal(size=shape) / np.sqrt(np.prod(shape[:-1])) for name, shape in shapes.items()}
+    state |= {"bias": rng.normal(size=(1, WIDTH)), "odd": np.ones(7)}
+    state["layers"] = [rng.normal(size=(WIDTH, WIDTH)) / np.sqrt(WIDTH) for _ in range(12)]
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), state)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_parameters_spread_over_devices(dtype):
+    state = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), wide_state())
+    x, v = jax.random.normal(KEY, (6, 6)), jax.random.normal(jax.random.key(1), (36,))
+    spread = sharded(state)
+    total = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    on_each = {device: 0 for device in jax.devices()}
+    for leaf in jax.tree.leaves(spread):
+        for shard in leaf.addressable_shards:
+            on_each[shard.device] += shard.data.nbytes
+    whole = state["odd"].nbytes  # seven numbers are no multiple of eight
+    assert set(on_each.values()) == {(total - whole) // 8 + whole}
+    assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b), spread, state))
+
+    one = score_jacobian(wide_network, jax.tree.map(jnp.asarray, state), x)
+    many = score_jacobian(wide_network, spread, x)
+    product, transposed = (jax.jit(lambda A, v, name=name: getattr(A, name)(v)) for name in ("mv", "rmv"))
+    # Sums of 256 terms in another order, through 15 layers: some 1e-6 of the largest entry.
+    for found, expected in (
+        (many.value, one.value),
+        (product(many, v), product(one, v)),
+        (transposed(many, v), transposed(one, v)),
+    ):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    assert len(product(many, v).devices()) == 8
+    eigenvalues = [np.asarray(spectrum(operator).eigenvalues) for operator in (one, many)]
+    np.testing.assert_allclose(*eigenvalues, rtol=0, atol=1e-5 * np.abs(eigenvalues[0]).max())
+
+    programs = [program.lower(many, v).compile() for program in (product, transposed)]
+    exchanged = [shapes for program in programs for shapes, _ in COLLECTIVES.findall(program.as_text())]
+    assert exchanged
+    assert not [shapes for shapes in exchanged if f"[{WIDTH},{WIDTH}]" in shapes]  # features, and no parameters
+    needed = [program.memory_analysis() for program in programs]
+    # Arguments and scratch of one device: its share of the parameters, and of their wide copies, beside the features.
+    wide = sum(4 * leaf.size for leaf in jax.tree.leaves(state))
+    assert all(n.argument_size_in_bytes + n.temp_size_in_bytes < wide / 2 for n in needed)
+
+
+def test_parameters_on_some_devices():
+    spread = sharded({"even": np.zeros((4, 6)), "odd": np.zeros((3, 5)), "number": np.float32(1)}, jax.devices()[:2])
+    assert [leaf.sharding.spec for leaf in (spread["even"], spread["odd"])] == [
+        jax.P(None, "parameters"),
+        jax.P(None, None),
+    ]
+    assert all(leaf.devices() == set(jax.devices()[:2]) for leaf in jax.tree.leaves(spread))

@@ -296,6 +296,8 @@ def test_wrong_arguments_are_refused(network):
         from_torch("unet", jm.NoiseSchedule(), "eps")
     with pytest.raises(ValueError, match="prediction: expected one of"):
         from_torch(network, jm.NoiseSchedule(), "epsilon")
+    with pytest.raises(ValueError, match=r"parameters: expected None or jnp\.bfloat16"):
+        from_torch(network, jm.NoiseSchedule(), "eps", parameters=jnp.float16)
     with pytest.raises(ValueError, match="schedule: expected the noise schedule"):
         jm.TorchOperator(network, np.zeros(SHAPE, np.float32), T, prediction="eps")
 
@@ -350,8 +352,61 @@ def test_operator_in_torch_in_every_driven_method(network, point, tmp_path):
     key = jax.random.key(0)
     dense = jm.spectrum(operator, jm.Dense(folder=tmp_path / "dense"))
     np.testing.assert_allclose(np.sort(dense.eigenvalues), expected, rtol=0, atol=1e-5 * scale)
-    largest = jm.spectrum(operator, jm.Extreme(2, "largest", max_products=400, rtol=1e-4), key=key, folder=tmp_path / "extreme")
+    largest = jm.spectrum(
+        operator, jm.Extreme(2, "largest", max_products=400, rtol=1e-4), key=key, folder=tmp_path / "extreme"
+    )
     np.testing.assert_allclose(np.sort(largest.eigenvalues), expected[-2:], rtol=0, atol=1e-3 * scale)
     ritz = jm.spectrum(operator, jm.Lanczos(30), key=key, folder=tmp_path / "lanczos").eigenvalues
     assert expected[0] - 1e-4 * scale <= np.min(ritz) <= np.max(ritz) <= expected[-1] + 1e-4 * scale
     assert jm.count_positive(operator, max_products=point.size + 1, key=key).estimate == (expected > 0).sum()
+
+
+def _with_rounded_parameters(network):
+    rounded = copy.deepcopy(network)
+    with torch.no_grad():
+        for parameter in rounded.parameters():  # the buffers keep their digits
+            parameter.copy_(parameter.to(torch.bfloat16).float())
+    return rounded
+
+
+def test_parameters_in_bfloat16_are_computed_with_in_single(network, point):
+    score, state = from_torch(network, jm.NoiseSchedule(), "eps", x=point, cond=np.int32(3), parameters=jnp.bfloat16)
+    parameters = {name for name, _ in network.named_parameters()}
+    assert {name for name, array in state.items() if array.dtype == jnp.bfloat16} == parameters
+    value, hessian = _hessian(_with_rounded_parameters(network), point)
+    unrounded, _ = _hessian(network, point)
+    size = np.abs(value).max()
+    assert np.abs(value - unrounded).max() > 1e-3 * size  # another model
+    operator = jm.score_jacobian(score, state, point, T, jnp.int32(3))
+    # as in float32 above: nothing is computed in bfloat16
+    for found in (operator.value, score(state, jnp.asarray(point), T, jnp.int32(3))):
+        np.testing.assert_allclose(found, value, rtol=0, atol=1e-5 * size)
+    np.testing.assert_allclose(operator.to_dense(), hessian, rtol=0, atol=1e-5 * np.abs(hessian).max())
+    v = np.random.default_rng(0).standard_normal(point.size)
+    np.testing.assert_allclose(operator.T @ v, hessian.T @ v, rtol=0, atol=1e-5 * np.abs(hessian.T @ v).max())
+
+
+def test_a_linearisation_keeps_no_wide_copy_of_parameters(network, point):
+    score, state = from_torch(network, jm.NoiseSchedule(), "eps", parameters=jnp.bfloat16)
+    operator = jm.score_jacobian(score, state, point, T, jnp.int32(3))
+    kept = {tuple(sorted(array.shape)) for array in operator._residuals}
+    weights = {name: array for name, array in state.items() if name.endswith("weight") and array.ndim > 1}
+    # Kernels of convolutions are turned anew in each product. That of the transposed convolution is kept, as torchax
+    # flips it in a function of its own; and 16×16 is the shape of attention's weights, too.
+    assert {name for name, array in weights.items() if tuple(sorted(array.shape)) in kept} == {
+        "up.weight",
+        "time.weight",
+    }
+
+
+def test_the_modules_own_parameters_are_not_rounded(point):
+    network = Network().eval()
+    before = copy.deepcopy(network.state_dict())
+    from_torch(network, jm.NoiseSchedule(), "eps", x=point, cond=np.int32(3), parameters=jnp.bfloat16)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+def test_a_wrong_bridge_of_rounded_parameters_is_noticed(network, point, monkeypatch):
+    monkeypatch.setattr(Skeleton, "run", _dropping_a_buffer(Skeleton.run))
+    with pytest.raises(ValueError, match="an output that differs by"):
+        from_torch(network, jm.NoiseSchedule(), "eps", x=point, cond=np.int32(3), parameters=jnp.bfloat16)

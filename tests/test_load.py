@@ -36,6 +36,14 @@ class TestSources:
     def test_a_live_pipeline(self, pipe, base):
         assert jm.load(pipe).fingerprint() == base.fingerprint()
 
+    def test_parameters_in_bfloat16_are_refused(self, original):
+        for options, problem in (
+            (dict(parameters="bfloat16"), r"parameters: expected float32 for Stable Diffusion 1 and 2, .* got 'bfl"),
+            (dict(parameters="float16"), r"parameters: expected 'float32' or 'bfloat16', got 'float16'"),
+        ):
+            with pytest.raises(ValueError, match=problem):
+                jm.load(original, **options)
+
     def test_what_is_told(self, original):
         said = []
         model = jm.load(original, ignore_settings=["new"], prediction_type="v_prediction", say=said.append)

@@ -125,6 +125,36 @@ def test_network_jacobian_and_spectrum(made, parity):
     assert np.abs(np.sort(found) - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("family", ["sdxl", "flux"])
+def test_parameters_in_bfloat16(family, tmp_path):
+    """A model of its own: the oracle is the rounded network in float64, and nothing is computed in bfloat16."""
+    from jaxmem.stable_diffusion.settings import Reading
+
+    pipeline, _ = tiny_pipelines.make(torch, diffusers, transformers, tmp_path, family)
+    sides = dict(height=16, width=16) if family == "flux" else {}
+    model = from_pipeline(pipeline, Reading(parameters="bfloat16", **sides))
+    assert {str(model.state[name].dtype) for name, _ in _network(pipeline).named_parameters()} == {"bfloat16"}
+    ordinary, rounded = from_pipeline(pipeline, Reading(**sides)).identity([""]), model.identity([""])
+    assert ordinary["sha256"] != rounded["sha256"]
+    assert "parameters" not in ordinary
+    assert rounded["parameters"] == "bfloat16"
+
+    x, cond, t = _point(model), _condition(model, family), T.get(family, 501)
+    apart = _in_torch(pipeline, model, family, x, torch.float64)
+    with torch.no_grad():
+        for parameter in _network(pipeline).parameters():
+            parameter.copy_(parameter.to(torch.bfloat16).float())
+        exact = _in_torch(pipeline, model, family, x, torch.float64)
+        truth, unrounded = (call(torch.tensor(x).double()).numpy() for call in (exact, apart))
+    found = np.asarray(jax.jit(model.score.network)(model.state, x, t, cond))
+    size = np.abs(truth).max()
+    assert np.abs(found - truth).max() <= 1e-5 * size < 1e-4 * size < np.abs(truth - unrounded).max()
+
+    ours = from_pipeline(pipeline, Reading(parameters="bfloat16", **sides), ours=True)
+    assert _network(ours.pipeline) is None
+    assert jm.model.fingerprint(ours.state) == rounded["sha256"]
+
+
 def test_ten_steps_of_sampling(made):
     """Against diffusers' own pipeline, from the same noise, with its default scale of guidance."""
     family, pipeline, _, model = made

@@ -1,6 +1,5 @@
 """A module in JAX held against itself in torch, at a random point: its value, and one derivative by differences."""
 
-import copy
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ def compare(
     """Compare, and return whether the module takes a batch of one rather than one example.
 
     Args:
-        module: the torch module.
+        module: the torch module, of parameters in float32 or float64.
         skeleton: the same without its numbers.
         call: how both are called.
         state: the parameters in JAX.
@@ -42,7 +41,6 @@ def compare(
     point = rng.standard_normal(x.shape).astype(x.dtype)
     direction = rng.standard_normal(x.shape).astype(x.dtype)
     cond = jax.tree.map(lambda leaf: _some(leaf, rng), cond)
-    module = _in_single(module)
     with in_evaluation(module):
         batched, value = find_convention(module, call, point, t, cond)
         again, plus, minus, half_plus, half_minus = (
@@ -64,12 +62,6 @@ def compare(
             f" {np.abs(slopes[1]).max():.1e}); keep the module in torch with jaxmem.TorchOperator"
         )
     return batched
-
-
-def _in_single(module: Any) -> Any:
-    """The module, or a copy in float32 of one in half precision, whose own rounding would hide other differences."""
-    is_half = any(one.is_floating_point() and one.element_size() < 4 for one in module.parameters())
-    return copy.deepcopy(module).float() if is_half else module
 
 
 def _some(leaf: Any, rng: np.random.Generator) -> np.ndarray:

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxmem.bridge.comparison import compare
 from jaxmem.bridge.environment import environment
+from jaxmem.bridge.rounding import in_single, is_rounded
 from jaxmem.bridge.skeleton import Skeleton, tensors_of, unwrapped
 from jaxmem.diffusion import Prediction, Schedule, to_score
 
@@ -50,6 +51,8 @@ class TorchScore:
         if self._uncompared is not None:
             module, state = self._uncompared
             t = self.schedule.num_timesteps // 2
+            rounds = any(array.dtype == jnp.bfloat16 for array in state.values())
+            module = in_single(module, rounds)
             self._batched = compare(module, self._skeleton, self._call, state, x, t, cond)
             self._uncompared = None
 
@@ -75,6 +78,7 @@ def from_torch(
     call: Call = call_module,
     x: Any = None,
     cond: Any = None,
+    parameters: Any = None,
 ) -> tuple[TorchScore, dict[str, Array]]:
     """Make a score and its parameters of any `torch.nn.Module`: ``score(state, x, t, cond)`` of one example.
 
@@ -92,16 +96,19 @@ def from_torch(
             module, or a frozen dataclass. Of a tuple the first is taken, of diffusers' outputs the ``sample``.
         x: an example, or its `jax.ShapeDtypeStruct`, for a comparison at once.
         cond: the condition of that example.
+        parameters: ``jnp.bfloat16`` rounds the module's parameters, not its buffers, to that type, in which they take
+            half the memory; the score still computes in the data type of x. That is another model than the module:
+            it is compared with the module whose parameters are rounded, too.
 
     Returns:
         The score, and its parameters, buffers and other tensors by name: float32, or float64 where JAX has
-        ``jax_enable_x64``.
+        ``jax_enable_x64``, but for what ``parameters`` rounds.
 
     Raises:
         MissingExtra: torch or torchax are not installed.
-        ValueError: ``module`` is no `torch.nn.Module`; an unknown prediction; an output of another shape; a module
-            that draws random numbers, changes itself, depends on values in its path or has an operator that torchax
-            lacks; or one that differs in JAX from itself in torch.
+        ValueError: ``module`` is no `torch.nn.Module`; an unknown prediction or type of parameters; an output of
+            another shape; a module that draws random numbers, changes itself, depends on values in its path or has an
+            operator that torchax lacks; or one that differs in JAX from itself in torch.
     """
     environment()
     import torch
@@ -110,16 +117,24 @@ def from_torch(
         raise ValueError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
     if prediction not in get_args(Prediction):
         raise ValueError(f"prediction: expected one of {get_args(Prediction)}, got {prediction!r}")
+    if parameters is not None and parameters != jnp.bfloat16:
+        raise ValueError(f"parameters: expected None or jnp.bfloat16, got {parameters!r}")
     module = unwrapped(module)
-    state = {name: _array(tensor) for name, tensor in tensors_of(module).items()}
+    state = {name: _array(tensor, parameters is not None) for name, tensor in tensors_of(module).items()}
     score = TorchScore(module, schedule, prediction, call, state)
     if x is not None:
         score.compare(x, cond)
     return score, state
 
 
-def _array(tensor: Any) -> Array:
-    """A copy of a tensor as a JAX array: float32 or float64, int32, bool."""
+def _array(tensor: Any, rounds: bool) -> Array:
+    """A copy of a tensor as a JAX array: float32 or float64, int32, bool; rounded parameters as bfloat16."""
+    import torch
+
+    if rounds and is_rounded(tensor):
+        # NumPy has no such type of its own: the bits go as whole numbers.
+        bits = tensor.detach().to(torch.bfloat16).view(torch.int16).cpu().numpy()
+        return jnp.array(bits.view(jnp.bfloat16))
     if tensor.is_floating_point():
         wide = jax.config.jax_enable_x64  # type: ignore[attr-defined]
         tensor = tensor.double() if wide else tensor.float()

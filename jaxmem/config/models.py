@@ -33,6 +33,9 @@ class PartsConfig:
     """Of pictures, in pixels; by default the model's own."""
     width: int | None = None
     """Of pictures, in pixels; by default the model's own."""
+    parameters: Literal["float32", "bfloat16"] = "float32"
+    """Type in which the network's parameters are kept. bfloat16 takes half the memory and rounds them, which makes
+    another model; what is computed is computed in float32. Not for Stable Diffusion 1 and 2."""
 
 
 @dataclass(frozen=True)

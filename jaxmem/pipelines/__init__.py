@@ -30,6 +30,8 @@ def from_pipeline(pipeline: Any, reading: "Reading | None" = None, *, ours: bool
     Raises:
         ValueError: as `jaxmem.load`.
     """
+    from jaxmem.bridge.rounding import round_parameters
+    from jaxmem.bridge.skeleton import unwrapped
     from jaxmem.pipelines import families
 
     name = type(pipeline).__name__
@@ -38,6 +40,9 @@ def from_pipeline(pipeline: Any, reading: "Reading | None" = None, *, ours: bool
     family = getattr(families, FAMILIES[name])
     if family is families.PixelUNet and pipeline.unet.config.num_class_embeds:
         family = families.PixelUNetOfClasses
+    if ours and reading is not None and reading.parameters == "bfloat16":
+        # Before the comparison, which otherwise rounds a copy.
+        round_parameters(unwrapped(getattr(pipeline, family.part)))
     model = family(pipeline, reading)
     if ours:
         model.give_up_network()

@@ -53,7 +53,15 @@ class PipelineModel(Model):
         first = None if example is None else jax.tree.map(lambda leaf: leaf[0], example)
         point = jax.ShapeDtypeStruct(self.shape, jnp.float32)
         call = type(self).call
-        self.score, self.state = from_torch(network, self.schedule, self.prediction, call=call, x=point, cond=first)
+        self.score, self.state = from_torch(
+            network,
+            self.schedule,
+            self.prediction,
+            call=call,
+            x=point,
+            cond=first,
+            parameters=jnp.bfloat16 if self.reading.parameters == "bfloat16" else None,
+        )
         self.warnings = self.reading.warnings
 
     def give_up_network(self) -> None:

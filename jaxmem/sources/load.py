@@ -32,6 +32,7 @@ def load(
     clip_skip: int | None = None,
     height: int | None = None,
     width: int | None = None,
+    parameters: str = "float32",
     ignore_settings: Sequence[str] = (),
     prediction_type: str | None = None,
     say: Say = quiet,
@@ -55,6 +56,8 @@ def load(
         height: of pictures, in pixels; by default the model's own. Latents of another size have another distribution
             than the model was trained on, and spectra of another dimension.
         width: of pictures, in pixels; by default the model's own.
+        parameters: in what type the network's are kept: "float32", or "bfloat16", in which they take half the memory
+            and are rounded, which makes another model (`from_torch`); not for Stable Diffusion 1 and 2.
         ignore_settings: as `StableDiffusion.load`.
         prediction_type: as `StableDiffusion.load`.
         say: told of what may surprise, and of comparisons with a pipeline's networks.
@@ -68,6 +71,8 @@ def load(
     Warns:
         UserWarning: the model may not be what its files make of it (`Model.warnings`).
     """
+    if parameters not in ("float32", "bfloat16"):
+        raise ValueError(f"parameters: expected 'float32' or 'bfloat16', got {parameters!r}")
     reading = Reading(
         as_list("ignore_settings", ignore_settings),
         prediction_type,
@@ -75,6 +80,7 @@ def load(
         clip_skip=0 if clip_skip is None else clip_skip,
         height=height,
         width=width,
+        parameters=parameters,
     )
     additions = Additions.read(as_list("lora", lora), as_list("embedding", embedding))
     reading.given = additions.files
@@ -153,7 +159,7 @@ def _of_pipeline(source: Any, name: Any, where: str, additions: Additions, readi
     if not ours and (additions.lora or reading.unet):
         given = "lora" if additions.lora else "unet"
         raise ValueError(f"{given}: expected none for a live {name}, got one; put it into the pipeline with diffusers")
-    pipeline = open_any(source) if ours else source
+    pipeline = open_any(source, reading, say) if ours else source
     replace_network(pipeline, reading)
     put_into(pipeline, additions, reading, say)
     say(f"{name}: its network is compared with torch's at a random point")
@@ -168,6 +174,7 @@ def _trained(source: Any, additions: Additions, reading: Reading) -> Model:
 
     given = [name for name, value in (("lora", additions.lora), ("embedding", additions.embedding)) if value]
     given += [name for name in ("unet", "clip_skip", "height", "width", "prediction_type") if getattr(reading, name)]
+    given += ["parameters"] if reading.parameters != "float32" else []
     given += ["ignore_settings"] if reading.ignore_settings else []
     if given:
         raise ValueError(f"a run of jaxmem ({source}) has no files of diffusers: expected no `{given[0]}`, got one")

@@ -11,6 +11,8 @@ from typing import Any
 from jaxmem.extras import require
 from jaxmem.runs import memory
 from jaxmem.runs.durable import read_json
+from jaxmem.runs.progress import Say
+from jaxmem.sources.needs import needs
 from jaxmem.stable_diffusion import weights
 from jaxmem.stable_diffusion.folder import find_unet, read_folder
 from jaxmem.stable_diffusion.hub import hub_id
@@ -47,21 +49,26 @@ def open_folder(folder: Path, class_name: str, reading: Reading) -> Any:
         )
 
 
-def open_any(source: str | Path) -> Any:
-    """The pipeline of a folder or a hub id, of whatever class it says.
+def open_any(source: str | Path, reading: Reading, say: Say) -> Any:
+    """The pipeline of a folder or a hub id, of whatever class it says; first what it needs is said.
 
     Raises:
+        ValueError: it does not fit into memory; only the heads of its files were read.
         MissingExtra: diffusers and torch are not installed.
     """
     require("diffusers", "a pipeline of diffusers")
     import diffusers
 
     on_hub = None if Path(source).is_dir() else hub_id(source)
-    where = dict(revision=on_hub.revision) if on_hub else dict(local_files_only=True)
+    loader = diffusers.DiffusionPipeline
     with quiet_libraries():
-        return diffusers.DiffusionPipeline.from_pretrained(
-            on_hub.name if on_hub else os.fspath(source), use_safetensors=True, **where
+        folder = (
+            loader.download(on_hub.name, revision=on_hub.revision, use_safetensors=True) if on_hub else Path(source)
         )
+        needed = needs(Path(folder))
+        say(needed.line(reading.parameters))
+        needed.require(reading.parameters)
+        return loader.from_pretrained(os.fspath(folder), use_safetensors=True, local_files_only=True)
 
 
 def _network(cls: Any, folder: Path, layout: weights.Layout) -> Any:

@@ -42,6 +42,7 @@ class Reading:
     clip_skip: int = 0  #: layers at the end of the text encoder that are left out
     height: int | None = None  #: of pictures, in pixels; by default that of the UNet's settings
     width: int | None = None  #: of pictures, in pixels; by default that of the UNet's settings
+    parameters: str = "float32"  #: in what type the network's are kept, or "bfloat16"
     given: frozenset[Path] = frozenset()  #: files that are put into the model, with links followed
     chosen: dict[str, Any] = field(default_factory=dict)  #: what became part of the model beside its files, by name
     ignored: dict[str, str] = field(default_factory=dict)  #: what was ignored by request: file and name, and the value
@@ -71,6 +72,7 @@ class Reading:
         found: dict[str, Any] = {"ignored_settings": dict(self.ignored)} if self.ignored else {}
         found |= {"prediction_type": self.prediction_type} if self.prediction_type else {}
         found |= {"clip_skip": self.clip_skip} if self.clip_skip else {}
+        found |= {"parameters": self.parameters} if self.parameters != "float32" else {}
         return found | self.chosen
 
 
