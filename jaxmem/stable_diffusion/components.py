@@ -62,6 +62,11 @@ def read_parts(
     reading: Reading,
 ) -> Parts:
     """Read the settings of all parts, and check the tensors of the networks against them."""
+    if reading.parameters != "float32":
+        raise ValueError(
+            f"parameters: expected float32 for Stable Diffusion 1 and 2, whose networks take 4 GB, got"
+            f" {reading.parameters!r}; leave it out"
+        )
     configs = (
         UNetConfig.from_diffusers(config("unet"), reading=reading),
         TextEncoderConfig.from_diffusers(config("text_encoder"), reading=reading),

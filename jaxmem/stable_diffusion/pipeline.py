@@ -106,11 +106,6 @@ class StableDiffusion(Model):
     @classmethod
     def read(cls, source: Any, reading: Reading, say: Say = quiet) -> "StableDiffusion":
         """`load` with all that can be decided, which raises the same; warns of nothing, ``warnings`` has it."""
-        if reading.parameters != "float32":
-            raise ValueError(
-                f"parameters: expected float32 for Stable Diffusion 1 and 2, whose networks take 4 GB, got"
-                f" {reading.parameters!r}; leave it out"
-            )
         if isinstance(source, str | Path):
             model = cls(*read_folder(source, reading), reading)
         else:
