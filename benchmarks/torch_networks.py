@@ -23,7 +23,7 @@ from page import update_page
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPE, TIMESTEP = (4, 32, 32), 501
-NETWORKS = ("SDXL's UNet, narrow", "DiT")
+NETWORKS = ("DiT", "SDXL's UNet, narrow")
 OURS = "from_torch, score_jacobian"
 CONTENDERS = (OURS, "torch.func.jvp", "torch, reverse mode on a retained graph")
 
