@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 
 import jax
@@ -410,3 +411,131 @@ def test_a_wrong_bridge_of_rounded_parameters_is_noticed(network, point, monkeyp
     monkeypatch.setattr(Skeleton, "run", _dropping_a_buffer(Skeleton.run))
     with pytest.raises(ValueError, match="an output that differs by"):
         from_torch(network, jm.NoiseSchedule(), "eps", x=point, cond=np.int32(3), parameters=jnp.bfloat16)
+
+
+class Tied(nn.Module):
+    """The third layer has the tensors of one of the other two."""
+
+    def __init__(self, first):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c = (nn.Linear(8, 8) for _ in range(3))
+        self.c.weight, self.c.bias = (self.a if first else self.b).weight, (self.a if first else self.b).bias
+
+    def forward(self, x, t):
+        return self.c(torch.tanh(self.b(torch.tanh(self.a(x)))))
+
+
+class Listed(nn.Module):
+    """A number of torch that is in no state."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factors = [torch.tensor(factor)]
+
+    def forward(self, x, t):
+        return self.factors[0] * x
+
+
+class OfClass(nn.Module):
+    factor = 2.0
+
+    def forward(self, x, t):
+        return self.factor * x
+
+
+def _different_of_class(factor):
+    OfClass.factor = factor
+    return OfClass()
+
+
+@pytest.mark.parametrize(
+    ("make", "values"), [(Tied, (True, False)), (Listed, (2.0, 3.0)), (_different_of_class, (2.0, 3.0))]
+)
+def test_modules_that_compute_other_things_are_not_equal(make, values):
+    """Each through one compiled function: a program of the first for the second would give its numbers."""
+    x = jnp.linspace(-1.0, 1.0, 8)
+    for value in values:
+        module = make(value)
+        score, state = from_torch(module, jm.NoiseSchedule(), "score")
+        with torch.no_grad():
+            expected = module(torch.tensor(np.array(x)), torch.tensor(T)).numpy()
+        np.testing.assert_allclose(jm.score_jacobian(score, state, x, T).value, expected, atol=1e-6)
+
+
+def test_settings_are_part_of_what_a_run_knows():
+    def closure(factor):
+        def call(module, x, t, cond):
+            return factor * module(x, t)
+
+        return call
+
+    shown = [repr(from_torch(nn.Dropout(p), jm.NoiseSchedule(), "eps")[0]) for p in (0.25, 0.5)]
+    shown += [repr(from_torch(OfClass(), jm.NoiseSchedule(), "eps", call=closure(k))[0]) for k in (2, 3)]
+    assert len(set(shown)) == 4
+
+
+def test_two_threads():
+    """Two states of one score, at once."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    score, state = from_torch(module, jm.NoiseSchedule(), "score", call=_alone, x=np.zeros(4, np.float32))
+    other, x = jax.tree.map(lambda leaf: 2 * leaf, state), jnp.ones(4)
+    expected = [np.asarray(score(one, x, T, None)) for one in (state, other)]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda i: np.asarray(score((state, other)[i % 2], x, T, None)), range(20)))
+    for i, value in enumerate(found):
+        np.testing.assert_allclose(value, expected[i % 2], atol=1e-6)
+
+
+def _alone(module, x, t, cond):
+    return module(x)
+
+
+class ZeroAtFirst(nn.Module):
+    """As networks are before a training; of the layer after, a comparison sees nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(8, 8)
+        nn.init.zeros_(self.last.weight), nn.init.zeros_(self.last.bias)
+
+    def forward(self, x, t):
+        return self.last(torch.tanh(x))
+
+
+def test_a_module_that_gives_zero_is_compared(monkeypatch):
+    score, _ = from_torch(ZeroAtFirst(), jm.NoiseSchedule(), "score", x=np.zeros(8, np.float32))
+    assert score._batched
+    run = Skeleton.run
+    monkeypatch.setattr(Skeleton, "run", lambda self, *arguments: 2 * run(self, *arguments))
+    with pytest.raises(ValueError, match="an output that differs by"):
+        from_torch(ZeroAtFirst(), jm.NoiseSchedule(), "score", x=np.zeros(8, np.float32))
+
+
+class ShortTable(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.ones(600))
+
+    def forward(self, x, t):
+        return x * self.table[t]
+
+
+def test_a_table_shorter_than_the_schedule_is_refused():
+    with pytest.raises(ValueError, match="every timestep of its schedule"):
+        from_torch(ShortTable(), jm.NoiseSchedule(), "score", x=np.zeros(8, np.float32))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_timesteps_of_an_operator_are_checked(network, point):
+    for t in (-1, 1000, 0.5):
+        with pytest.raises(ValueError, match="t: expected"):
+            jm.TorchOperator(network, point, t, np.int64(3), schedule=jm.NoiseSchedule(), prediction="eps")
+
+    class OfTime(nn.Module):
+        def forward(self, x, t):
+            return t * x
+
+    x = np.ones(4, np.float32)
+    np.testing.assert_allclose(jm.TorchOperator(OfTime(), x, 0.5).value.reshape(-1), 0.5)

@@ -330,3 +330,26 @@ def test_what_does_not_load_says_so(tmp_path):
     other = diffusers.StableDiffusionXLImg2ImgPipeline(**pipeline.components)
     with pytest.raises(ValueError, match="StableDiffusionXLImg2ImgPipeline"):
         jm.load(other)
+
+
+def test_schedulers_of_another_kind_are_refused(tmp_path):
+    """A network of flow matching gets other timesteps than one of a table of betas."""
+    pipeline, _ = _xl(tmp_path / "xl")
+    pipeline.scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    with pytest.raises(ValueError, match="expected one of a table of betas, for a StableDiffusionXLPipeline"):
+        jm.load(pipeline)
+    flux, _ = tiny_pipelines.make(torch, diffusers, transformers, tmp_path / "flux", "flux")
+    flux.scheduler = diffusers.DDIMScheduler()
+    with pytest.raises(ValueError, match="expected FlowMatchEulerDiscreteScheduler"):
+        jm.load(flux, height=16, width=16)
+
+
+def test_what_changes_the_numbers_changes_the_identity(tmp_path):
+    pipeline, _ = _xl(tmp_path)
+    before = jm.load(pipeline).identity([])
+    assert jm.load(pipeline).identity([]) == before
+    pipeline.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+    assert jm.load(pipeline).identity([]) != before
+    pipeline.disable_freeu()
+    pipeline.vae.register_to_config(scaling_factor=0.5)
+    assert jm.load(pipeline).identity([]) != before

@@ -1,5 +1,6 @@
 """A module in JAX held against itself in torch, at a random point: its value, and one derivative by differences."""
 
+import copy
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -9,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmem.bridge.skeleton import Skeleton, first_output
+from jaxmem.bridge.numbers import arrays_of
+from jaxmem.bridge.skeleton import Skeleton, first_output, restored
+from jaxmem.diffusion import Schedule
 
 # Two float32 programs of a whole network differ by 1e-7 to 1e-4 of the largest entry; another function, as by a buffer
 # that is lost or an operator that means something else, by 1e-2 and more.
@@ -19,9 +22,19 @@ _STEP = 1e-2  # of x, whose entries are of size one: rounding of a difference is
 
 
 def compare(
-    module: Any, skeleton: Skeleton, call: Callable[..., Any], state: Any, x: Any, t: int, cond: Any, seed: int = 0
+    module: Any,
+    skeleton: Skeleton,
+    call: Callable[..., Any],
+    state: Any,
+    x: Any,
+    schedule: Schedule,
+    cond: Any,
+    seed: int = 0,
 ) -> bool:
     """Compare, and return whether the module takes a batch of one rather than one example.
+
+    The timestep is the middle one; that the module takes the first and the last is asked of torch alone. A module whose
+    output is zero, as before a training, is compared with random numbers added to its parameters.
 
     Args:
         module: the torch module, of parameters in float32 or float64.
@@ -29,7 +42,7 @@ def compare(
         call: how both are called.
         state: the parameters in JAX.
         x: shape and type of one example.
-        t: a timestep.
+        schedule: its timesteps.
         cond: shapes and types of its condition, or arrays, which are taken as they are.
         seed: of the random point.
 
@@ -40,17 +53,23 @@ def compare(
     rng = np.random.default_rng(seed)
     point = rng.standard_normal(x.shape).astype(x.dtype)
     direction = rng.standard_normal(x.shape).astype(x.dtype)
-    cond = jax.tree.map(lambda leaf: _some(leaf, rng), cond)
-    with in_evaluation(module):
+    given, cond = cond, jax.tree.map(lambda leaf: _some(leaf, rng), cond)
+    first, t, last = schedule.first, schedule.num_timesteps // 2, schedule.first + schedule.num_timesteps - 1
+    with restored(module), in_evaluation(module):
         batched, value = find_convention(module, call, point, t, cond)
         again, plus, minus, half_plus, half_minus = (
             _at(module, call, batched, point + step * direction, t, cond)
             for step in (0, _STEP, -_STEP, _STEP / 2, -_STEP / 2)
         )
+        for end in (first, last):
+            _require_timestep(module, call, batched, point, end, cond)
     size = np.abs(value).max()
     if not np.isfinite(value).all() or np.abs(again - value).max() > VALUE_TOLERANCE * size:
         what = "NaN or infinity" if not np.isfinite(value).all() else "another output at the second call"
         raise ValueError(f"module: expected the same finite output for the same input, got {what}")
+    if not size and seed == 0:
+        moved = _moved(module, rng)
+        return compare(moved, skeleton, call, arrays_of(moved), x, schedule, given, seed=1)
     ours, slope = _in_jax(skeleton, call, batched, state, point, direction, t, cond)
     slopes = [(up - down) / (2 * step) for up, down, step in ((plus, minus, _STEP), (half_plus, half_minus, _STEP / 2))]
     apart, bend = np.abs(slope - slopes[1]).max(), np.abs(slopes[0] - slopes[1]).max()
@@ -59,21 +78,47 @@ def compare(
         raise ValueError(
             f"module: expected in JAX what {skeleton.name} computes in torch, got at a random point an output that"
             f" differs by {difference:.1e} (of {size:.1e}) and a derivative that differs by {apart:.1e} (of"
-            f" {np.abs(slopes[1]).max():.1e}); keep the module in torch with jaxmem.TorchOperator"
+            f" {np.abs(slopes[1]).max():.1e}); if the module was not changed since, keep it in torch with"
+            f" jaxmem.TorchOperator"
         )
     return batched
 
 
+def _require_timestep(module: Any, call: Callable[..., Any], batched: bool, x: np.ndarray, t: int, cond: Any) -> None:
+    """JAX takes an index that is out of range for another; torch says so."""
+    try:
+        _at(module, call, batched, x, t, cond)
+    except Exception as error:  # of any kind: it is the user's code
+        raise ValueError(
+            f"module: expected one that takes every timestep of its schedule, got {type(error).__name__} at t = {t}:"
+            f" {error!s:.300}"
+        ) from error
+
+
+def _moved(module: Any, rng: np.random.Generator) -> Any:
+    """A copy of a module with random numbers added to its parameters."""
+    import torch
+
+    moved = copy.deepcopy(module)
+    with torch.no_grad():
+        for parameter in moved.parameters():
+            if parameter.is_floating_point():
+                noise = torch.as_tensor(0.1 * rng.standard_normal(tuple(parameter.shape)))
+                parameter.add_(noise.to(parameter.device, parameter.dtype))
+    return moved
+
+
 def _some(leaf: Any, rng: np.random.Generator) -> np.ndarray:
-    """Values for a condition of which shapes are known: random numbers, or zeros of whole ones."""
+    """Values for a condition of which shapes are known: random numbers, zeros of whole ones, or a mask of all."""
     if not isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct):
         return np.asarray(leaf)
     if jnp.issubdtype(leaf.dtype, jnp.floating):
         return rng.standard_normal(leaf.shape).astype(leaf.dtype)
-    return np.zeros(leaf.shape, leaf.dtype)
+    # A mask of nothing would leave nothing to attend to.
+    return np.full(leaf.shape, jnp.issubdtype(leaf.dtype, jnp.bool_), leaf.dtype)
 
 
-def find_convention(module: Any, call: Callable[..., Any], x: np.ndarray, t: int, cond: Any) -> tuple[bool, np.ndarray]:
+def find_convention(module: Any, call: Callable[..., Any], x: np.ndarray, t: Any, cond: Any) -> tuple[bool, np.ndarray]:
     """Whether a module takes a batch of one, and its output: torch's networks do, functions of one example do not."""
     errors = []
     for batched in (True, False):
@@ -92,11 +137,11 @@ def find_convention(module: Any, call: Callable[..., Any], x: np.ndarray, t: int
     )
 
 
-def _at(module: Any, call: Callable[..., Any], batched: bool, x: np.ndarray, t: int, cond: Any) -> np.ndarray:
+def _at(module: Any, call: Callable[..., Any], batched: bool, x: np.ndarray, t: Any, cond: Any) -> np.ndarray:
     import torch
 
     with torch.no_grad():
-        output = first_output(call(module, *as_tensors(module, batched, (x, np.int64(t), cond))))
+        output = first_output(call(module, *as_tensors(module, batched, (x, np.asarray(t), cond))))
     found = output.detach().cpu().double().numpy()
     return found[0] if batched else found
 
@@ -140,7 +185,7 @@ def _in_jax(
 
     def compute() -> tuple[np.ndarray, np.ndarray]:
         with jax.enable_x64(x64), jax.default_matmul_precision("highest"):
-            value, slope = both(state, *map(jnp.asarray, (x, v)), jnp.int32(t), jax.tree.map(jnp.asarray, cond))
+            value, slope = both(state, *map(jnp.asarray, (x, v)), jnp.asarray(t), jax.tree.map(jnp.asarray, cond))
             return np.asarray(value, np.float64), np.asarray(slope, np.float64)
 
     # The first call of a score is often traced, and in that thread everything would be.

@@ -1,7 +1,7 @@
 """The Jacobian of a module's score, with products made by torch: for models that have to stay there."""
 
 import warnings
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -33,7 +33,8 @@ class TorchOperator(Operator):
         module: the network; it is called in evaluation mode, with a batch of one if it takes that.
         x: one point, floating point, an array or a tensor.
         t: its timestep.
-        cond: its condition, a pytree of arrays or tensors, or None.
+        cond: its condition, a pytree of arrays or tensors, or None. Module and parameters must not change while the
+            operator is used.
         schedule: with a ``prediction`` other than "score", the noise schedule.
         prediction: what the module puts out; with the default its output is the score itself.
         call: how the module is called, as in `from_torch`.
@@ -57,11 +58,20 @@ class TorchOperator(Operator):
         call: Call = call_module,
     ) -> None:
         require_package("torch", "a network of torch")
+        import torch
+
+        if not isinstance(module, torch.nn.Module):
+            raise ValueError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
         if prediction != "score" and schedule is None:
             raise ValueError(f"schedule: expected the noise schedule for prediction {prediction!r}, got none")
-        alpha, sigma = (1.0, 1.0) if schedule is None else (float(schedule.alpha[t]), float(schedule.sigma[t]))
+        alpha, sigma = 1.0, 1.0
+        if schedule is not None:
+            schedule.check(np.asarray(t))
+            alpha, sigma = float(schedule.alpha[t]), float(schedule.sigma[t])
         module = unwrapped(module)
-        point = np.asarray(x)
+        point = np.asarray(x.detach().cpu().float() if isinstance(x, torch.Tensor) else x)
+        if not np.issubdtype(point.dtype, np.floating):
+            raise ValueError(f"x: expected a floating-point array, got {point.dtype}; convert it first")
         with in_evaluation(module):
             batched, _ = find_convention(module, call, point, t, cond)
         self._products = _Products(module, call, batched, (point, t, cond), (prediction, alpha, sigma))
@@ -88,14 +98,10 @@ class TorchOperator(Operator):
         require_finite(self.value, "at this point")
 
     def mv(self, vector: Float[Array, " d"]) -> Float[Array, " d"]:
-        return self._on_host(self._products.forward, vector)
+        return _on_host(self._products, vector, transposed=False)
 
     def rmv(self, vector: Float[Array, " d"]) -> Float[Array, " d"]:
-        return self._on_host(self._products.transposed, vector)
-
-    def _on_host(self, product: Callable[[np.ndarray], np.ndarray], vector: Array) -> Array:
-        result = jax.ShapeDtypeStruct((self.size,), self.dtype)
-        return jax.pure_callback(lambda v: product(np.asarray(v)), result, vector, vmap_method="sequential")
+        return _on_host(self._products, vector, transposed=True)
 
     def tree_flatten(self) -> tuple[tuple[()], Any]:
         return (), self._products
@@ -105,6 +111,14 @@ class TorchOperator(Operator):
         operator = object.__new__(cls)
         operator._products = products
         return operator
+
+
+# Compiled once for an operator: a callback outside a compiled function is a new program each time.
+@partial(jax.jit, static_argnames=("products", "transposed"))
+def _on_host(products: "_Products", vector: Array, transposed: bool) -> Array:
+    result = jax.ShapeDtypeStruct((products.value.size,), products.value.dtype)
+    product = products.transposed if transposed else products.forward
+    return jax.pure_callback(product, result, vector, vmap_method="sequential")
 
 
 class _Products:
@@ -156,7 +170,7 @@ class _Products:
     def _shape(self) -> tuple[int, ...]:
         return tuple(self._x.shape[1:] if self._batched else self._x.shape)
 
-    def forward(self, vector: np.ndarray) -> np.ndarray:
+    def forward(self, vector: Any) -> np.ndarray:
         """``J v``."""
         import torch
 
@@ -169,14 +183,14 @@ class _Products:
             warnings.simplefilter("ignore", DeprecationWarning)  # of torch itself, at its first forward mode
             return self._array(torch.func.jvp(self._score, (self._x.detach(),), (v,))[1])
 
-    def transposed(self, vector: np.ndarray) -> np.ndarray:
+    def transposed(self, vector: Any) -> np.ndarray:
         """``Jᵀ v``."""
         import torch
 
         (found,) = torch.autograd.grad(self._value, self._x, self._tensor(vector), retain_graph=True)
         return self._array(found)
 
-    def _tensor(self, vector: np.ndarray) -> Any:
+    def _tensor(self, vector: Any) -> Any:
         return as_tensors(self._module, False, np.asarray(vector)).reshape(self._x.shape)
 
     def _array(self, tensor: Any) -> np.ndarray:

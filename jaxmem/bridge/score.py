@@ -5,13 +5,15 @@ from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxmem.bridge.comparison import compare
 from jaxmem.bridge.environment import environment
-from jaxmem.bridge.rounding import in_single, is_rounded
-from jaxmem.bridge.skeleton import Skeleton, tensors_of, unwrapped
+from jaxmem.bridge.numbers import arrays_of, in_single
+from jaxmem.bridge.skeleton import Skeleton, unwrapped
 from jaxmem.diffusion import Prediction, Schedule, to_score
+from jaxmem.runs.functions import captured, name_of
 
 Call = Callable[[Any, Any, Any, Any], Any]  #: ``(module, x, t, cond) -> output``, of torch tensors
 
@@ -50,10 +52,9 @@ class TorchScore:
         """Compare with the module in torch at a random point of these shapes, once."""
         if self._uncompared is not None:
             module, state = self._uncompared
-            t = self.schedule.num_timesteps // 2
             rounds = any(array.dtype == jnp.bfloat16 for array in state.values())
             module = in_single(module, rounds)
-            self._batched = compare(module, self._skeleton, self._call, state, x, t, cond)
+            self._batched = compare(module, self._skeleton, self._call, state, x, self.schedule, cond)
             self._uncompared = None
 
     def __eq__(self, other: object) -> bool:
@@ -66,8 +67,10 @@ class TorchScore:
     def _key(self) -> tuple[Any, ...]:
         return self._skeleton, self.schedule, self.prediction, self._call
 
-    def __repr__(self) -> str:
-        return f"TorchScore({self._skeleton.name}, {self.schedule}, {self.prediction!r})"
+    def __repr__(self) -> str:  # what a run knows a score by
+        call = f"{name_of(self._call)} {captured(self._call)[:12]}"
+        settings = f"settings {self._skeleton.settings[:12]}"
+        return f"TorchScore({self._skeleton.name}, {settings}, {self.schedule}, {self.prediction!r}, {call})"
 
 
 def from_torch(
@@ -119,23 +122,14 @@ def from_torch(
         raise ValueError(f"prediction: expected one of {get_args(Prediction)}, got {prediction!r}")
     if parameters is not None and parameters != jnp.bfloat16:
         raise ValueError(f"parameters: expected None or jnp.bfloat16, got {parameters!r}")
+    try:
+        hash(call)
+    except TypeError as error:
+        raise ValueError(f"call: expected a hashable function, such as a frozen dataclass, got one: {error}") from None
     module = unwrapped(module)
-    state = {name: _array(tensor, parameters is not None) for name, tensor in tensors_of(module).items()}
+    state = arrays_of(module, rounds=parameters is not None)
     score = TorchScore(module, schedule, prediction, call, state)
     if x is not None:
-        score.compare(x, cond)
+        example = x if isinstance(x, jax.ShapeDtypeStruct) else np.asarray(x)
+        score.compare(example, cond)
     return score, state
-
-
-def _array(tensor: Any, rounds: bool) -> Array:
-    """A copy of a tensor as a JAX array: float32 or float64, int32, bool; rounded parameters as bfloat16."""
-    import torch
-
-    if rounds and is_rounded(tensor):
-        # NumPy has no such type of its own: the bits go as whole numbers.
-        bits = tensor.detach().to(torch.bfloat16).view(torch.int16).cpu().numpy()
-        return jnp.array(bits.view(jnp.bfloat16))
-    if tensor.is_floating_point():
-        wide = jax.config.jax_enable_x64  # type: ignore[attr-defined]
-        tensor = tensor.double() if wide else tensor.float()
-    return jnp.array(tensor.detach().cpu().numpy())

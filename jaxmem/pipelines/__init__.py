@@ -30,7 +30,7 @@ def from_pipeline(pipeline: Any, reading: "Reading | None" = None, *, ours: bool
     Raises:
         ValueError: as `jaxmem.load`.
     """
-    from jaxmem.bridge.rounding import round_parameters
+    from jaxmem.bridge.numbers import round_parameters
     from jaxmem.bridge.skeleton import unwrapped
     from jaxmem.pipelines import families
 

@@ -4,8 +4,8 @@ from typing import Any
 
 
 def unet_of_pixels(module: Any, x: Any, t: Any, cond: Any) -> Any:
-    """`UNet2DModel`, with class labels or nothing."""
-    return module(x, t, class_labels=cond).sample
+    """`UNet2DModel`, with class labels or nothing; a learned variance is left out."""
+    return module(x, t, class_labels=cond).sample[:, : x.shape[1]]
 
 
 def unet_xl(module: Any, x: Any, t: Any, cond: Any) -> Any:

@@ -46,6 +46,7 @@ class StableDiffusion3(PipelineModel):
 
     call = staticmethod(calls.transformer_3)
     part = "transformer"
+    flow = True
     has_pairs = True
     guidance = 7.0  # diffusers' default
     skips_layers = True
@@ -65,7 +66,7 @@ class StableDiffusion3(PipelineModel):
             prompt_2=None,
             prompt_3=None,
             do_classifier_free_guidance=False,
-            clip_skip=self.reading.clip_skip or None,
+            clip_skip=(self.reading.clip_skip or None) if prompt else None,  # as diffusers does without a prompt
         )
         return {"tokens": tokens, "pooled": pooled}
 
@@ -79,6 +80,7 @@ class Flux(PipelineModel):
 
     call = staticmethod(calls.flux)
     part = "transformer"
+    flow = True
     multiple = 2
     embedded_guidance: ClassVar[float] = 3.5  # diffusers' default
 
@@ -161,7 +163,7 @@ class _OfClasses(PipelineModel):
         number, known = self.number_of_classes(), self.names()
         if prompt in known:
             return np.array(known[prompt], np.int32)
-        if prompt.isdecimal() and int(prompt) < number:
+        if prompt.isascii() and prompt.isdecimal() and int(prompt) < number:
             return np.array(int(prompt), np.int32)
         named = " or their names" if known else ""
         raise ValueError(f"prompts: expected classes of this model, 0 to {number - 1}{named}, got {prompt!r:.60}")

@@ -1,8 +1,10 @@
 """A diffusers pipeline as a model: its network in JAX, its text encoders and its autoencoder in torch."""
 
+import copy
 import hashlib
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 import jax
@@ -35,6 +37,7 @@ class PipelineModel(Model):
 
     call: ClassVar[Any]  #: how the network is called, a function of `jaxmem.pipelines.calls`
     part: ClassVar[str] = "unet"  #: where the pipeline has it
+    flow: ClassVar[bool] = False  #: it was trained by flow matching
     in_pixels: ClassVar[bool] = False  #: it works on pixels, not on latents
     skips_layers: ClassVar[bool] = False  #: its pipeline knows ``clip_skip``
 
@@ -45,7 +48,9 @@ class PipelineModel(Model):
         network = unwrapped(getattr(pipeline, self.part))
         self._settings = {name: value for name, value in dict(network.config).items() if not name.startswith("_")}
         self.shape = self._shape(self.reading.height, self.reading.width)
-        self._sampling: Sampling = read_scheduler(pipeline, self.reading, self.in_pixels, self.set_timesteps)
+        self._sampling: Sampling = read_scheduler(
+            pipeline, self.reading, flow=self.flow, in_pixels=self.in_pixels, set_timesteps=self.set_timesteps
+        )
         self.schedule: Schedule = self._sampling.schedule
         self.prediction = self._sampling.prediction
         self._encoded: dict[str, Any] = {}
@@ -132,11 +137,24 @@ class PipelineModel(Model):
             return x.transpose(1, 2, 0)
         import torch
 
-        vae = self.pipeline.vae
-        scale, shift = vae.config.scaling_factor, getattr(vae.config, "shift_factor", None) or 0.0
-        latent = torch.as_tensor(np.array(x / scale + shift), device=vae.device, dtype=vae.dtype)
+        vae, settings = self._vae, self._vae.config
+        mean, deviation = settings.get("latents_mean"), settings.get("latents_std")
+        if mean is None or deviation is None:
+            latent = x / settings.scaling_factor + (settings.get("shift_factor") or 0.0)
+        else:  # each channel has its own scale
+            mean, deviation = (np.reshape(values, (-1, 1, 1)) for values in (mean, deviation))
+            latent = x * deviation / settings.scaling_factor + mean
         with torch.no_grad():
-            return vae.decode(latent[None]).sample[0].float().cpu().numpy().transpose(1, 2, 0)
+            given = torch.as_tensor(np.asarray(latent, np.float32), device=vae.device)
+            return vae.decode(given[None]).sample[0].cpu().numpy().transpose(1, 2, 0)
+
+    @cached_property
+    def _vae(self) -> Any:
+        """The autoencoder in float32: in half precision some give NaN."""
+        import torch
+
+        vae = self.pipeline.vae
+        return vae if vae.dtype == torch.float32 else copy.deepcopy(vae).float()
 
     def identity(self, prompts: Sequence[str]) -> dict[str, Any]:
         """Hashes of parameters and conditions, and the settings of network and scheduler."""
@@ -145,9 +163,12 @@ class PipelineModel(Model):
             "pipeline": type(self.pipeline).__name__,
             "network": {name: _plain(value) for name, value in self._settings.items()},
             "sha256": fingerprint(self.state),
+            "score": repr(self.score),
+            "vae": {} if self.in_pixels else _plain(self.pipeline.vae.config),
             "vae_sha256": None if self.in_pixels else _fingerprint(self.pipeline.vae),
             "conditions_sha256": fingerprint(self.conditions(texts)),
-            "scheduler": {name: _plain(value) for name, value in dict(self.pipeline.scheduler.config).items()},
+            # what was read of the scheduler, whatever the pipeline has now
+            "sampler": str(self.sampler(10)),
             "shape": list(self.shape),
             "prediction": self.prediction,
         } | self.reading.decisions

@@ -22,17 +22,18 @@ class Sampling(NamedTuple):
 
 
 def read_scheduler(
-    pipeline: Any, reading: Reading, in_pixels: bool, set_timesteps: Callable[[Any, int], None]
+    pipeline: Any, reading: Reading, *, flow: bool, in_pixels: bool, set_timesteps: Callable[[Any, int], None]
 ) -> Sampling:
     """Read the scheduler of a live pipeline.
 
     Flow matching is sampled by Euler steps at the sigmas that the scheduler itself sets for a number of steps, and
     anything else by DDIM on the table of betas. Pixels are clipped to [-1, 1] at each step where the file says so
-    (diffusers' default); latents are not, as in diffusers' pipelines.
+    (diffusers' default); latents, which have no such bounds, are not.
 
     Args:
         pipeline: the pipeline.
         reading: what the user decided.
+        flow: the network was trained by flow matching: its timesteps are of another kind.
         in_pixels: the network works on pixels and not on latents.
         set_timesteps: ``set_timesteps(scheduler, steps)`` as the pipeline calls it.
 
@@ -40,7 +41,11 @@ def read_scheduler(
         ValueError: a scheduler of another forward process, or settings that cannot be.
     """
     scheduler = pipeline.scheduler
-    if type(scheduler).__name__ == FLOW:
+    name = type(scheduler).__name__
+    if flow != (name == FLOW):
+        expected = f"{FLOW}, which its network was trained for" if flow else "one of a table of betas"
+        raise ValueError(f"scheduler: expected {expected}, for a {type(pipeline).__name__}, got {name}")
+    if flow:
         return _flow(scheduler, reading, set_timesteps)
     settings = config(pipeline, "scheduler")
     read = SchedulerConfig.from_diffusers(settings, "scheduler", reading)
@@ -60,14 +65,16 @@ def _flow(scheduler: Any, reading: Reading, set_timesteps: Callable[[Any, int], 
             f"prediction_type: expected none for a model of flow matching, which predicts the velocity, got"
             f" {reading.prediction_type!r}; leave it out"
         )
-    if scheduler.config.get("stochastic_sampling"):
-        raise ValueError(
-            "scheduler: expected deterministic Euler steps, got stochastic_sampling; take"
-            " FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config, stochastic_sampling=False)"
-        )
+    for setting in ("stochastic_sampling", "invert_sigmas"):
+        if scheduler.config.get(setting):
+            raise ValueError(
+                f"scheduler: expected deterministic Euler steps down to 0, got {setting}; take"
+                f" FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config, {setting}=False)"
+            )
+    kept = copy.deepcopy(scheduler)  # what is done to the pipeline's afterwards is another model
 
     def euler(num_steps: int) -> FlowEuler:
-        own = copy.deepcopy(scheduler)  # the pipeline's keeps its state
+        own = copy.deepcopy(kept)
         set_timesteps(own, num_steps)
         return FlowEuler(tuple(own.sigmas[:-1].double().tolist()))
 

@@ -1,7 +1,13 @@
-"""Torch modules whose parameters are rounded to bfloat16 and computed with in float32."""
+"""The numbers of torch modules as JAX arrays, and modules whose parameters are rounded to bfloat16."""
 
 import copy
 from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxmem.bridge.skeleton import tensors_of
 
 
 def is_rounded(tensor: Any) -> bool:
@@ -39,3 +45,22 @@ def _changes(parameter: Any) -> bool:
     import torch
 
     return is_rounded(parameter) and not torch.equal(parameter.to(torch.bfloat16).to(parameter.dtype), parameter)
+
+
+def arrays_of(module: Any, *, rounds: bool = False) -> dict[str, Array]:
+    """Copies of a module's tensors as JAX arrays, by name."""
+    return {name: _array(tensor, rounds) for name, tensor in tensors_of(module).items()}
+
+
+def _array(tensor: Any, rounds: bool) -> Array:
+    """A copy of a tensor as a JAX array: float32 or float64, int32, bool; rounded parameters as bfloat16."""
+    import torch
+
+    if rounds and is_rounded(tensor):
+        # NumPy has no such type of its own: the bits go as whole numbers.
+        bits = tensor.detach().to(torch.bfloat16).view(torch.int16).cpu().numpy()
+        return jnp.array(bits.view(jnp.bfloat16))
+    if tensor.is_floating_point():
+        wide = jax.config.jax_enable_x64  # type: ignore[attr-defined]
+        tensor = tensor.double() if wide else tensor.float()
+    return jnp.array(tensor.detach().cpu().numpy())
