@@ -64,6 +64,7 @@ bench: venv-test
 	$(BIN)/python benchmarks/batch_spectra.py
 	$(BIN)/python benchmarks/attention.py
 	$(BIN)/python benchmarks/stable_diffusion.py
+	$(BIN)/python benchmarks/torch_networks.py
 	$(BIN)/python benchmarks/extreme.py
 	$(BIN)/python benchmarks/rounding.py
 

@@ -16,6 +16,7 @@ FIGURES = DOCS / "figures"
 SECTIONS = {
     "exact_jacobian": ("performance", "benchmark"),
     "stable_diffusion": ("performance", "stable diffusion benchmark"),
+    "torch_networks": ("performance", "torch networks"),
     "counting": ("benchmarks", "counting"),
     "count_coverage": ("benchmarks", "count coverage"),
     "full_spectrum": ("benchmarks", "full spectrum"),
