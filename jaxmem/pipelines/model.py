@@ -46,7 +46,7 @@ class PipelineModel(Model):
         if self.reading.clip_skip and not self.skips_layers:
             raise ValueError(f"clip_skip: expected 0 for a {type(pipeline).__name__}, got {self.reading.clip_skip}")
         network = unwrapped(getattr(pipeline, self.part))
-        self._settings = {name: value for name, value in dict(network.config).items() if not name.startswith("_")}
+        self._settings = _own_settings(network)
         self.shape = self._shape(self.reading.height, self.reading.width)
         self._sampling: Sampling = read_scheduler(
             pipeline, self.reading, flow=self.flow, in_pixels=self.in_pixels, set_timesteps=self.set_timesteps
@@ -164,7 +164,7 @@ class PipelineModel(Model):
             "network": {name: _plain(value) for name, value in self._settings.items()},
             "sha256": fingerprint(self.state),
             "score": repr(self.score),
-            "vae": {} if self.in_pixels else _plain(self.pipeline.vae.config),
+            "vae": {} if self.in_pixels else _plain(_own_settings(self.pipeline.vae)),
             "vae_sha256": None if self.in_pixels else _fingerprint(self.pipeline.vae),
             "conditions_sha256": fingerprint(self.conditions(texts)),
             # what was read of the scheduler, whatever the pipeline has now
@@ -192,6 +192,11 @@ def encoded(pipeline: Any, **arguments: Any) -> tuple[np.ndarray | None, ...]:
 def cut(tokenizer: Any, prompt: str, length: int) -> bool:
     """Whether a tokenizer gives a prompt more tokens than ``length``."""
     return len(tokenizer(prompt).input_ids) > length
+
+
+def _own_settings(module: Any) -> dict[str, Any]:
+    """The settings of a network of diffusers, without what diffusers notes for itself, such as where it lay."""
+    return {name: value for name, value in dict(module.config).items() if not name.startswith("_")}
 
 
 def _fingerprint(module: Any) -> str:

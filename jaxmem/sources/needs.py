@@ -37,7 +37,7 @@ class Needs(NamedTuple):
         counts = ", ".join(f"{part} {_count(number)}" for part, number in self.parts.items())
         opening, kept = (memory.gigabytes(f(parameters)) for f in (self.opening_bytes, self.kept_bytes))
         return (
-            f"parameters: {counts}; the network in {parameters} takes"
+            f"numbers of parameters: {counts}; the network in {parameters} takes"
             f" {memory.gigabytes(self.jax_bytes(parameters))}; opening takes {opening}, with torch's copy, and {kept}"
             f" stay, of {memory.gigabytes(memory.available_bytes())} free"
         )
