@@ -788,7 +788,7 @@ def test_models_that_are_none(folder, tmp_path, capsys):
     (tmp_path / "trained").mkdir()
     (tmp_path / "trained/manifest.json").write_text("{}")
     assert cli.main(["audit", str(tmp_path / "trained"), "--limit", "1", *common[2:]]) == 2
-    assert "--limit: expected none without --prompts" in capsys.readouterr().err
+    assert "expected a run of format 2" in capsys.readouterr().err
     with pytest.raises(
         ValueError, match=r"MODEL: expected a folder or a hub id, or the shipped model in .*, got neither"
     ):
