@@ -160,7 +160,9 @@ class _Products:
         self._pullback: Any = None
         try:
             self.forward(np.zeros(self.value.size, self.value.dtype))
-        except (RuntimeError, NotImplementedError):
+        except (
+            RuntimeError
+        ):  # torch's word for an operator without forward mode, or with one that fails on its tangents
             self.forward_mode = False
             u = torch.zeros_like(self._value, requires_grad=True)
             (back,) = torch.autograd.grad(self._value, self._x, u, create_graph=True)

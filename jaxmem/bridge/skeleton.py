@@ -192,7 +192,7 @@ class _Structure(pickle.Pickler):
         if isinstance(value, torch.Tensor):
             number, _ = self._tensors.setdefault(id(value), (len(self._tensors), value))
             # One that is in no state is part of the program: inside a list, or an object.
-            content = b"" if value.is_meta else value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+            content = b"" if value.is_meta else value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
             return number, tuple(value.shape), str(value.dtype), hashlib.sha256(content).hexdigest()
         if isinstance(value, type | FunctionType):
             self.code.append(value)

@@ -1,6 +1,7 @@
 """The families of pipelines: how each encodes prompts, and what of its network is known."""
 
 import warnings
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -51,10 +52,6 @@ class StableDiffusion3(PipelineModel):
     guidance = 7.0  # diffusers' default
     skips_layers = True
 
-    @property
-    def multiple(self) -> int:  # type: ignore[override]
-        return int(self._settings["patch_size"])
-
     def set_timesteps(self, scheduler: Any, num_steps: int) -> None:
         patch = self.multiple
         _shift(scheduler, num_steps, (self.shape[1] // patch) * (self.shape[2] // patch), 1.16)
@@ -81,8 +78,11 @@ class Flux(PipelineModel):
     call = staticmethod(calls.flux)
     part = "transformer"
     flow = True
-    multiple = 2
     embedded_guidance: ClassVar[float] = 3.5  # diffusers' default
+
+    @property
+    def multiple(self) -> int:
+        return 2  # the pipeline, not the network, cuts latents into patches
 
     def side(self) -> int:
         return int(self.pipeline.default_sample_size)
@@ -112,10 +112,6 @@ class PixArt(PipelineModel):
     part = "transformer"
     has_pairs = True
     guidance = 4.5  # diffusers' default
-
-    @property
-    def multiple(self) -> int:  # type: ignore[override]
-        return int(self._settings["patch_size"])
 
     @property
     def _length(self) -> int:
@@ -149,8 +145,9 @@ class _OfClasses(PipelineModel):
 
     condition = "class"
 
+    @abstractmethod
     def number_of_classes(self) -> int:
-        raise NotImplementedError
+        """Number of classes, without the one that stands for none."""
 
     def names(self) -> dict[str, int]:
         """Numbers of classes by name."""
@@ -179,10 +176,6 @@ class DiT(_OfClasses):
     part = "transformer"
     has_pairs = True
     guidance = 4.0  # diffusers' default
-
-    @property
-    def multiple(self) -> int:  # type: ignore[override]
-        return int(self._settings["patch_size"])
 
     @property
     def pixels_each(self) -> int:

@@ -1,7 +1,6 @@
 """A diffusers pipeline as a model: its network in JAX, its text encoders and its autoencoder in torch."""
 
 import copy
-import hashlib
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmem import first_step
+from jaxmem.bridge.numbers import arrays_of
 from jaxmem.bridge.score import from_torch
 from jaxmem.bridge.skeleton import unwrapped
 from jaxmem.diffusion import Schedule
@@ -89,7 +89,10 @@ class PipelineModel(Model):
         """Pixels of a picture along one of x."""
         return 1 if self.in_pixels else int(self.pipeline.vae_scale_factor)
 
-    multiple: ClassVar[int] = 1  #: of which rows and columns of x are
+    @property
+    def multiple(self) -> int:
+        """Number that rows and columns of x are multiples of: the side of a transformer's patches."""
+        return int(self._settings.get("patch_size", 1))
 
     def _shape(self, height: int | None, width: int | None) -> tuple[int, ...]:
         each, sides = self.pixels_each, []
@@ -165,7 +168,7 @@ class PipelineModel(Model):
             "sha256": fingerprint(self.state),
             "score": repr(self.score),
             "vae": {} if self.in_pixels else _plain(_own_settings(self.pipeline.vae)),
-            "vae_sha256": None if self.in_pixels else _fingerprint(self.pipeline.vae),
+            "vae_sha256": None if self.in_pixels else fingerprint(arrays_of(self.pipeline.vae)),
             "conditions_sha256": fingerprint(self.conditions(texts)),
             # what was read of the scheduler, whatever the pipeline has now
             "sampler": str(self.sampler(10)),
@@ -197,14 +200,6 @@ def cut(tokenizer: Any, prompt: str, length: int) -> bool:
 def _own_settings(module: Any) -> dict[str, Any]:
     """The settings of a network of diffusers, without what diffusers notes for itself, such as where it lay."""
     return {name: value for name, value in dict(module.config).items() if not name.startswith("_")}
-
-
-def _fingerprint(module: Any) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(np.ascontiguousarray(tensor.detach().float().cpu().numpy()).tobytes())
-    return digest.hexdigest()
 
 
 def _plain(value: Any) -> Any:
