@@ -201,7 +201,7 @@ class TestAudit:
         [
             (
                 ["audit", "{run}", "--prediction-type", "epsilon"],
-                "expected no --ignore-setting and no --prediction",
+                "has no files of diffusers: expected no --prediction-type, got",
             ),
             (["audit", "{run}", "--guidance", "7.5"], "--guidance: expected 1, which is none, for a model"),
             (
@@ -214,7 +214,7 @@ class TestAudit:
             ),
             (
                 ["generate", "{run}", "--prompt", "3"],
-                "MODEL: expected a diffusers folder or a hub id, got a run of",
+                "MODEL: expected a Stable Diffusion 1 or 2 model, got a run of",
             ),
         ],
     )
