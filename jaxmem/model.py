@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 from jaxmem import first_step
 from jaxmem.diffusion import FlowSchedule, NoiseSchedule, Prediction, Schedule
 from jaxmem.jacobian import ScoreJacobian, score_jacobian
+from jaxmem.pictures import from_pictures, to_pictures
 from jaxmem.prompts import Prompt
 from jaxmem.runs.functions import captured, name_of
 from jaxmem.samplers import DDIM, FlowEuler, Sampler, nearest
@@ -119,6 +120,18 @@ class Model(ABC):
     def decode(self, x: Float[Array, " n *shape"]) -> np.ndarray:
         """Pictures of clean samples x_0, uint8, shape (n, height, width, 3); see `to_pictures` for the default."""
         return to_pictures(x)
+
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """Height and width of the pictures that `decode` gives and `encode` takes; by default those of x."""
+        return self.shape[0], self.shape[1]
+
+    def encode(self, images: np.ndarray) -> Float[Array, " n *shape"]:
+        """Clean samples x_0 of pictures, uint8, shape (n, height, width, 3); see `from_pictures` for the default.
+
+        An audit of training images needs it (`jaxmem.audit`, ``training``).
+        """
+        return jnp.asarray(from_pictures(images, self.shape))
 
     def identity(self, prompts: Sequence[str]) -> dict[str, Any]:
         """Everything of the model that decides an audit's numbers for these prompts, as plain values for the manifest.
@@ -250,24 +263,6 @@ def check_guidance(model: Model, scale: float) -> None:
             f"guidance: expected 1, which is none, for a model without an unconditional score, got {scale:g};"
             f" leave it out"
         )
-
-
-def to_pictures(x: Any) -> np.ndarray:
-    """Images of [-1, 1], shape (n, height, width, 1 or 3) or (n, height, width), as uint8 of three channels.
-
-    Raises:
-        ValueError: another shape.
-    """
-    images = np.asarray(x, np.float32)
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.ndim != 4 or images.shape[-1] not in (1, 3):
-        raise ValueError(
-            f"decode: expected samples of shape (height, width), (height, width, 1) or (height, width, 3), got"
-            f" {images.shape[1:]}; give the model a `decode` of its own"
-        )
-    pixels = np.round(255 * np.clip(images / 2 + 0.5, 0, 1)).astype(np.uint8)
-    return np.broadcast_to(pixels, (*pixels.shape[:3], 3))
 
 
 def fingerprint(tree: Any) -> str:

@@ -20,7 +20,8 @@ from jaxmem.config import AuditConfig
 from jaxmem.data import verbatim_model
 from jaxmem.detectors import Detector, EpsDifferences, ScorePairs
 from jaxmem.diffusion import NoiseSchedule
-from jaxmem.model import Model, fingerprint, to_pictures
+from jaxmem.model import Model, fingerprint
+from jaxmem.pictures import to_pictures
 from jaxmem.networks.unet import UNet
 from jaxmem.oracles import GaussianMixture, GaussianMixtureScore
 from jaxmem.prompts import NO_PROMPT

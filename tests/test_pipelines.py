@@ -170,7 +170,7 @@ def test_ten_steps_of_sampling(made):
 
 
 def _sampled_by_diffusers(pipeline, model, family, noise):
-    prompt, height, width = PROMPT.get(family, "a red car"), *model.size
+    prompt, height, width = PROMPT.get(family, "a red car"), *model.picture_size
     if family == "ddim-classes":  # diffusers' pipeline has no labels, so its loop is here
         return _loop(pipeline, noise, lambda x, t: pipeline.unet(x, t, class_labels=torch.tensor([3])).sample)
     if family == "ddpm":

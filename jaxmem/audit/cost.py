@@ -67,7 +67,7 @@ class Prepared(NamedTuple):
     noise_share: float | None  #: of the outputs that were timed, see `jaxmem.first_step`
 
 
-def prepare(work: Work) -> Prepared:
+def prepare(work: Work, looks: Any = None) -> Prepared:
     """Compile, refuse what does not fit, and time one batch of evaluations and one of products.
 
     Raises:
@@ -105,7 +105,7 @@ def prepare(work: Work) -> Prepared:
     vectors = jnp.asarray(np.asarray(first).reshape(plan.batch, -1))
     product = _timed(lambda: programs.forward(operators, vectors))[1] / plan.batch
     evaluation = _timed(evaluations)[1] / plan.batch
-    counted = loads(plan, work.detectors)
+    counted = loads(plan, work.detectors) | ({} if looks is None else {"training images": looks.load()})
     seconds = {stage: load.evaluations * evaluation + load.products * product for stage, load in counted.items()}
     if "products" in seconds:
         seconds["products"] += 2 * plan.num_points * max(linearise / plan.batch - evaluation, 0)

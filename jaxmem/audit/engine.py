@@ -1,31 +1,31 @@
 """Run an audit: settle it, say what it takes, do its stages, finish the run."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, replace
-from functools import partial
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from jaxmem.audit import store
 from jaxmem.audit.cost import AuditCost, count_disk_bytes, prepare
 from jaxmem.audit.directions import run_directions
 from jaxmem.audit.hessians import COUNTING, run_counts, run_products, run_spectra, run_start_pairs
-from jaxmem.audit.plan import ModelFacts, Plan
+from jaxmem.audit.plan import Plan
 from jaxmem.audit.result import Audit, read_audit
-from jaxmem.audit.steps import require_steps
+from jaxmem.audit.settle import settle
 from jaxmem.audit.summary import summary_metrics
+from jaxmem.audit.training.found import training_metrics
+from jaxmem.audit.training.given import TrainingData
+from jaxmem.audit.training.look import run_looks
+from jaxmem.audit.training.nearest import run_nearest, run_records
+from jaxmem.audit.training.records import look_runs
+from jaxmem.audit.training.table import write_images
 from jaxmem.audit.trajectory import run_images, run_trajectory
-from jaxmem.audit.work import Work, starting_noise
 from jaxmem.config import AuditConfig
-from jaxmem.detectors import Detector, choose, columns, require_evidence
-from jaxmem.detectors.evidence import UNPAIRED
-from jaxmem.model import Model, require_attributes, to_pictures
-from jaxmem.prompts import Prompt, as_prompts, merge
+from jaxmem.detectors import Detector
+from jaxmem.model import Model
+from jaxmem.prompts import Prompt
 from jaxmem.runs.directory import Run
-from jaxmem.runs.functions import captured, name_of
 from jaxmem.runs.progress import Progress, Say, quiet, silent
 from jaxmem.runs.stages import wall_seconds
 from jaxmem.spectra.dense import require_disk
@@ -39,6 +39,7 @@ def audit(
     folder: str | Path,
     neutral: Iterable[str | Prompt] = (),
     detectors: Iterable[str | Detector] | None = None,
+    training: TrainingData | None = None,
     name: str = "",
     progress: Progress = silent,
     say: Say = quiet,
@@ -54,6 +55,9 @@ def audit(
         neutral: prompts that ranks are compared with (percentiles); they are measured in the same run.
         detectors: names of registered ones and entries of your own (`jaxmem.detectors`); None for all that are
             registered and that an audit of this config has the evidence for.
+        training: images that the model was trained on: beside each generation the nearest of them, a look from each of
+            them, and of each a verdict (`jaxmem.audit.training`). Without ``prompts`` their captions are audited, and
+            no prompt; without ``neutral`` ones, captions that ship show what the model gives whatever it is asked.
         name: what the model is called, for people; the run knows it by the hash of its weights.
         progress: told of each stage.
         say: gets the estimate of work, time and memory before the run is begun, line by line.
@@ -68,7 +72,7 @@ def audit(
             then.
         OSError: the folder cannot be written; the same call continues.
     """
-    order = _settle(model, prompts, config, neutral, detectors, progress, say)
+    order = settle(model, prompts, config, neutral, detectors, training, progress, say)
     work, plan = order.work, order.work.plan
     # A folder that has something is looked at before the estimate takes its time, a new one is made after it.
     run = order.open_run(folder) if _holds_something(Path(folder)) else None
@@ -78,7 +82,7 @@ def audit(
         require_disk(count_disk_bytes(plan), Path(folder), "an exact count")
     if name:
         say(f"audited model: {name}")
-    prepared = prepare(work)
+    prepared = prepare(work, order.looks)
     for line in prepared.cost.lines:
         say(line)
     run = order.open_run(folder) if run is None else run
@@ -97,6 +101,10 @@ def audit(
     run_spectra(work, prepared.programs, prepared.spectrum_bytes)
     run_counts(work)
     run_directions(work, prepared.programs)
+    if order.looks is not None:
+        run_records(work, order.looks.pictures)
+        run_nearest(work, order.looks.pictures)
+        run_looks(order.looks, work, prepared)
     return _finish(run, plan, order.entries, name)
 
 
@@ -107,6 +115,7 @@ def audit_cost(
     *,
     neutral: Iterable[str | Prompt] = (),
     detectors: Iterable[str | Detector] | None = None,
+    training: TrainingData | None = None,
     say: Say = quiet,
 ) -> AuditCost:
     """What `audit` would take with these arguments; writes nothing, and times one batch.
@@ -114,152 +123,14 @@ def audit_cost(
     Raises:
         ValueError: as `audit`.
     """
-    order = _settle(model, prompts, config, neutral, detectors, silent, say)
-    prepared = prepare(order.work)
+    order = settle(model, prompts, config, neutral, detectors, training, silent, say)
+    prepared = prepare(order.work, order.looks)
     warning = model.contradiction(prepared.noise_share)
     cost = prepared.cost
     cost = cost._replace(lines=(*cost.lines, f"warning: {warning}")) if warning else cost
     for line in cost.lines:
         say(line)
     return cost
-
-
-class _Order(NamedTuple):
-    """An audit that was checked and settled, before its run is there."""
-
-    work: Work  #: without the run
-    entries: tuple[Detector, ...]
-    open_run: Callable[[str | Path], Run]
-
-
-def _settle(
-    model: Model,
-    prompts: Iterable[str | Prompt] | None,
-    config: AuditConfig | None,
-    neutral: Iterable[str | Prompt],
-    detectors: Iterable[str | Detector] | None,
-    progress: Progress,
-    say: Say,
-) -> _Order:
-    """Check the arguments of an audit and settle what it does."""
-    if not isinstance(model, Model):
-        raise ValueError(
-            f"model: expected a jaxmem.Model such as StableDiffusion.load(source) gives, got {type(model).__name__}"
-        )
-    require_attributes(model)
-    listed = model.prompts() if prompts is None else as_prompts(prompts)
-    prompts, neutral = _checked(listed, as_prompts(neutral, "neutral"))
-    every = [*prompts, *neutral]
-    entries = choose(detectors)
-    config = _without_needless_spectra(config or AuditConfig(), entries)
-    devices = jax.local_devices()
-    sampler = require_steps(model.sampler(config.ddim_steps), model.shape)
-    plan = Plan.of(ModelFacts.of(model, sampler), config, len(prompts), len(neutral), len(devices))
-    chosen = columns(entries, plan.setting())
-    if detectors is not None:
-        require_evidence(entries, plan.setting())
-    elif not chosen:  # with pairs there always is a detector
-        raise ValueError(
-            f"method: expected spectra of a model without an unconditional score, got {plan.method!r} and nothing else"
-            f" that a detector looks at; leave `method` out, add a `count_budget`, or take 2 `noises` and all steps"
-        )
-    if (plan.with_images or plan.directions) and type(model).decode is Model.decode:
-        to_pictures(np.zeros((1, *model.shape)))
-    model.check()
-    texts = [prompt.text for prompt in every]
-    conditions = _conditions(model, texts, len(prompts))
-    truncated = model.truncated(texts)
-    _say_what_is_missing(truncated, entries, plan, say)
-    work = Work(
-        run=None,
-        plan=plan,
-        model=model,
-        sampler=sampler,
-        conditions=conditions,
-        noise=starting_noise(config.seed, plan.noises, model.shape),
-        texts=texts,
-        seed=config.seed,
-        mesh=jax.make_mesh((len(devices),), ("points",), devices=devices) if len(devices) > 1 else None,
-        progress=progress,
-        detectors=chosen,
-    )
-    rows = [
-        {"prompt": p.text, "label": p.label, "category": p.category, "truncated": bool(cut)}
-        for p, cut in zip(every, truncated, strict=True)
-    ]
-    manifest: dict[str, Any] = {
-        "config": asdict(config) | {"guidance": plan.guidance, "prompts": rows},
-        "detectors": [detector.name for detector in entries],
-        "evidence": {detector.name: detector.identity for detector in entries},
-        "experiment": "audit",
-        "plan": asdict(plan),
-        "sampler": {"name": name_of(type(sampler)), "sha256": captured(partial(type(sampler).step, sampler))},
-        "dtype": "float32",
-    }
-    return _Order(work, entries, lambda folder: Run.open(folder, model=model.identity(texts), **manifest))
-
-
-def _say_what_is_missing(truncated: list[bool], entries: Sequence[Detector], plan: Plan, say: Say) -> None:
-    """Tell of prompts that are cut, and of detectors that the model cannot have."""
-    if any(truncated):
-        say(f"{sum(truncated)} prompt(s) have more tokens than the text encoder takes and are cut, as in diffusers")
-    without = [entry.name for entry in entries if entry.needs.missing(plan.setting()) == UNPAIRED]
-    if without:
-        say(
-            f"left out: {', '.join(without)}, which compare scores with and without the prompt; this model has no"
-            f" unconditional score"
-        )
-
-
-def _checked(prompts: list[Prompt], neutral: list[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
-    """Refuse prompts that come twice, and a category that is called as the total is."""
-    both = {prompt.text for prompt in prompts} & {prompt.text for prompt in neutral}
-    if both:
-        raise ValueError(
-            f"neutral: expected prompts that are not audited, got {len(both)} that are ({min(both)!r:.60}); take them"
-            f" out of one of the two lists"
-        )
-    merge(
-        [
-            *((f"audited prompt {n + 1}", prompt) for n, prompt in enumerate(prompts)),
-            *((f"neutral prompt {n + 1}", prompt) for n, prompt in enumerate(neutral)),
-        ],
-        "prompts",
-    )
-    if any(prompt.category == "all" for prompt in prompts):
-        raise ValueError("prompts: expected another category than 'all', which is that of the total; rename it")
-    return prompts, neutral
-
-
-def _without_needless_spectra(config: AuditConfig, entries: Iterable[Detector]) -> AuditConfig:
-    """``method="auto"`` is "none" where nothing needs spectra and nothing else in the config speaks of them."""
-    speaks = config.timesteps or config.directions or config.count_budget is not None
-    if config.method != "auto" or speaks or any(entry.needs.per_timestep for entry in entries):
-        return config
-    return replace(config, method="none")
-
-
-def _conditions(model: Model, texts: list[str], num_prompts: int) -> Any:
-    """Conditions of all prompts, the neutral ones last, and, where there are pairs, of none; checked."""
-    number = len(texts) + model.has_pairs
-    try:
-        conditions = model.conditions([*texts, ""] if model.has_pairs else texts)
-    except ValueError:
-        if num_prompts == len(texts):
-            raise
-        try:
-            model.conditions(texts[num_prompts:])
-        except ValueError as error:
-            raise ValueError(f"neutral: {str(error).removeprefix('prompts: ')}") from None
-        raise
-    # of another number JAX would clamp an index that is too large
-    for path, leaf in jax.tree_util.tree_flatten_with_path(conditions)[0]:
-        if np.shape(leaf)[:1] != (number,):
-            raise ValueError(
-                f"model: expected `conditions` of {number} prompts with {number} as leading axis, got shape"
-                f" {np.shape(leaf)}{' in ' + jax.tree_util.keystr(path) if path else ''}"
-            )
-    return conditions
 
 
 def _holds_something(path: Path) -> bool:
@@ -271,13 +142,18 @@ def _finish(run: Run, plan: Plan, entries: Sequence[Detector], name: str) -> Aud
     metrics = summary_metrics(result)
     metrics["model"] = name
     metrics["warnings"] = list(result.warnings)
-    metrics["num_products"] = sum(row["products"] for row in run.rows())
-    metrics["num_evaluations"] = sum(row["evaluations"] for row in run.rows())
+    rows = [row for part in (run, *look_runs(run)) for row in part.rows()]
+    metrics["num_products"] = sum(row["products"] for row in rows)
+    metrics["num_evaluations"] = sum(row["evaluations"] for row in rows)
+    if result.training is not None:
+        metrics["training"] = training_metrics(result.training)
     metrics["costs"] = result.costs
     metrics["wall_seconds"] = wall_seconds(run)
     labels = [-1 if prompt.label is None else int(prompt.label) for prompt in result.prompts]
     points = plan.num_prompts * plan.noises
     result.to_csv(run.directory / "results.csv")
+    if result.training is not None:
+        write_images(result.training, run.directory / "images.csv")
     run.finalise(
         metrics,
         {

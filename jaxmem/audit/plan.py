@@ -72,6 +72,7 @@ class Plan:
     has_pairs: bool = True  #: each point has a score with its prompt and one without
     usual_timesteps: tuple[float, ...] = ()  #: of ``sampler_timesteps``; without, they are their own places
     unit: str = ""  #: of timesteps; empty for indices of a table
+    at_images: bool = False  #: points are noised images, `jaxmem.audit.training.look`, and "prompts" are these images
 
     @classmethod
     def of(
@@ -193,7 +194,7 @@ class Plan:
     @property
     def with_images(self) -> bool:
         """Whether sampling goes to the end, where images are decoded."""
-        return len(self.timesteps) == len(self.sampler_timesteps)
+        return len(self.timesteps) == len(self.sampler_timesteps) and not self.at_images
 
     @property
     def num_batches(self) -> int:
@@ -222,6 +223,7 @@ class Plan:
             with_images=self.with_images,
             image_sides=image_sides,
             prediction=self.prediction,
+            at_images=self.at_images,
         )
 
     def points(self, number: int) -> np.ndarray:

@@ -12,6 +12,7 @@ from jaxmem.audit import store
 from jaxmem.audit.plan import Plan
 from jaxmem.audit.scores import compute_scores, costs, read_kept
 from jaxmem.audit.summary import table_columns, write_table
+from jaxmem.audit.training.found import TrainingFound, read_training
 from jaxmem.detectors import Detector, choose
 from jaxmem.detectors.evidence import AuditMethod
 from jaxmem.memorization.evaluation import Evaluation, evaluate_categories
@@ -84,6 +85,7 @@ class Audit:
     reference_scores: np.ndarray  #: (R, M, D)
     intervals: dict[str, np.ndarray]  #: (N, M, 2) 95 % intervals of counts that were estimated, by their detector
     truncated: list[bool]  #: N: the prompt has more tokens than the model reads
+    training: TrainingFound | None = None  #: what was found about training images, if some were given
     warnings: tuple[str, ...] = ()  #: what may be wrong with the model as it was read, see `read_warnings`
 
     def __getitem__(self, name: str) -> Finding:
@@ -191,6 +193,7 @@ def read_audit(folder: str | Path | Run, detectors: Iterable[Detector] = ()) -> 
         reference_scores=scores[n:],
         intervals={name: nested(ends)[:n] for name, ends in found.intervals.items()},
         truncated=truncated[:n],
+        training=read_training(run, plan, prompts, entries, kept.images),
         warnings=read_warnings(run),
     )
 

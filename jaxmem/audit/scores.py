@@ -11,6 +11,7 @@ from jaxmem.audit.plan import Plan
 from jaxmem.detectors import (
     Counts,
     CountsAt,
+    DenoisingErrors,
     Detector,
     Eigenvalues,
     EpsDifferences,
@@ -35,6 +36,7 @@ class Kept(NamedTuple):
     images: np.ndarray | None  #: (P, h, w, 3)
     sampled: np.ndarray  #: (P,) bool
     scores: dict[str, np.ndarray]  #: (P,) of detectors whose evidence was not kept
+    errors: np.ndarray  #: (P, S) mean (x̂_0 − x_0)² at points made of images
 
 
 def read_kept(run: Run, plan: Plan, detectors: Sequence[Detector]) -> Kept:
@@ -49,6 +51,10 @@ def read_kept(run: Run, plan: Plan, detectors: Sequence[Detector]) -> Kept:
     ]
     if not plan.has_pairs:
         norms = [np.full((plan.num_points, len(plan.timesteps)), np.nan)]
+    errors = np.full((plan.num_points, len(plan.timesteps)), np.nan)
+    for i, t in enumerate(plan.timesteps if plan.at_images else ()):
+        key = partial(store.path, segment=store.segment_of(plan, t))
+        errors[:, i] = store.gather(run, plan, key, {store.error_at(t): ()})[store.error_at(t)]
     k, width = len(plan.spectral_timesteps), plan.num_eigenvalues
     eigenvalues, noise = np.full((plan.num_points, k, width), np.nan), np.full((plan.num_points, k), np.nan)
     for i, t in enumerate(plan.spectral_timesteps if plan.method != "none" else ()):
@@ -67,6 +73,7 @@ def read_kept(run: Run, plan: Plan, detectors: Sequence[Detector]) -> Kept:
         images=images,
         sampled=sampled,
         scores=_read_scores(run, plan, columns(detectors, plan.setting())),
+        errors=errors,
     )
 
 
@@ -186,6 +193,11 @@ def _counts(plan: Plan, kept: Kept, detector: Detector, point: int) -> CountsAt 
     return CountsAt(positive, tuple(counts["interval"]), tangent, tuple(counts["tangent_interval"]), sigma, t)
 
 
+def _error(plan: Plan, kept: Kept, detector: Detector, point: int) -> float | None:
+    error = float(kept.errors[point, _place(plan, detector)[0]])
+    return None if np.isnan(error) else error
+
+
 def _place(plan: Plan, detector: Detector) -> tuple[int, int, float]:
     """Of a detector of spectra: the index of its timestep, the timestep and the noise level."""
     t = detector.timestep
@@ -197,6 +209,7 @@ _EVIDENCE: dict[type, Callable[[Plan, Kept, Detector, int], Any]] = {
     EpsDifferences: _norms,
     Eigenvalues: _spectrum,
     Counts: _counts,
+    DenoisingErrors: _error,
 }
 
 

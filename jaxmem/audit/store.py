@@ -8,13 +8,18 @@ key                             arrays
 ``start-<t>``                   ``uncond`` (noises, *latent): the unconditional score of the starting noises
 ``path-<batch>-<segment>``      ``end`` (B, *latent): x after the last step; ``x-<t>`` (B, *latent) at timesteps of
                                 spectra; of models with pairs of scores ``norms`` (B, S): ‖ε_c − ε_u‖, and in the first
-                                segment ``difference`` (B, *latent): s_c − s_u at the first step, and scores
+                                segment ``difference`` (B, *latent): s_c − s_u at the first step, and scores. Of noised
+                                images ``x-<t>`` and ``error-<t>`` (B,) alone
 ``products-<batch>``            scores
 ``pairs-<batch>-<t>``           scores
 ``image-<batch>``               ``images`` (B, h, w, 3) uint8
 ``spectrum-<batch>-<t>``        ``eigenvalues`` (B, L) descending, NaN padded; ``noise`` (B,)
 ``count-<point>-<t>``           ``lower``, ``estimate``, ``interval`` (2,), ``threshold``, and the same of the tangent
                                 count but the threshold: ``tangent_lower`` …
+``clean-<image>``               ``clean`` (B, *latent): x_0 of training and held-out images, from this one on
+``training-images``             its row says what they are; ``thumbnails`` (I, h, w, 3) uint8, where they are shown
+``nearest``                     ``index``, ``distance``, ``calibrated``, ``similarity``, ``similar`` (points,): the
+                                training image that is the nearest to each generation, and the most similar one
 ``first-step``                  no arrays; its row has what there is to be warned of (`FIRST_STEP`)
 ``directions``                  ``eigenvalues`` (2, k); ``base`` (2, h, w, 3); ``moved`` (2, k, 2, h, w, 3)
 ==============================  ======================================================================================
@@ -31,6 +36,8 @@ from jaxmem.audit.plan import Plan
 from jaxmem.runs.directory import Run
 
 DIRECTIONS = "directions"
+TRAINING_IMAGES = "training-images"  #: its row says what the images are
+NEAREST = "nearest"
 FIRST_STEP = "first-step"  #: its row says what the first step says of the model; no arrays
 COUNTS = ("lower", "estimate", "interval", "threshold", "tangent_lower", "tangent_estimate", "tangent_interval")
 
@@ -51,6 +58,10 @@ def pairs(batch: int, t: int) -> str:
     return f"pairs-{batch:05d}-{t:04d}"
 
 
+def clean(first: int) -> str:
+    return f"clean-{first:06d}"
+
+
 def image(batch: int) -> str:
     return f"image-{batch:05d}"
 
@@ -65,6 +76,10 @@ def count(point: int, t: int) -> str:
 
 def x_at(t: int) -> str:
     return f"x-{t:04d}"
+
+
+def error_at(t: int) -> str:
+    return f"error-{t:04d}"
 
 
 def score_of(detector: str) -> str:

@@ -1,18 +1,16 @@
 """The end of an audit: ranks and rates per detector, and one row per prompt for pandas."""
 
-import csv
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxmem.audit.tables import write_csv
 from jaxmem.memorization.evaluation import FPR_LIMITS, evaluate_categories
 from jaxmem.memorization.sharpness import below_bound
 from jaxmem.memorization.standing import percentile, rank
 from jaxmem.memorization.thresholds import threshold_split
-from jaxmem.prompts import RESULTS_COLUMNS, as_cell, from_cell
-from jaxmem.runs.durable import write_atomically
+from jaxmem.prompts import RESULTS_COLUMNS, from_cell
 
 if TYPE_CHECKING:
     from jaxmem.audit.result import Audit
@@ -113,20 +111,7 @@ def write_table(table: dict[str, list[Any]], path: Path) -> Path:
     A prompt or a category that a spreadsheet would compute stands behind an apostrophe (`jaxmem.prompts.as_cell`),
     which `read_results` takes away.
     """
-
-    def quoted(text: str | None) -> str:
-        # Always: a spreadsheet that splits at semicolons or tabs, too, would find formulas in the parts.
-        return '"' + as_cell(text or "").replace('"', '""') + '"'
-
-    header = io.StringIO(newline="")
-    csv.writer(header, lineterminator="\n").writerow(table)
-    lines = [header.getvalue()]
-    for prompt, label, category, truncated, *numbers in zip(*table.values(), strict=True):
-        known = [quoted(prompt), "" if label is None else str(int(label)), quoted(category), str(int(truncated))]
-        cells = ["" if number is None or number != number else repr(number) for number in numbers]
-        lines.append(",".join([*known, *cells]) + "\n")
-    write_atomically(path, lambda stream: stream.write("".join(lines).encode()))
-    return path
+    return write_csv(table, path, texts=("prompt", "category"))
 
 
 def table_columns(result: "Audit") -> dict[str, list[Any]]:

@@ -44,6 +44,7 @@ class Work:
     mesh: Any
     progress: Progress
     detectors: tuple[Detector, ...] = ()  #: columns of the audit
+    condition_of: np.ndarray | None = None  #: which of ``conditions`` each prompt has; None where it is its own
 
     @property
     def score(self) -> Score:
@@ -55,11 +56,13 @@ class Work:
 
     def cond(self, points: np.ndarray) -> Any:
         """Conditions of points."""
-        return jax.tree.map(lambda leaf: leaf[points // self.plan.noises], self.conditions)
+        prompts = points // self.plan.noises
+        which = prompts if self.condition_of is None else self.condition_of[prompts]
+        return jax.tree.map(lambda leaf: leaf[which], self.conditions)
 
     def cond_of(self, point: int) -> Any:
         """Condition of one point, without a leading axis."""
-        return jax.tree.map(lambda leaf: leaf[point // self.plan.noises], self.conditions)
+        return jax.tree.map(lambda leaf: leaf[0], self.cond(np.array([point])))
 
     def uncond(self, count: int) -> Any:
         """Condition of the empty prompt, repeated."""

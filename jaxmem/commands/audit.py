@@ -8,6 +8,7 @@ import tyro
 
 from jaxmem.commands.flags import in_flags
 from jaxmem.commands.output import model_name, open_model, say, say_result, show_run, write_page
+from jaxmem.commands.training_data import TrainingFlags
 from jaxmem.config import AuditConfig, FilesConfig, PartsConfig, VerbatimConfig
 
 
@@ -45,6 +46,7 @@ class Audit:
     device: Literal["cpu", "gpu", "tpu"] | None = None
     """What to compute on; by default JAX's choice."""
     config: Annotated[AuditConfig, tyro.conf.arg(name="")] = field(default_factory=AuditConfig)
+    training: Annotated[TrainingFlags, tyro.conf.arg(name="")] = field(default_factory=TrainingFlags)
     files: Annotated[FilesConfig, tyro.conf.arg(name="")] = field(default_factory=FilesConfig)
     parts: Annotated[PartsConfig, tyro.conf.arg(name=""), tyro.conf.UseAppendAction] = field(
         default_factory=PartsConfig
@@ -63,7 +65,8 @@ class Audit:
 
             shipped, shipped_prompts = verbatim_model()
             name = "the small model of digits that ships with jaxmem"
-            model, prompts = str(shipped), prompts if files else (shipped_prompts,)
+            brings_none = files or self.training.training_data is not None
+            model, prompts = str(shipped), prompts if brings_none else (shipped_prompts,)
             if config.guidance is None:
                 config = replace(config, guidance=VerbatimConfig().audit.guidance)
         options: dict[str, Any] = dict(limit=self.limit, merge_duplicates=self.merge_duplicates)
@@ -74,23 +77,24 @@ class Audit:
         )
         if "-" in map(str, files) and str(self.reference) == "-":
             raise ValueError("--reference: expected another source than the prompts, got standard input (-) twice")
-        neutral = self._reference()
+        neutral, training = self._reference(), self.training.read()
         _compute_on(self.device)
 
         from jaxmem.audit import audit, audit_cost
         from jaxmem.runs.progress import show_progress
 
         opened = open_model(model, self.files, self.parts)
-        if found is None:  # its own classes, or none at all
+        if found is None and training is None:  # its own classes, or none at all
             found = opened.prompts()[: self.limit]
             if not found:
                 raise ValueError("--prompts: expected a file of prompts, got none; one prompt per line will do")
         if self.dry_run or self.out is None:
             say_result(f"audited model: {name}")
-            audit_cost(opened, found, config, neutral=neutral, say=say_result)
+            audit_cost(opened, found, config, neutral=neutral, training=training, say=say_result)
             return
+        options = dict(neutral=neutral, training=training, name=name, say=say)
         with show_progress() as progress:
-            audit(opened, found, config, folder=self.out, neutral=neutral, name=name, progress=progress, say=say)
+            audit(opened, found, config, folder=self.out, progress=progress, **options)
 
         from rich.console import Console
 

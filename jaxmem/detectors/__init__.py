@@ -9,6 +9,7 @@ from jaxmem.detectors.entry import Detector, choose, columns, register, register
 from jaxmem.detectors.evidence import (
     Counts,
     CountsAt,
+    DenoisingErrors,
     Eigenvalues,
     EpsDifferences,
     Evidence,
@@ -29,6 +30,7 @@ for _detector in (*published.DETECTORS, *spectral.DETECTORS):
 __all__ = [
     "Counts",
     "CountsAt",
+    "DenoisingErrors",
     "Detector",
     "Eigenvalues",
     "EpsDifferences",

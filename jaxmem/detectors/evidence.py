@@ -32,6 +32,7 @@ class Setting(NamedTuple):
     with_images: bool = False  #: whether sampling goes to the end, where images are decoded
     image_sides: tuple[int, int] | None = None  #: height and width, None before the first image
     prediction: str = "eps"  #: what the network predicts
+    at_images: bool = False  #: whether the points are noised images that are known, not those of a sampler
 
     @property
     def scores_per_step(self) -> int:
@@ -240,6 +241,26 @@ class Counts(Evidence):
 
     def __str__(self) -> str:
         return "counts of eigenvalues at each timestep"
+
+
+@dataclass(frozen=True)
+class DenoisingErrors(Evidence):
+    """``mean (x̂_0(x_t) − x_0)²`` at each timestep, where x_0 is known: the score gets it as float64.
+
+    Only points made of images have it (`jaxmem.audit`, ``training``), so no detector of prompts can need it.
+    """
+
+    on_trajectory: ClassVar[bool] = False
+    per_timestep: ClassVar[bool] = True
+
+    def missing(self, setting: Setting) -> str:
+        return "" if setting.at_images else "images to look at, got prompts alone"
+
+    def cost(self, setting: Setting) -> Cost:  # noqa: ARG002
+        return Cost(0, 1, 0, "denoising")
+
+    def __str__(self) -> str:
+        return "the error of denoising an image at each timestep"
 
 
 class CountsAt(NamedTuple):

@@ -1,7 +1,7 @@
-"""Detectors of one spectrum: counts and sums of the eigenvalues of the conditional Hessian, one column per timestep."""
+"""Detectors at one timestep: counts and sums of the eigenvalues of the conditional Hessian; the error of denoising."""
 
 from jaxmem.detectors.entry import Detector
-from jaxmem.detectors.evidence import Counts, Eigenvalues, Setting, SpectrumAt
+from jaxmem.detectors.evidence import Counts, DenoisingErrors, Eigenvalues, Setting, SpectrumAt
 from jaxmem.memorization.sharpness import negative_trace_of_cube, sum_of_largest
 
 MOST_SUMMED = 5  #: eigenvalues in the sum of the largest: the first trial's choice
@@ -89,5 +89,14 @@ DETECTORS = (
         memorized_is="high",
         needs=Eigenvalues(),
         score=lambda spectrum: negative_trace_of_cube(spectrum.eigenvalues),
+    ),
+    Detector(
+        name="denoising-error",
+        title="Error of denoising",
+        formula="mean (x̂₀(x_t) − x₀)², x̂₀ = (x_t + σ² s)/α",
+        source="the loss threshold of membership inference: Yeom et al., CSF 2018; Matsumoto et al., 2023",
+        memorized_is="low",
+        needs=DenoisingErrors(),
+        score=float,
     ),
 )

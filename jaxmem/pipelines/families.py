@@ -20,7 +20,7 @@ class StableDiffusionXL(PipelineModel):
     guidance = 5.0  # diffusers' default
     skips_layers = True
 
-    def encode(self, prompt: str) -> dict[str, Any]:
+    def embed(self, prompt: str) -> dict[str, Any]:
         pipeline = self.pipeline
         tokens, absent, pooled, pooled_absent = encoded(
             pipeline,
@@ -30,7 +30,7 @@ class StableDiffusionXL(PipelineModel):
         )
         if not prompt:  # its absence, which is zeros where the pipeline was trained so
             tokens, pooled = absent, pooled_absent
-        height, width = self.size
+        height, width = self.picture_size
         return {
             "tokens": tokens,
             "pooled": pooled,
@@ -56,7 +56,7 @@ class StableDiffusion3(PipelineModel):
         patch = self.multiple
         _shift(scheduler, num_steps, (self.shape[1] // patch) * (self.shape[2] // patch), 1.16)
 
-    def encode(self, prompt: str) -> dict[str, Any]:
+    def embed(self, prompt: str) -> dict[str, Any]:
         tokens, _, pooled, _ = encoded(
             self.pipeline,
             prompt=prompt,
@@ -94,7 +94,7 @@ class Flux(PipelineModel):
         tokens = (self.shape[1] // 2) * (self.shape[2] // 2)
         _shift(scheduler, num_steps, tokens, 1.15, np.linspace(1.0, 1 / num_steps, num_steps))
 
-    def encode(self, prompt: str) -> dict[str, Any]:
+    def embed(self, prompt: str) -> dict[str, Any]:
         tokens, pooled, _ = encoded(self.pipeline, prompt=prompt)
         guidance = (
             {"guidance": np.array(self.embedded_guidance, np.float32)} if self._settings["guidance_embeds"] else {}
@@ -117,7 +117,7 @@ class PixArt(PipelineModel):
     def _length(self) -> int:
         return 300 if "Sigma" in type(self.pipeline).__name__ else 120  # of tokens, in the pipelines' calls
 
-    def encode(self, prompt: str) -> dict[str, Any]:
+    def embed(self, prompt: str) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tokens, mask, _, _ = encoded(
@@ -127,7 +127,7 @@ class PixArt(PipelineModel):
                 clean_caption=True,
                 max_sequence_length=self._length,
             )
-        height, width = self.size
+        height, width = self.picture_size
         found = {"tokens": tokens, "mask": mask}
         if self._settings["sample_size"] == 128 and self._length == 120:
             found |= {
@@ -156,7 +156,7 @@ class _OfClasses(PipelineModel):
     def an_example(self) -> str:
         return "0"
 
-    def encode(self, prompt: str) -> np.ndarray:
+    def embed(self, prompt: str) -> np.ndarray:
         number, known = self.number_of_classes(), self.names()
         if prompt in known:
             return np.array(known[prompt], np.int32)
@@ -187,8 +187,8 @@ class DiT(_OfClasses):
     def names(self) -> dict[str, int]:
         return dict(getattr(self.pipeline, "labels", None) or {})
 
-    def encode(self, prompt: str) -> np.ndarray:
-        return super().encode(prompt) if prompt else np.array(self.number_of_classes(), np.int32)
+    def embed(self, prompt: str) -> np.ndarray:
+        return super().embed(prompt) if prompt else np.array(self.number_of_classes(), np.int32)
 
 
 class PixelUNet(PipelineModel):
@@ -198,13 +198,13 @@ class PixelUNet(PipelineModel):
     in_pixels = True
     condition = "none"
 
-    def encode(self, prompt: str) -> None:
+    def embed(self, prompt: str) -> None:
         if prompt:
             raise ValueError(f"prompts: expected the empty one, as this model has no condition, got {prompt!r:.60}")
 
     def conditions(self, prompts: Sequence[str]) -> None:
         for prompt in prompts:
-            self.encode(prompt)
+            self.embed(prompt)
 
     def prompts(self) -> list[Prompt]:
         return [NO_PROMPT]

@@ -15,7 +15,8 @@ from jaxmem.bridge.numbers import arrays_of
 from jaxmem.bridge.score import from_torch
 from jaxmem.bridge.skeleton import unwrapped
 from jaxmem.diffusion import Schedule
-from jaxmem.model import Model, fingerprint, to_pictures
+from jaxmem.model import Model, fingerprint
+from jaxmem.pictures import from_pictures, to_pictures
 from jaxmem.pipelines.schedulers import Sampling, read_scheduler
 from jaxmem.samplers import Sampler
 from jaxmem.stable_diffusion.configs.scheduler import PREDICTION_TYPES
@@ -107,7 +108,7 @@ class PipelineModel(Model):
         return int(self._settings["in_channels"])
 
     @property
-    def size(self) -> tuple[int, int]:
+    def picture_size(self) -> tuple[int, int]:
         """Height and width of pictures, in pixels."""
         return self.shape[1] * self.pixels_each, self.shape[2] * self.pixels_each
 
@@ -120,14 +121,14 @@ class PipelineModel(Model):
         return self._sampling.sampler(num_steps)
 
     @abstractmethod
-    def encode(self, prompt: str) -> Any:
+    def embed(self, prompt: str) -> Any:
         """The condition of one prompt: a pytree of arrays, without a leading axis."""
 
     def conditions(self, prompts: Sequence[str]) -> Any:
         """Conditions of prompts, each of which is encoded once, alone."""
         for prompt in prompts:
             if prompt not in self._encoded:
-                self._encoded[prompt] = self.encode(prompt)
+                self._encoded[prompt] = self.embed(prompt)
         return jax.tree.map(lambda *leaves: np.stack(leaves), *(self._encoded[prompt] for prompt in prompts))
 
     def decode(self, x: Any) -> np.ndarray:
@@ -140,16 +141,34 @@ class PipelineModel(Model):
             return x.transpose(1, 2, 0)
         import torch
 
-        vae, settings = self._vae, self._vae.config
+        vae, (mean, deviation) = self._vae, self._latent_scale
+        with torch.no_grad():
+            given = torch.as_tensor(np.asarray(x * deviation + mean, np.float32), device=vae.device)
+            return vae.decode(given[None]).sample[0].cpu().numpy().transpose(1, 2, 0)
+
+    def encode(self, images: np.ndarray) -> Any:
+        """Samples x_0 of pictures, one after another: the means that the pipeline's autoencoder gives, in torch."""
+        values = from_pictures(images, (*self.picture_size, 3)).transpose(0, 3, 1, 2)
+        if self.in_pixels:
+            channels = self.channels()
+            return jnp.asarray(values if channels == values.shape[1] else values.mean(1, keepdims=True))
+        import torch
+
+        vae, (mean, deviation) = self._vae, self._latent_scale
+        with torch.no_grad():
+            given = (torch.as_tensor(one, device=vae.device)[None] for one in values)
+            latents = [vae.encode(one).latent_dist.mode()[0].cpu().numpy() for one in given]
+        return jnp.asarray((np.stack(latents) - mean) / deviation, jnp.float32)
+
+    @property
+    def _latent_scale(self) -> tuple[Any, Any]:
+        """Mean and deviation of the autoencoder's latents, of which x is the standardised form."""
+        settings = self._vae.config
         mean, deviation = settings.get("latents_mean"), settings.get("latents_std")
         if mean is None or deviation is None:
-            latent = x / settings.scaling_factor + (settings.get("shift_factor") or 0.0)
-        else:  # each channel has its own scale
-            mean, deviation = (np.reshape(values, (-1, 1, 1)) for values in (mean, deviation))
-            latent = x * deviation / settings.scaling_factor + mean
-        with torch.no_grad():
-            given = torch.as_tensor(np.asarray(latent, np.float32), device=vae.device)
-            return vae.decode(given[None]).sample[0].cpu().numpy().transpose(1, 2, 0)
+            return settings.get("shift_factor") or 0.0, 1 / settings.scaling_factor
+        # each channel has its own scale
+        return np.reshape(mean, (-1, 1, 1)), np.reshape(deviation, (-1, 1, 1)) / settings.scaling_factor
 
     @cached_property
     def _vae(self) -> Any:

@@ -70,6 +70,10 @@ def print_audit(directory: Path, console: Console, words: Callable[[str], str] =
         if areas:
             console.print(f"{name}: AUC against the labels: {'; '.join(areas)}", highlight=False, markup=False)
     _print_warnings(metrics, console, words)
+    if training := metrics.get("training"):
+        said = ", ".join(f"{number} {word}" for word, number in training["verdicts"].items())
+        console.print(f"Training images: {said}. One row per image:", highlight=False)
+        _print_path(directory / "images.csv", console)
     console.print(
         f"{metrics['num_evaluations']:,} evaluations, {metrics['num_products']:,} products,"
         f" {metrics['wall_seconds']['total'] / 60:.1f} minutes. One row per prompt:"

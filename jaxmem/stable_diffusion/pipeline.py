@@ -244,6 +244,11 @@ class StableDiffusion(Model):
         images = [np.asarray(decode_latents(graphdef, state, latent)) for latent in latents]
         return np.round(255 * np.clip(np.stack(images) / 2 + 0.5, 0, 1)).astype(np.uint8)
 
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        each = 2 ** (len(self.vae_config.block_out_channels) - 1)
+        return self.shape[0] * each, self.shape[1] * each
+
     def encode(self, images: np.ndarray) -> Float[Array, "n rows columns channels"]:
         """The mean latents of uint8 images, shape (n, height, width, 3)."""
         if images.dtype != np.uint8 or images.ndim != 4:
@@ -267,11 +272,7 @@ class StableDiffusion(Model):
         } | self.reading.decisions
 
     def check(self) -> None:
-        """Read all three networks, and refuse parameters that do not fit into memory or are not finite.
-
-        Raises:
-            ValueError: there is too little memory, or there are parameters that are not finite; they are named.
-        """
+        """Read all three networks; raise a ValueError if they do not fit into memory or are not finite."""
         self.require_memory()
         require_finite(
             (f"{part}: {'.'.join(map(str, path))}", variable.get_value())

@@ -26,7 +26,7 @@ class Drawing(NamedTuple):
 
 
 @contextmanager
-def _drawing(into: list[Drawing], alternative: str, width: float, height: float) -> Iterator[Any]:
+def drawing(into: list[Drawing], alternative: str, width: float, height: float) -> Iterator[Any]:
     stream = BytesIO()
     with figure(stream, width, height) as canvas:
         yield canvas
@@ -58,12 +58,12 @@ def distributions(view: AuditView) -> list[Drawing]:
         columns = min(3, len(part))
         rows = -(-len(part) // columns)
         words = "Scores by group of prompts, for " + ", ".join(_title(view, those) for those in part)
-        with _drawing(drawings, words, max(3.1 * columns, 6.4), 2.5 * rows + 0.4) as canvas:
+        with drawing(drawings, words, max(3.1 * columns, 6.4), 2.5 * rows + 0.4) as canvas:
             axes = canvas.subplots(rows, columns, squeeze=False).ravel()
             for axis in axes[len(part) :]:
                 axis.set_axis_off()
             for axis, those in zip(axes, part, strict=False):
-                _strips(axis, view, those)
+                strips(axis, view, those)
             _legend(canvas, view.groups)
     return drawings
 
@@ -75,7 +75,7 @@ def _title(view: AuditView, those: list[int]) -> str:
     return first.title if len(those) == 1 else first.title.partition(end)[0]
 
 
-def _strips(axis: Any, view: AuditView, those: list[int]) -> None:
+def strips(axis: Any, view: AuditView, those: list[int]) -> None:
     """Points, quartiles (bar) and median (black) of each group at each of some detectors of one statistic."""
     random = np.random.default_rng(0)  # only moves points sideways, apart from each other
     first, number = view.detectors[those[0]], len(view.groups)
@@ -131,7 +131,7 @@ def spectra(view: AuditView) -> list[Drawing]:
     rows = 2 if zoom < length else 1
     steps = ", ".join(str(t) for t in view.result.spectral_timesteps[chosen])
     words = f"Sorted {what}s by group at timesteps {steps}; in the text and tables as counts"
-    with _drawing(drawings, words, max(2.35 * len(chosen), 4.4), 2.2 * rows + 0.6) as canvas:
+    with drawing(drawings, words, max(2.35 * len(chosen), 4.4), 2.2 * rows + 0.6) as canvas:
         axes = canvas.subplots(rows, len(chosen), squeeze=False)
         for column, k in enumerate(chosen):
             for row in range(rows):
@@ -165,7 +165,7 @@ def counts(view: AuditView) -> list[Drawing]:
     what = "eigenvalues" if view.exact else "Ritz values (at least as many eigenvalues)"
     drawings: list[Drawing] = []
     words = "Tangent and positive counts over timesteps, mean and range by group"
-    with _drawing(drawings, words, 8.4, 3.4) as canvas:
+    with drawing(drawings, words, 8.4, 3.4) as canvas:
         for axis, (values, label, title) in zip(canvas.subplots(1, 2), panels, strict=True):
             _over_time(axis, view, view.result.spectral_timesteps, values)
             axis.set(ylabel=f"{what}\n{label}", title=title)
@@ -176,7 +176,7 @@ def counts(view: AuditView) -> list[Drawing]:
 def guidance(view: AuditView) -> list[Drawing]:
     """The difference that the prompt makes to the predicted noise, over the sampling steps, by group."""
     drawings: list[Drawing] = []
-    with _drawing(drawings, "Norm of the difference of predicted noises over timesteps, by group", 6.4, 3.2) as canvas:
+    with drawing(drawings, "Norm of the difference of predicted noises over timesteps, by group", 6.4, 3.2) as canvas:
         axis = canvas.subplots()
         _over_time(axis, view, view.result.timesteps, view.result.eps_difference)
         axis.set_ylabel("‖ε(x, prompt) − ε(x, no prompt)‖\n(latent units)")
@@ -197,7 +197,7 @@ def roc(view: AuditView) -> list[Drawing]:
     drawings: list[Drawing] = []
     if len(np.unique(view.memorized[view.labelled])) < 2:
         return drawings
-    with _drawing(drawings, "ROC curves; their areas are in the table of detectors", 8.4, 3.7) as canvas:
+    with drawing(drawings, "ROC curves; their areas are in the table of detectors", 8.4, 3.7) as canvas:
         left, right = canvas.subplots(1, 2)
         for place, d in enumerate(view.leads):
             values = view.result.scores[view.labelled][:, :, d]

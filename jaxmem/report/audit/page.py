@@ -13,9 +13,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from jaxmem import __version__
-from jaxmem.report.audit import figures
+from jaxmem.report.audit import figures, training_figures
 from jaxmem.report.audit.pictures import Sparkline, data_uri, thumbnail
 from jaxmem.report.audit.summary import highlights, page_summary
+from jaxmem.report.audit.training import template_values
 from jaxmem.report.audit.view import AuditView, mean
 from jaxmem.runs.directory import Run
 from jaxmem.runs.durable import write_atomically
@@ -73,6 +74,7 @@ def render(result: Any, title: str = "Memorization audit", written: str = "") ->
         highlights=highlights(result), directions=_directions(result),
         rules=_sparkline(view).height(np.array([0.0, -0.5])).tolist() if view.has_spectra else [],
         blocks=figures.balanced(every, BLOCK) if len(every) > len(view.leads) else [], glossary=_glossary(view),
+        **template_values(result.training, result.detectors),
     )  # fmt: skip
     return page.replace(SIZE, f"{len(page.encode()) / 1e6:.1f} MB")
 
@@ -185,9 +187,10 @@ def _figures(view: AuditView) -> dict[str, list[tuple[str, str]]]:
         drawers["counts"] = figures.counts
     if len(view.result.timesteps) > 1 and (~np.isnan(view.result.eps_difference)).any():
         drawers["guidance"] = figures.guidance
-    if not (~np.isnan(view.scores)).any():
-        return {}
-    return {name: [(data_uri(d.svg, "svg+xml"), d.alternative) for d in draw(view)] for name, draw in drawers.items()}
+    drawn = {name: draw(view) for name, draw in drawers.items()} if (~np.isnan(view.scores)).any() else {}
+    if view.result.training is not None:
+        drawn["looks"] = training_figures.looks(view.result.training)
+    return {name: [(data_uri(d.svg, "svg+xml"), d.alternative) for d in some] for name, some in drawn.items()}
 
 
 def _directions(result: Any) -> list[dict[str, Any]]:

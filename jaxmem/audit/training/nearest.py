@@ -1,0 +1,53 @@
+"""The training image that is the nearest to each generation: in pixels and, with a descriptor, in what it describes."""
+
+import numpy as np
+
+from jaxmem.audit import store
+from jaxmem.audit.training.given import Pictures
+from jaxmem.audit.training.records import NearestImages
+from jaxmem.audit.work import Work
+from jaxmem.training_images.nearest import nearest_images
+
+THUMBNAIL = 112  #: pixels of the longer side of an image that a run keeps for its page
+
+
+def run_records(work: Work, pictures: Pictures) -> None:
+    """Record what the images are, and their thumbnails where they are shown."""
+    if work.run.done(store.TRAINING_IMAGES):
+        return
+    with work.unit(store.TRAINING_IMAGES, "training images") as row:
+        row["images"] = [record._asdict() for record in pictures.records]
+        if pictures.data.show:
+            work.run.save(store.TRAINING_IMAGES, thumbnails=thumbnails(pictures.pixels))
+
+
+def run_nearest(work: Work, pictures: Pictures) -> None:
+    """Find the nearest training images of all generations."""
+    plan, run = work.plan, work.run
+    if not plan.with_images or run.done(store.NEAREST):
+        return
+    work.progress("nearest training images", 0, 1)
+    trained = ~pictures.held_out
+    with work.unit(store.NEAREST, "nearest"):
+        images, _ = store.gather_images(run, plan)
+        assert images is not None  # `run_images` comes before
+        found = nearest_images(images, pictures.pixels[trained], pictures.group[trained])
+        similarity, similar = np.full(len(images), np.nan), np.full(len(images), -1)
+        if pictures.descriptors is not None and pictures.data.descriptor is not None:
+            table = pictures.data.descriptor(images) @ pictures.descriptors[trained].T
+            similarity, similar = table.max(1), table.argmax(1)
+        nearest = NearestImages(found.index, found.distance, found.calibrated, similarity, similar)
+        run.save(store.NEAREST, **{name: np.asarray(array) for name, array in nearest._asdict().items()})
+    work.progress("nearest training images", 1, 1)
+
+
+def thumbnails(pixels: np.ndarray) -> np.ndarray:
+    """Images of at most `THUMBNAIL` pixels a side, by area averages."""
+    from PIL import Image
+
+    height, width = pixels.shape[1:3]
+    scale = min(1.0, THUMBNAIL / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    if scale == 1:
+        return pixels
+    return np.stack([np.asarray(Image.fromarray(one).resize(size, Image.Resampling.BOX)) for one in pixels])

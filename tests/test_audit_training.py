@@ -1,0 +1,192 @@
+"""Audits with training images: looks, nearest images, verdicts and their files, against closed forms."""
+
+import csv
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from album import MANY, SIDE, SINGLE, VARIANCE, Album, single_pictures, varied_pictures, write_folder
+
+import jaxmem as jm
+from jaxmem.audit.training.given import TrainingData
+from jaxmem.audit.training.records import WITH, WITHOUT
+from jaxmem.audit.work import starting_noise
+from jaxmem.training_images import Preparation, read_training_images
+
+NUM_MANY, NUM_HELD_OUT = 12, 24
+CONFIG = jm.AuditConfig(noises=2, ddim_steps=20, timesteps=(250,), directions=0)
+
+
+def _training(folder, pictures, captions, held_out=None, **options):
+    data = read_training_images(write_folder(folder / "data", pictures, captions))
+    others = None
+    if held_out is not None:
+        others = read_training_images(write_folder(folder / "held-out", *held_out))
+    options = {"image_timesteps": (150, 50), "preparation": Preparation(resize="none")} | options
+    return TrainingData(data, others, **options)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("album")
+
+
+@pytest.fixture(scope="module")
+def training(folder):
+    """Three single pictures, the first twice, and varied ones; held out are varied ones."""
+    single, varied = single_pictures(), varied_pictures(NUM_MANY, 1)
+    pictures = [*single, single[0], *varied]
+    captions = [*SINGLE, SINGLE[0], *[MANY] * NUM_MANY]
+    return _training(folder, pictures, captions, (varied_pictures(NUM_HELD_OUT, 2), [MANY] * NUM_HELD_OUT))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Album(single_pictures())
+
+
+@pytest.fixture(scope="module")
+def audited(folder, model, training):
+    lines = []
+    found = jm.audit(model, config=CONFIG, folder=folder / "run", training=training, say=lines.append)
+    return found, lines
+
+
+class TestLook:
+    def test_denoising_errors_are_those_of_the_gaussian(self, audited, model):
+        """E[x_0 | x_t] of N(0, v I): a shrunk x_t; of one picture: the picture."""
+        look = audited[0].training.looks[WITH]
+        noise = starting_noise(0, 2, (SIDE, SIDE, 1))
+        for t in look.timesteps:
+            errors = look.column(f"denoising-error@t{t}")
+            alpha, sigma = float(model.schedule.alpha[t]), float(model.schedule.sigma[t])
+            assert np.abs(errors[: len(SINGLE)]).max() < 1e-5  # float32: σ² s and x_t cancel
+            shrink = alpha * VARIANCE / (alpha**2 * VARIANCE + sigma**2)
+            for i, picture in enumerate(varied_pictures(NUM_MANY, 1)):
+                x_0 = picture[..., None] / 127.5 - 1
+                expected = [np.square(shrink * (alpha * x_0 + sigma * one) - x_0).mean() for one in noise]
+                np.testing.assert_allclose(errors[len(SINGLE) + 1 + i], expected, rtol=1e-3, atol=1e-5)
+
+    def test_spectra_are_those_of_the_gaussian(self, audited, model):
+        for name in (WITH, WITHOUT):  # without a caption the model gives varied pictures
+            look = audited[0].training.looks[name]
+            for k, t in enumerate(look.timesteps):
+                alpha, sigma = float(model.schedule.alpha[t]), float(model.schedule.sigma[t])
+                varied = -1 / (alpha**2 * VARIANCE + sigma**2)
+                np.testing.assert_allclose(look.eigenvalues[len(SINGLE) + 1 :, :, k], varied, rtol=1e-3)
+                single = -1 / sigma**2 if name == WITH else varied
+                np.testing.assert_allclose(look.eigenvalues[: len(SINGLE), :, k], single, rtol=1e-3)
+
+    def test_free_directions(self, audited):
+        look = audited[0].training.looks[WITH]
+        assert look.judged == 150
+        assert (look.free[: len(SINGLE) + 1] == 0).all()
+        assert (look.free[len(SINGLE) + 1 :] == SIDE * SIDE).all()  # α² v = 0.24 is more than σ² = 0.21
+
+
+class TestVerdicts:
+    def test_single_pictures_are_reproduced_and_varied_ones_are_not(self, audited):
+        found = audited[0].training
+        words = [verdict.word for verdict in found.verdicts]
+        assert words[: len(SINGLE) + 1] == ["reproduced"] * (len(SINGLE) + 1)  # the copy of the first, too
+        assert set(words[len(SINGLE) + 1 :]) <= {"no sign", "isolated"}
+        assert words.count("isolated") <= 3  # by chance 0.05 of 12 are expected
+        assert not found.whatever.memorized
+
+    def test_duplicates_are_one_group(self, audited):
+        groups = [record.group for record in audited[0].training.records]
+        assert groups[0] == groups[3]
+        assert len(set(groups)) == len(groups) - 1
+
+    def test_the_nearest_image_of_a_generation_is_its_picture(self, audited):
+        found = audited[0]
+        for n, prompt in enumerate(found.prompts):
+            if prompt.text in SINGLE:
+                points = slice(2 * n, 2 * n + 2)
+                assert (found.training.nearest.calibrated[points] < 0.05).all()
+                group = [found.training.records[i].group for i in found.training.nearest.index[points]]
+                assert group == [found.training.records[SINGLE.index(prompt.text)].group] * 2
+
+    def test_captions_and_no_prompt_are_the_prompts(self, audited):
+        assert [prompt.text for prompt in audited[0].prompts] == [*SINGLE, MANY, ""]
+
+    def test_a_model_that_gives_one_picture_whatever_the_prompt(self, folder, tmp_path, training):
+        model = Album(single_pictures(), without=(0.0, 1.0, 0.0, 0.0))
+        found = jm.audit(model, config=CONFIG, folder=tmp_path / "run", training=training)
+        whatever = found.training.whatever
+        assert (whatever.drawn, whatever.copies, whatever.images, whatever.memorized) == (2, 2, 1, True)
+        page = (found.write_page(tmp_path / "page.html")).read_text()
+        assert "Memorized whatever the class" in page
+        verdict = found.training.verdicts[1]
+        assert verdict.word == "reproduced"
+        assert "2 of them without its caption" in verdict.reasons
+
+    def test_without_held_out_images_the_rule_is_free_directions(self, model, tmp_path, folder, training):
+        alone = replace(training, held_out=None)
+        config = replace(CONFIG, steps_run=17)  # to t = 151: nothing is drawn to the end
+        found = jm.audit(model, [SINGLE[1]], config, folder=tmp_path / "run", training=alone).training
+        words = [verdict.word for verdict in found.verdicts]
+        assert words[:4] == ["isolated"] * 4
+        assert set(words[4:]) == {"not decided"}  # free, but nothing was drawn
+
+    def test_too_few_held_out_images_decide_nothing(self, model, tmp_path):
+        single, varied = single_pictures(), varied_pictures(NUM_MANY, 1)
+        data = _training(
+            tmp_path, [*single, *varied], [*SINGLE, *[MANY] * NUM_MANY], (varied_pictures(5, 2), [MANY] * 5)
+        )
+        config = replace(CONFIG, steps_run=17)
+        found = jm.audit(model, config=config, folder=tmp_path / "run", training=data).training
+        assert {verdict.word for verdict in found.verdicts} == {"not decided"}
+        assert "5 held-out images, of which 19 are needed" in " ".join(found.verdicts[0].reasons)
+
+
+class TestFiles:
+    def test_images_csv_has_a_row_for_each_image(self, audited, folder):
+        with (folder / "run/images.csv").open(newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        assert len(rows) == len(audited[0].training.records)
+        assert [row["verdict"] for row in rows[:4]] == ["reproduced"] * 4
+        assert {row["held out"] for row in rows[-NUM_HELD_OUT:]} == {"1"}
+        assert float(rows[0][f"tangent-count@t150 {WITH}"]) == 0
+
+    def test_the_manifest_names_images_by_hash_alone(self, folder):
+        text = (folder / "run/manifest.json").read_text()
+        assert str(folder) not in text
+        assert "000.png" not in text
+        assert len(json.loads(text)["training"]["images_sha256"]) == 64
+
+    def test_thumbnails_only_where_they_are_shown(self, audited, model, training, tmp_path, folder):
+        assert audited[0].training.thumbnails.shape == (len(audited[0].training.records), SIDE, SIDE, 3)
+        hidden = jm.audit(model, config=CONFIG, folder=tmp_path / "run", training=replace(training, show=False))
+        assert hidden.training.thumbnails is None
+        assert not list((tmp_path / "run/arrays").glob("training-images*"))
+
+    def test_a_run_of_other_images_is_refused(self, folder, model, training, tmp_path):
+        shutil.copytree(folder / "run", tmp_path / "run")
+        fewer = _training(tmp_path, varied_pictures(NUM_MANY, 1), [MANY] * NUM_MANY)
+        with pytest.raises(ValueError, match=r"training\.images"):
+            jm.audit(model, [*SINGLE, MANY, ""], CONFIG, folder=tmp_path / "run", training=fewer)
+
+    def test_cost_is_said_before(self, audited):
+        assert any("training images" in line for line in audited[1])
+
+
+class TestRefusals:
+    def test_a_held_out_image_that_is_a_training_image(self, model, tmp_path):
+        single = single_pictures()
+        data = _training(tmp_path, single, SINGLE, (single[:1], [MANY]))
+        with pytest.raises(ValueError, match=r"held_out: expected images that are not .*000.png as 000.png"):
+            jm.audit(model, config=CONFIG, folder=tmp_path / "run", training=data)
+        assert not (tmp_path / "run").exists()
+
+    def test_a_caption_that_the_model_does_not_know(self, model, tmp_path):
+        data = _training(tmp_path, single_pictures(), ["first", "second", "unknown"])
+        with pytest.raises(ValueError, match="unknown"):
+            jm.audit(model, ["first"], CONFIG, folder=tmp_path / "run", training=data)
+
+    def test_a_timestep_that_no_step_visits(self, model, tmp_path):
+        data = _training(tmp_path, single_pictures(), SINGLE, image_timesteps=(252,))
+        with pytest.raises(ValueError, match="image_timesteps: expected ones of the sampler .* nearest is 250"):
+            jm.audit(model, config=CONFIG, folder=tmp_path / "run", training=data)
