@@ -17,6 +17,7 @@ EXTRAS = {
         "tyro",
     ),
     "all": ("pandas", "pyarrow"),  # beside those of "audit"
+    "descriptor": ("onnxruntime",),
     "torch": ("torch", "torchax"),
     "diffusers": ("accelerate", "diffusers", "peft", "torch", "torchax"),  # beside those of "audit"
 }

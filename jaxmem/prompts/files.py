@@ -81,7 +81,7 @@ def gather(
 
 def _read(path: Path, name: str) -> Found:
     if path == STANDARD_INPUT:
-        text = _decode(name, sys.stdin.buffer.read())
+        text = decode(name, sys.stdin.buffer.read())
         return _readers()[_kind_of(text)](name, text)
     if path.is_dir():
         return _folder(path)
@@ -97,7 +97,7 @@ def _read(path: Path, name: str) -> Found:
         raise ValueError(f"{path}: expected a file of prompts, got no such file")
     if kind == ".parquet":
         return read_parquet(path)
-    return _readers()[kind](name, _decode(name, _unpacked(path) if packed else path.read_bytes()))
+    return _readers()[kind](name, decode(name, _unpacked(path) if packed else path.read_bytes()))
 
 
 def _readers() -> dict[str, Callable[[str, str], Found]]:
@@ -128,7 +128,8 @@ def _unpacked(path: Path) -> bytes:
         raise ValueError(f"{path}: expected a file compressed by gzip, got a damaged one ({error})") from None
 
 
-def _decode(name: str, content: bytes) -> str:
+def decode(name: str, content: bytes) -> str:
+    """The text of a file: UTF-8 with or without a byte order mark, or UTF-16 with one."""
     if content.startswith((b"\xff\xfe", b"\xfe\xff")) and not content.startswith(b"\xff\xfe\0\0"):
         try:
             return content.decode("utf-16")
@@ -165,7 +166,7 @@ def _folder(path: Path) -> Found:
             f" holds them, or the file of prompts itself (such as metadata.jsonl)"
         )
     for file in files:
-        captions = [prompt for _, prompt in _lines(str(file), _decode(str(file), file.read_bytes()))]
+        captions = [prompt for _, prompt in _lines(str(file), decode(str(file), file.read_bytes()))]
         if len(captions) > 1:
             raise ValueError(
                 f"{file}: expected one caption per file of a folder, got {len(captions)} lines; write it in one line,"

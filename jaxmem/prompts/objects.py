@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +11,37 @@ from jaxmem.prompts.prompt import Found, Prompt
 
 
 def read_json_lines(name: str, text: str) -> Found:
+    for number, row in json_lines(name, text):
+        yield f"line {number}", _row(f"{name}, line {number}", row)
+
+
+def json_lines(name: str, text: str) -> Iterator[tuple[int, Any]]:
+    """The value of each line that is not empty, with the line's number."""
     for number, line in enumerate(io.StringIO(text), 1):
         if not line.strip():
             continue
-        where = f"{name}, line {number}"
         try:
-            row = json.loads(line)
+            yield number, json.loads(line)
         except (ValueError, RecursionError) as error:
+            where = f"{name}, line {number}"
             raise ValueError(f"{where}: expected a JSON object, got {line[:40]!r} ({error})") from None
-        yield f"line {number}", _row(where, row)
+
+
+def json_value(name: str, text: str, what: str) -> Any:
+    """The value of a whole file, which should hold ``what``."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{name}: expected JSON, {what}, got {text.lstrip()[:40]!r} ({error}); name a file with one object per line"
+            f" .jsonl"
+        ) from None
 
 
 def read_json(name: str, text: str) -> Found:
     if not text.strip():
         return
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{name}: expected JSON, a list of prompts, got {text.lstrip()[:40]!r} ({error}); name a file with one"
-            f" object per line .jsonl"
-        ) from None
+    value = json_value(name, text, "a list of prompts")
     if isinstance(value, dict):
         chosen = choose(list(value), f"{name}: expected a list, or a key named {NAMES}, got the keys")
         columns = {part: _column(name, key, value[key], value[chosen["text"]]) for part, key in chosen.items()}

@@ -13,26 +13,41 @@ _SEPARATORS = (",", ";", "\t", "|")
 
 
 def read_table(name: str, text: str) -> Found:
+    names, rows = columns_and_rows(name, text)
+    if not names:
+        return
+    chosen = choose(names, f"{name}: expected a column named {NAMES}, got the columns")
+    results = names[: len(RESULTS_COLUMNS)] == list(RESULTS_COLUMNS)
+    for number, row in rows:
+        values = {part: row[names.index(column)] for part, column in chosen.items()}
+        if results:
+            values = {part: from_cell(cell) for part, cell in values.items()}
+        yield f"line {number}", prompt_of(f"{name}, line {number}", values)
+
+
+def columns_and_rows(name: str, text: str) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
+    """The names of a table's columns and its rows, as long as these, with their line numbers; nothing of no text."""
     lines = list(io.StringIO(text, newline=""))  # ends as they are: a cell in quotes keeps its line breaks
     head = next((number for number, line in enumerate(lines) if line.strip()), None)
     if head is None:
-        return
+        return [], iter(())
     separator = max(_SEPARATORS, key=lambda sep: len(next(csv.reader([lines[head]], delimiter=sep))))
     if name.lower().removesuffix(".gz").endswith(".tsv") and separator not in lines[head]:
         separator = "\t"  # of one column
-    (number, names), *rows = _rows(name, lines, head, separator)
-    chosen = choose(names, f"{name}: expected a column named {NAMES}, got the columns")
-    results = names[: len(RESULTS_COLUMNS)] == list(RESULTS_COLUMNS)
+    (_, names), *rows = _rows(name, lines, head, separator)
+    return names, _as_long(name, names, rows, separator)
+
+
+def _as_long(
+    name: str, names: list[str], rows: list[tuple[int, list[str]]], separator: str
+) -> Iterator[tuple[int, list[str]]]:
     for number, row in rows:
         if len(row) != len(names):
             raise ValueError(
                 f"{name}, line {number}: expected {len(names)} columns as in the header, got {len(row)}; quote"
                 f" prompts that hold the separator {separator!r}"
             )
-        values = {part: row[names.index(column)] for part, column in chosen.items()}
-        if results:
-            values = {part: from_cell(cell) for part, cell in values.items()}
-        yield f"line {number}", prompt_of(f"{name}, line {number}", values)
+        yield number, row
 
 
 def _rows(name: str, lines: list[str], first: int, separator: str) -> Iterator[tuple[int, list[str]]]:

@@ -1,0 +1,82 @@
+"""The training image that is nearest to each picture, and Carlini's calibrated distance: is the picture clearly new?"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from jaxmem.memorization.distances import nearest_training
+from jaxmem.training_images.area import reduced
+
+NEIGHBOURS = 50  #: of the calibrated distance, as published
+ALPHA = 0.5  #: of the calibrated distance, as published
+#: Groups of training images below which no distance is calibrated. The nearest one is itself one of the k neighbours
+#: whose mean distance it is divided by: of fewer than 10 it would be more than a tenth of what it is measured against.
+FEWEST_GROUPS = 10
+_MEMORY = 64 * 2**20  # of the differences that are in memory at once, in bytes
+
+
+class Nearest(NamedTuple):
+    """The nearest training image of each picture."""
+
+    index: Int[np.ndarray, " g"]  # type: ignore[assignment]  #: its place among the training images
+    distance: Float[np.ndarray, " g"]  #: root of the mean squared difference of pixels in [0, 1]: 0 is a copy
+    calibrated: Float[np.ndarray, " g"]  #: by the neighbours: 0 is a copy, 2 as far as the others; NaN if these are few
+
+
+def nearest_images(
+    generated: UInt8[np.ndarray, "g h w 3"],
+    training: UInt8[np.ndarray, "n h w 3"],
+    groups: Int[np.ndarray, " n"],
+) -> Nearest:
+    """The nearest training image of each picture by pixels, and how near it is beside the other ones.
+
+    The distance is ``d(x, y) = √(Σ (x - y)² / D)`` over the D values of pixels in [0, 1], Carlini's normalised ℓ2. The
+    calibrated distance is ``d(x, y₁) / (0.5 · mean of d(x, y_i) over the 50 nearest y_i)``. Each group of duplicates
+    counts once in the mean, by its first image, that of y₁ by y₁; so copies in the training set change nothing.
+
+    What differs from Carlini et al. 2023, "Extracting training data from diffusion models": they calibrate images of 32
+    × 32, all their pixels; here images with sides above 64 are first reduced to 64 by averages over areas. With fewer
+    than 50 groups all of them are the neighbours, so that the mean is over the training set and not over what is near;
+    with fewer than 10 there is no calibrated distance. Images of one size, in pixels, are compared as they lie: a
+    shifted or mirrored copy is not near.
+
+    Args:
+        generated: the pictures.
+        training: the training images, at the same size.
+        groups: the group of duplicates that each training image is in, from `jaxmem.training_images.duplicates.groups`.
+
+    Raises:
+        ValueError: different sizes of pictures, no training image, or not one group for each.
+    """
+    if generated.shape[1:] != training.shape[1:]:
+        raise ValueError(
+            f"generated and training: expected images of one size, got {generated.shape[1:3]} and"
+            f" {training.shape[1:3]}; prepare the training images at the size of the generated ones"
+        )
+    if not len(training) or len(groups) != len(training):
+        raise ValueError(
+            f"training and groups: expected at least 1 image and a group for each, got {len(training)} images and"
+            f" {len(groups)} groups"
+        )
+    if not len(generated):
+        return Nearest(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, np.float32))
+    x, y = reduced(generated), reduced(training)
+    scale = 1 / np.sqrt(np.float32(x.shape[1]))  # from ℓ2 to the root of the mean
+    chunk = max(1, _MEMORY // (4 * x.shape[1]))
+    found = nearest_training(jnp.asarray(x), jnp.asarray(y), chunk=chunk)
+    index, distance = np.asarray(found.index), np.asarray(found.distance) * scale
+    _, first, group = np.unique(groups, return_index=True, return_inverse=True)
+    if len(first) < FEWEST_GROUPS:
+        return Nearest(index, distance, np.full(len(x), np.nan, np.float32))
+    k = min(NEIGHBOURS, len(first))
+    others = nearest_training(jnp.asarray(x), jnp.asarray(y[first]), num_neighbours=k, chunk=chunk)
+    away = np.array(others.distances) * scale
+    # The group of the nearest image is one of the k: it takes the place that it has, or else the last one.
+    same = np.asarray(others.indices) == group[index][:, None]
+    same[:, -1] |= ~same.any(1)
+    away[same] = distance
+    mean = away.mean(1)
+    calibrated = np.divide(distance, ALPHA * mean, out=np.zeros_like(distance), where=mean > 0)
+    return Nearest(index, distance, calibrated)
