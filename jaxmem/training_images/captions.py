@@ -72,7 +72,7 @@ def read_listing(path: Path, name: str) -> Iterator[Listed]:
     if kind in (".csv", ".tsv"):
         names, rows = columns_and_rows(name, text)
         for number, row in rows:
-            yield _of_row(f"{name}, line {number}", dict(reversed(list(zip(names, row, strict=True)))))
+            yield _of_row(f"{name}, line {number}", {column: row[names.index(column)] for column in names})
     elif kind == ".jsonl":
         for number, value in json_lines(name, text):
             yield _of_row(f"{name}, line {number}", value)

@@ -45,7 +45,7 @@ class Preparation:
     #: what is cut from an image that is still larger: ``"center"`` leaves the middle; ``"none"`` refuses it
     crop: Literal["center", "none"] = "center"
     #: of Pillow. ``"lanczos"`` is the default of the scripts' ``--image_interpolation_mode``; scripts without that
-    #: option have ``"bilinear"``. ``"box"`` averages areas, as kohya's scripts do where they shrink an image
+    #: option have ``"bilinear"``. ``"box"`` averages areas
     interpolation: Literal["lanczos", "bicubic", "bilinear", "box", "nearest"] = "lanczos"
 
     def __post_init__(self) -> None:
@@ -72,7 +72,9 @@ def decoded(content: bytes) -> "Image":
         except UnidentifiedImageError:
             raise ValueError(f"not an image that Pillow can read (it begins with {content[:8]!r})") from None
         except Exception as error:  # each format has its own, of any kind
-            raise ValueError(f"an image that is damaged or cut off ({type(error).__name__}: {error})") from None
+            raise ValueError(
+                f"an image that is damaged, cut off or too large ({type(error).__name__}: {error})"
+            ) from None
 
 
 def prepared(image: "Image", height: int, width: int, preparation: Preparation) -> UInt8[np.ndarray, "h w 3"]:
