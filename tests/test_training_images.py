@@ -294,6 +294,9 @@ def test_composed_accents_and_links(tmp_path):
     os.symlink(tmp_path / "more", tmp_path / "images" / "linked")
     os.symlink(tmp_path / "images", tmp_path / "more" / "back")
     assert captions(read_training_images(tmp_path / "images")) == {name: ("x",), "linked/b.png": ()}
+    os.symlink(tmp_path / "gone.png", tmp_path / "more" / "gone.png")
+    with pytest.raises(ValueError, match=r"1 problem: linked/gone\.png: No such file"):
+        read_training_images(tmp_path / "images")
 
 
 @pytest.mark.parametrize(

@@ -96,8 +96,9 @@ def preprocess(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int] | None =
     shorter = min(height, width)
     to = size or (SHORTER_SIDE * height // shorter, SHORTER_SIDE * width // shorter)
     resized = Image.fromarray(np.ascontiguousarray(image)).resize(to[::-1], Image.Resampling.BILINEAR)
-    values = np.asarray(resized, np.float32) / np.float32(255)
-    values = (values - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
+    values = (np.asarray(resized, np.float32) / np.float32(255) - np.array(MEAN, np.float32)) / np.array(
+        STD, np.float32
+    )
     return np.ascontiguousarray(values.transpose(2, 0, 1))[None]
 
 

@@ -99,5 +99,5 @@ def _below(folder: Path, prefix: str, seen: set[str]) -> Iterator[tuple[str, Pat
             continue
         if file.is_dir():
             yield from _below(file, f"{prefix}{file.name}/", seen)
-        elif file.is_file():
+        elif file.is_file() or file.is_symlink():  # a link to nothing is named as an image that is missing
             yield prefix + file.name, file
