@@ -1,0 +1,36 @@
+"""Images at most 64 pixels wide and high, by averages over areas: what distances between pictures are taken of."""
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+LARGEST = 64  #: pixels of a side; larger images are reduced to it
+
+
+def reduced(pixels: UInt8[np.ndarray, "n h w 3"], block: int = 64) -> Float[np.ndarray, "n d"]:
+    """The images in [0, 1], flattened, float32; sides above 64 pixels are averaged down to 64, each by itself.
+
+    A reduced pixel is the average of the area that it covers, with the shares of the pixels at its edges. Sides of up
+    to 64 pixels stay as they are. Averaging leaves what a picture shows and takes what a codec or a sampler adds, and
+    makes images of 64 × 64 of them all, 49 kB each.
+
+    Args:
+        pixels: the images.
+        block: images that are reduced at once.
+    """
+    n, height, width, _ = pixels.shape
+    down, across = (_averages(side, min(side, LARGEST)) for side in (height, width))
+    found = np.empty((n, len(down) * len(across) * 3), np.float32)
+    for start in range(0, n, block):
+        images = pixels[start : start + block].astype(np.float32) / np.float32(255)
+        if height > LARGEST or width > LARGEST:
+            images = np.einsum("ih,nhwc,jw->nijc", down, images, across, optimize=True)
+        found[start : start + block] = images.reshape(len(images), -1)
+    return found
+
+
+def _averages(side: int, to: int) -> Float[np.ndarray, "to side"]:
+    """The share of each pixel in each reduced one: the length of their overlap on a line, rows summing to 1."""
+    edges = np.linspace(0, side, to + 1)
+    pixels = np.arange(side)
+    overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    return (np.clip(overlap, 0, None) * to / side).astype(np.float32)
