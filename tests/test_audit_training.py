@@ -188,5 +188,5 @@ class TestRefusals:
 
     def test_a_timestep_that_no_step_visits(self, model, tmp_path):
         data = _training(tmp_path, single_pictures(), SINGLE, image_timesteps=(252,))
-        with pytest.raises(ValueError, match="image_timesteps: expected ones of the sampler .* nearest is 250"):
+        with pytest.raises(ValueError, match=r"image_timesteps: expected ones of the sampler .* nearest is 250"):
             jm.audit(model, config=CONFIG, folder=tmp_path / "run", training=data)

@@ -21,9 +21,9 @@ from jaxmem.data import verbatim_model
 from jaxmem.detectors import Detector, EpsDifferences, ScorePairs
 from jaxmem.diffusion import NoiseSchedule
 from jaxmem.model import Model, fingerprint
-from jaxmem.pictures import to_pictures
 from jaxmem.networks.unet import UNet
 from jaxmem.oracles import GaussianMixture, GaussianMixtureScore
+from jaxmem.pictures import to_pictures
 from jaxmem.prompts import NO_PROMPT
 from jaxmem.report.audit.page import write_report
 from jaxmem.runs.directory import Run
