@@ -310,7 +310,7 @@ def same(one, two):
     for name in sorted(path.name for path in (one / "arrays").iterdir()):
         assert (one / "arrays" / name).read_bytes() == (two / "arrays" / name).read_bytes(), name
     metrics = [
-        {name: value for name, value in run.metrics().items() if name not in ("wall_seconds", "costs")}
+        {name: value for name, value in run.metrics().items() if name not in ("wall_seconds", "costs", "finished")}
         for run in (a, b)
     ]
     assert metrics[0] == metrics[1]

@@ -36,7 +36,7 @@ def result():
 
 @pytest.fixture(scope="module")
 def page(result):
-    return render(result, written="today")
+    return render(result)
 
 
 @pytest.fixture
@@ -331,7 +331,7 @@ def test_long_prompts_are_folded(result, undrawn):
 
 
 def test_equal_results_give_equal_pages(result, undrawn):
-    assert render(result, written="today") == render(result, written="today")
+    assert render(result) == render(result)
     assert len({counts(AuditView(result))[0].svg for _ in range(2)}) == 1
 
 

@@ -26,6 +26,7 @@ from jaxmem.model import Model, require_attributes, to_pictures
 from jaxmem.prompts import Prompt, as_prompts, merge
 from jaxmem.runs.directory import Run
 from jaxmem.runs.functions import captured, name_of
+from jaxmem.runs.origin import Origin, now
 from jaxmem.runs.progress import Progress, Say, quiet, silent
 from jaxmem.runs.stages import wall_seconds
 from jaxmem.spectra.dense import require_disk
@@ -40,6 +41,7 @@ def audit(
     neutral: Iterable[str | Prompt] = (),
     detectors: Iterable[str | Detector] | None = None,
     name: str = "",
+    origin: Origin | None = None,
     progress: Progress = silent,
     say: Say = quiet,
 ) -> Audit:
@@ -55,6 +57,7 @@ def audit(
         detectors: names of registered ones and entries of your own (`jaxmem.detectors`); None for all that are
             registered and that an audit of this config has the evidence for.
         name: what the model is called, for people; the run knows it by the hash of its weights.
+        origin: command line and files, which the manifest of a new run says beside the time; they decide nothing.
         progress: told of each stage.
         say: gets the estimate of work, time and memory before the run is begun, line by line.
 
@@ -68,10 +71,10 @@ def audit(
             then.
         OSError: the folder cannot be written; the same call continues.
     """
-    order = _settle(model, prompts, config, neutral, detectors, progress, say)
+    order, origin = _settle(model, prompts, config, neutral, detectors, progress, say), origin or Origin()
     work, plan = order.work, order.work.plan
     # A folder that has something is looked at before the estimate takes its time, a new one is made after it.
-    run = order.open_run(folder) if _holds_something(Path(folder)) else None
+    run = order.open_run(folder, origin) if _holds_something(Path(folder)) else None
     if run is not None and run.finished:
         return read_audit(run, order.entries)
     if not (Path(folder) / COUNTING).exists():  # where a count was begun its file is there
@@ -81,7 +84,7 @@ def audit(
     prepared = prepare(work)
     for line in prepared.cost.lines:
         say(line)
-    run = order.open_run(folder) if run is None else run
+    run = order.open_run(folder, origin) if run is None else run
     work = replace(work, run=run)
     contradiction = model.contradiction(prepared.noise_share)
     if contradiction:
@@ -129,7 +132,7 @@ class _Order(NamedTuple):
 
     work: Work  #: without the run
     entries: tuple[Detector, ...]
-    open_run: Callable[[str | Path], Run]
+    open_run: Callable[[str | Path, Origin], Run]
 
 
 def _settle(
@@ -196,7 +199,11 @@ def _settle(
         "sampler": {"name": name_of(type(sampler)), "sha256": captured(partial(type(sampler).step, sampler))},
         "dtype": "float32",
     }
-    return _Order(work, entries, lambda folder: Run.open(folder, model=model.identity(texts), **manifest))
+
+    def open_run(folder: str | Path, origin: Origin) -> Run:
+        return Run.open(folder, origin=origin, model=model.identity(texts), **manifest)
+
+    return _Order(work, entries, open_run)
 
 
 def _say_what_is_missing(truncated: list[bool], entries: Sequence[Detector], plan: Plan, say: Say) -> None:
@@ -275,6 +282,7 @@ def _finish(run: Run, plan: Plan, entries: Sequence[Detector], name: str) -> Aud
     metrics["num_evaluations"] = sum(row["evaluations"] for row in run.rows())
     metrics["costs"] = result.costs
     metrics["wall_seconds"] = wall_seconds(run)
+    metrics["finished"] = now()
     labels = [-1 if prompt.label is None else int(prompt.label) for prompt in result.prompts]
     points = plan.num_prompts * plan.noises
     result.to_csv(run.directory / "results.csv")

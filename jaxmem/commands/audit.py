@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from jaxmem.commands.flags import in_flags
+from jaxmem.commands.flags import command_line, in_flags
 from jaxmem.commands.output import model_name, open_model, say, say_result, show_run, write_page
 from jaxmem.config import AuditConfig, FilesConfig, PartsConfig, VerbatimConfig
 
@@ -74,7 +74,7 @@ class Audit:
         )
         if "-" in map(str, files) and str(self.reference) == "-":
             raise ValueError("--reference: expected another source than the prompts, got standard input (-) twice")
-        neutral = self._reference()
+        neutral, origin = self._reference(), self._origin(prompts)
         _compute_on(self.device)
 
         from jaxmem.audit import audit, audit_cost
@@ -90,7 +90,8 @@ class Audit:
             audit_cost(opened, found, config, neutral=neutral, say=say_result)
             return
         with show_progress() as progress:
-            audit(opened, found, config, folder=self.out, neutral=neutral, name=name, progress=progress, say=say)
+            given: dict[str, Any] = dict(neutral=neutral, name=name, origin=origin)
+            audit(opened, found, config, folder=self.out, progress=progress, say=say, **given)
 
         from rich.console import Console
 
@@ -113,6 +114,17 @@ class Audit:
         if not 1 <= self.neutral <= len(captions):
             raise ValueError(f"--neutral: expected 0 to {len(captions)} captions, got {self.neutral}")
         return captions[: self.neutral]
+
+    def _origin(self, prompts: tuple[Path, ...]) -> Any:
+        """What the manifest says of this command line and of the files that were read."""
+        from jaxmem.data import NEUTRAL_CAPTIONS
+        from jaxmem.runs.origin import Origin, source_files, without_folders
+
+        read = {"prompts": prompts, "memorized": self.memorized, "not_memorized": self.not_memorized}
+        read["reference"] = () if self.reference is None else (self.reference,)
+        read["neutral"] = (NEUTRAL_CAPTIONS,) if self.neutral else ()
+        hub = "" if Path(self.model).exists() else self.model
+        return Origin(without_folders(command_line(), hub), source_files(read.items()))
 
 
 def _compute_on(device: str | None) -> None:

@@ -1,5 +1,6 @@
 """Numbers of the summary of an audit's page, and the facts of its run."""
 
+import shlex
 from typing import Any
 
 import numpy as np
@@ -81,13 +82,28 @@ def _listed(shares: dict[str, float] | None) -> str | None:
     return ", ".join(f"{share:.1%} at t = {t}" for t, share in shares.items())
 
 
+def _time(stamp: str | None) -> str | None:
+    """A time of the manifest, for people."""
+    return None if stamp is None else stamp.replace("T", " ").replace("Z", " UTC")
+
+
 def highlights(result: Any) -> list[tuple[str, str]]:
     """Facts that a reader looks for first, where the run has them: name and value."""
     manifest, metrics = result.manifest, result.metrics or {}
     minutes = (metrics.get("wall_seconds") or {}).get("total")
     config, plan, versions, device = (manifest.get(name) or {} for name in ("config", "plan", "versions", "device"))
-    model = manifest.get("model") or {}
+    model, origin = manifest.get("model") or {}, manifest.get("origin") or {}
     asked = [
+        ("Begun", _time(origin.get("begun"))),
+        ("Finished", _time(metrics.get("finished"))),
+        ("Command", " ".join(map(shlex.quote, origin.get("command") or ())) or None),
+        *(
+            (
+                f"File of prompts, given as {file['role'].replace('_', '-')}",
+                f"{file['name']}, SHA-256 {file['sha256'] or 'not kept'}",
+            )
+            for file in origin.get("files") or ()
+        ),
         ("Model", metrics.get("model") or None),
         ("Model, SHA-256 of its weights", model.get("sha256")),
         ("Seed", config.get("seed")),
