@@ -105,7 +105,7 @@ def test_the_summary_has_the_numbers_of_the_result(result, page):
 
 
 def test_the_list_is_what_the_rule_lists(result, undrawn):
-    """Prompts without freedom are evidence by themselves only where no reference says how often that comes by chance."""
+    """Prompts without freedom are listed for that alone only where no reference says how often it comes by chance."""
     listed = text_of(render(result)).count("p = 0.")
     assert listed == 12  # matching and template prompts; six of them have no freedom
     for few in (result.reference[:18], []):

@@ -12,6 +12,7 @@ import numpy as np
 from jaxmem.audit import store
 from jaxmem.audit.cost import AuditCost, count_disk_bytes, prepare
 from jaxmem.audit.directions import run_directions
+from jaxmem.audit.generations import write_generations
 from jaxmem.audit.hessians import COUNTING, run_counts, run_products, run_spectra, run_start_pairs
 from jaxmem.audit.plan import ModelFacts, Plan
 from jaxmem.audit.result import Audit, read_audit
@@ -286,6 +287,7 @@ def _finish(run: Run, plan: Plan, entries: Sequence[Detector], name: str) -> Aud
     labels = [-1 if prompt.label is None else int(prompt.label) for prompt in result.prompts]
     points = plan.num_prompts * plan.noises
     result.to_csv(run.directory / "results.csv")
+    write_generations(result, run.directory, run.process)
     run.finalise(
         metrics,
         {

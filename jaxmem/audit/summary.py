@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxmem.audit.ranking import Ranking, rank_prompts
+from jaxmem.audit.ranking import Ranking
 from jaxmem.memorization.evaluation import FPR_LIMITS, evaluate_categories
 from jaxmem.memorization.sharpness import below_bound
 from jaxmem.memorization.standing import percentile, rank
 from jaxmem.memorization.thresholds import threshold_split
-from jaxmem.prompts import RESULTS_COLUMNS, STANDING_COLUMNS, as_cell, from_cell
+from jaxmem.prompts import RESULTS_COLUMNS, STANDING_COLUMNS, from_cell, quoted_cell
 from jaxmem.runs.durable import write_atomically
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def summary_metrics(result: "Audit") -> dict[str, Any]:
         "prompts": prompt_rows(result),
         "evaluation": _evaluation(result),
         "held_out": _held_out(result),
-        "listing": _listing(rank_prompts(result)),
+        "listing": _listing(result.ranking),
         "share_below_bound": _share_below_bound(result),
     }
 
@@ -115,16 +115,16 @@ def write_table(table: dict[str, list[Any]], path: Path) -> Path:
     A prompt or a category that a spreadsheet would compute stands behind an apostrophe (`jaxmem.prompts.as_cell`),
     which `read_results` takes away.
     """
-
-    def quoted(text: str | None) -> str:
-        # Always: a spreadsheet that splits at semicolons or tabs, too, would find formulas in the parts.
-        return '"' + as_cell(text or "").replace('"', '""') + '"'
-
     header = io.StringIO(newline="")
     csv.writer(header, lineterminator="\n").writerow(table)
     lines = [header.getvalue()]
     for prompt, label, category, truncated, *numbers in zip(*table.values(), strict=True):
-        known = [quoted(prompt), "" if label is None else str(int(label)), quoted(category), str(int(truncated))]
+        known = [
+            quoted_cell(prompt),
+            "" if label is None else str(int(label)),
+            quoted_cell(category),
+            str(int(truncated)),
+        ]
         cells = ["" if number is None or number != number else repr(number) for number in numbers]
         lines.append(",".join([*known, *cells]) + "\n")
     write_atomically(path, lambda stream: stream.write("".join(lines).encode()))
@@ -139,7 +139,7 @@ def table_columns(result: "Audit") -> dict[str, list[Any]]:
     each detector score, rank and percentile. Of counts that were estimated there are the ends of the 95 % interval,
     ``low`` and ``high``, too.
     """
-    every, ranking = prompt_rows(result), rank_prompts(result)
+    every, ranking = prompt_rows(result), result.ranking
     rows = [every[n] for n in ranking.order]
     known = ("prompt", "label", "category", "truncated")
     table = {name: [row[key] for row in rows] for name, key in zip(RESULTS_COLUMNS, known, strict=True)}

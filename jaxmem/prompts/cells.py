@@ -16,6 +16,12 @@ def as_cell(text: str) -> str:
     return "'" + text if _FORMULA.match(text) else text
 
 
+def quoted_cell(text: str | None) -> str:
+    """A text as `as_cell`, in quotes; a missing one is empty."""
+    # Always: a spreadsheet that splits at semicolons or tabs, too, would find formulas in the parts.
+    return '"' + as_cell(text or "").replace('"', '""') + '"'
+
+
 def from_cell(cell: str) -> str:
     """The text of a cell that `as_cell` made."""
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell[1:]) else cell

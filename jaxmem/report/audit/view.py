@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmem.audit.ranking import Ranking, rank_prompts, usual_scale
+from jaxmem.audit.ranking import Ranking, usual_scale
 from jaxmem.audit.scale import JUDGED, UsualScale
 from jaxmem.memorization.chance import Listing
 from jaxmem.memorization.sharpness import positive_count, tangent_count
@@ -74,9 +74,9 @@ class AuditView:
         columns = [judge(self.scores[:, d], d, one.memorized_is) for d, one in enumerate(self.detectors)]
         return np.stack(columns, 1) if columns else self.scores
 
-    @cached_property
+    @property
     def ranking(self) -> Ranking:
-        return rank_prompts(self.result)
+        return self.result.ranking
 
     @property
     def leads(self) -> list[int]:
