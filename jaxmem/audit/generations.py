@@ -43,9 +43,12 @@ def write_generations(result: "Audit", directory: Path, process: int = 0) -> Non
             shown = "" if np.isnan(places[n]) else place
             lines.append(f"{shown},{n + 1},{noise + 1},{quoted_cell(result.prompts[n].text)},{name}\n")
             if not (directory / name).exists():
-                content = as_png(result.images[n, noise])
-                write_atomically(directory / name, lambda stream, content=content: stream.write(content), process)
-    write_atomically(directory / TABLE, lambda stream: stream.write("".join(lines).encode()), process)
+                _write(directory / name, as_png(result.images[n, noise]), process)
+    _write(directory / TABLE, "".join(lines).encode(), process)
+
+
+def _write(path: Path, content: bytes, process: int) -> None:
+    write_atomically(path, lambda stream: stream.write(content), process)
 
 
 def as_png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
