@@ -95,7 +95,7 @@ def test_the_summary_has_the_numbers_of_the_result(result, page):
     )
     # two of 41 places have p ≤ 5 %: 2/41, and 18 times that
     assert "at most 4.9 % of them would be listed on average, which is 0.88 of these" in words
-    assert "Of the list as a whole, 0.88 prompts or fewer are expected by chance" in words
+    assert "Of the list as a whole, 0.88 prompts or fewer are expected by chance, were none memorized" in words
     assert "Of the 40 reference captions, none does so" in words
     # one of 41 places is beyond all of 40: 18/41
     assert "by chance each measure marks about 0.44 of these prompts" in words
