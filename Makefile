@@ -67,6 +67,7 @@ bench: venv-test
 	$(BIN)/python benchmarks/torch_networks.py
 	$(BIN)/python benchmarks/extreme.py
 	$(BIN)/python benchmarks/rounding.py
+	$(BIN)/python benchmarks/false_listings.py
 
 bench-long: venv-test
 	$(BIN)/python benchmarks/count_coverage.py --seeds 100

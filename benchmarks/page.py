@@ -19,6 +19,7 @@ SECTIONS = {
     "torch_networks": ("performance", "torch networks"),
     "counting": ("benchmarks", "counting"),
     "count_coverage": ("benchmarks", "count coverage"),
+    "false_listings": ("benchmarks", "false listings"),
     "full_spectrum": ("benchmarks", "full spectrum"),
     "rounding": ("benchmarks", "rounding"),
     "large_models": ("large-models", "large models"),

@@ -23,7 +23,8 @@ import matplotlib as mpl  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
 
-from jaxmem.report.style import GENERAL, NEUTRAL, RC, REFERENCE, mean, mean_and_range, residual_bars  # noqa: E402
+from jaxmem.memorization.standing import mean  # noqa: E402
+from jaxmem.report.style import GENERAL, NEUTRAL, RC, REFERENCE, mean_and_range, residual_bars  # noqa: E402
 from jaxmem.spectra.counting import Count  # noqa: E402
 from jaxmem.spectra.density import Density  # noqa: E402
 from jaxmem.spectra.methods import Dense  # noqa: E402

@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -32,6 +33,7 @@ from jaxmem.audit.scale import UsualScale
 from jaxmem.config import AuditConfig
 from jaxmem.data import verbatim_model
 from jaxmem.prompts import Prompt
+from jaxmem.report.audit.view import AuditView
 from jaxmem.report.tables import print_audit
 from jaxmem.runs import durable, memory
 from jaxmem.runs.directory import Run
@@ -237,9 +239,14 @@ def test_metrics_and_table(out, result):
     assert metrics["evaluation"]["jeon"]["all"]["tpr_at_1"] is None  # not estimable from four
     with open(out / "results.csv", encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
-    assert [row["prompt"] for row in rows] == [prompt.text for prompt in PROMPTS]
-    assert [float(row["jeon"]) for row in rows] == pytest.approx(jeon.tolist(), rel=1e-12)
-    assert [row["label"] for row in rows] == ["1", "1", "0", "0"]
+    order = [int(row["number"]) - 1 for row in rows]
+    assert order == AuditView(result).order.tolist()
+    assert [row["place"] for row in rows] == ["1", "2", "3", "4"]
+    assert sorted(order) == [0, 1, 2, 3]
+    assert [row["prompt"] for row in rows] == [PROMPTS[n].text for n in order]
+    assert [float(row["jeon"]) for row in rows] == pytest.approx(jeon[order].tolist(), rel=1e-12)
+    assert [row["label"] for row in rows] == [str(int(PROMPTS[n].label)) for n in order]
+    assert {float(row["p"]) for row in rows} <= {1 / 3, 2 / 3, 1.0}  # of two reference prompts and itself
     spectra = Run.read(out).spectra()
     assert spectra["eigenvalues"].shape == (8, 2, 64)
     assert spectra["label"].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
@@ -248,6 +255,7 @@ def test_metrics_and_table(out, result):
 def test_pandas_reads_the_table_in_one_call(out, result):
     pandas = optional_import("pandas")
     table = pandas.read_csv(out / "results.csv")
+    table = table.sort_values("number")
     assert table["jeon"].tolist() == pytest.approx(column(result, "jeon").mean(1).tolist())
     assert table["prompt"].tolist() == [prompt.text for prompt in PROMPTS]
 
@@ -259,7 +267,7 @@ def test_texts_are_prompts(model, tmp_path):
     assert [row["prompt"] for row in metrics["prompts"]] == ["the cat", '=HYPERLINK("x")', "- a dog"]
     assert [row["label"] for row in metrics["prompts"]] == [None, None, True]
     optional_import("pandas")
-    table = read_results(tmp_path / "run")
+    table = read_results(tmp_path / "run").sort_values("number")
     assert table["prompt"].tolist() == ["the cat", '=HYPERLINK("x")', "- a dog"]
     assert table["category"].tolist()[2] == "@VM"
     assert '\n"\'- a dog",1,"\'@VM",' in (tmp_path / "run/results.csv").read_text()
@@ -303,14 +311,16 @@ def test_costs_are_counted_and_said_before(result, said):
 def same(one, two):
     """Two finished runs, but for seconds."""
     assert (one / "spectra.npz").read_bytes() == (two / "spectra.npz").read_bytes()
-    assert (one / "results.csv").read_bytes() == (two / "results.csv").read_bytes()
+    for name in ("results.csv", "generations.csv", *(f"images/{path.name}" for path in (one / "images").glob("*"))):
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+    assert len(list((one / "images").iterdir())) == len(list((two / "images").iterdir()))
     a, b = Run.read(one), Run.read(two)
     assert {json.dumps(row) for row in a.rows()} == {json.dumps(row) for row in b.rows()}
     assert len(a.rows()) == len(b.rows())
     for name in sorted(path.name for path in (one / "arrays").iterdir()):
         assert (one / "arrays" / name).read_bytes() == (two / "arrays" / name).read_bytes(), name
     metrics = [
-        {name: value for name, value in run.metrics().items() if name not in ("wall_seconds", "costs")}
+        {name: value for name, value in run.metrics().items() if name not in ("wall_seconds", "costs", "finished")}
         for run in (a, b)
     ]
     assert metrics[0] == metrics[1]
@@ -541,7 +551,8 @@ def test_another_config_or_model_is_another_run(model, out):
 def test_the_table_shows_categories_as_they_are(out, tmp_path, capsys):
     shutil.copytree(out, tmp_path / "run")
     path = tmp_path / "run/metrics.json"
-    path.write_text(path.read_text().replace('"VM"', '"[/red]"'))
+    text = path.read_text().replace('"VM"', '"[/red]"')
+    path.write_text(re.sub(r'("num_(?:positive|negative)_prompts"): \d', r"\1: 5", text))  # of fewer no area is printed
     print_audit(tmp_path / "run", Console(width=200))
     assert "[/red] " in capsys.readouterr().out
 

@@ -194,7 +194,7 @@ class TestAudit:
         assert "Which of 2 classes has this class-conditional model memorized?" in page
         assert page.count("data:image/png") >= 4
         rows = (tmp_path / "audit/results.csv").read_text().splitlines()
-        assert [row.split(",")[:3] for row in rows[1:]] == [['"3"', "0", '"general"'], ['"9"', "1", '"memorized"']]
+        assert [row.split(",")[:3] for row in rows[1:]] == [['"9"', "1", '"memorized"'], ['"3"', "0", '"general"']]
 
     @pytest.mark.parametrize(
         ("arguments", "match"),

@@ -64,6 +64,7 @@ def audited(tmp_path_factory):
     for row, text in zip(metrics["prompts"], (LONG, HOSTILE, WIDE, "short"), strict=True):
         row["prompt"] = text
     for found in metrics["evaluation"].values():
+        found["all"] |= {"num_positive_prompts": 5, "num_negative_prompts": 5}  # of fewer no area is printed
         found[HOSTILE] = found["all"]
     metrics["num_evaluations"] = 1234
     (run / "metrics.json").write_text(json.dumps(metrics))

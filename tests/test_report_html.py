@@ -36,7 +36,7 @@ def result():
 
 @pytest.fixture(scope="module")
 def page(result):
-    return render(result, written="today")
+    return render(result)
 
 
 @pytest.fixture
@@ -90,14 +90,58 @@ def test_the_summary_has_the_numbers_of_the_result(result, page):
     assert "6 of 18 prompts leave the model no freedom : at timestep 281" in words
     # six of nine directions on average: none (9) and template (2), in equal numbers
     assert "the others keep 5.50 free directions on average" in words
-    assert "12 of 18 prompts stand out by at least half of the 6 measures" in words
-    assert "beyond all 40 reference captions" in words
-    # one of 41 places is beyond all of 40: 18/41
-    assert "about 0.44 of these prompts stand out by chance" in words
     assert (
-        "no free direction ; beyond all 40 reference captions by 5 of 6 measures" in words
-    )  # made up: nothing at t = 981
+        "12 of 18 prompts stand out from the 40 reference captions by the 6 measures of the ranking together" in words
+    )
+    # two of 41 places have p ≤ 5 %: 2/41, and 18 times that
+    assert "at most 4.9 % of them would be listed on average, which is 0.88 of these" in words
+    assert "Of the list as a whole, 0.88 prompts or fewer are expected by chance, were none memorized" in words
+    assert "Of the 40 reference captions, none does so" in words
+    # one of 41 places is beyond all of 40: 18/41
+    assert "by chance each measure marks about 0.44 of these prompts" in words
+    # made up: nothing at t = 981
+    assert "p = 0.024; no free direction ; beyond all 40 reference captions by 5 of 6 measures" in words
     assert "not finished" not in words
+
+
+def test_the_list_is_what_the_rule_lists(result, undrawn):
+    """Prompts without freedom are listed for that alone only where no reference says how often it comes by chance."""
+    listed = text_of(render(result)).count("p = 0.")
+    assert listed == 12  # matching and template prompts; six of them have no freedom
+    for few in (result.reference[:18], []):
+        cut = replace(result, reference=few, reference_scores=result.reference_scores[: len(few)])
+        words = text_of(render(cut))
+        assert words.count("no free direction") == 6
+        assert "nothing says how many are here by chance" in words
+        assert ("too short to say of any prompt that it stands out" in words) == bool(few)
+        assert "p = 0." not in words
+    # references without freedom make that no evidence
+    zeros = np.zeros_like(result.reference_scores[:, :, [i.is_count for i in result.detectors]])
+    same = result.reference_scores.copy()
+    same[:, :, [i.is_count for i in result.detectors]] = zeros
+    words = text_of(render(replace(result, reference_scores=same)))
+    assert "Of the 40 reference captions, 40 do so" in words
+
+
+def labelled(result, number):
+    """The result with so many memorized prompts and others that have a label, the rest without one."""
+    kinds = [[i for i, prompt in enumerate(result.prompts) if prompt.label is kind][:number] for kind in (True, False)]
+    known = {i for members in kinds for i in members}
+    prompts = [prompt if i in known else prompt._replace(label=None) for i, prompt in enumerate(result.prompts)]
+    again = replace(result, prompts=prompts)
+    evaluation = {
+        name: {group: one._asdict() for group, one in again[name].evaluations.items()} for name in ("wen-1", "jeon")
+    }
+    return replace(again, metrics=result.metrics | {"evaluation": evaluation, "held_out": {}})
+
+
+@pytest.mark.parametrize("number", [1, 2, 4, 5])
+def test_few_labels_are_no_figure_of_detection(result, number):
+    page = render(labelled(result, number))
+    words = text_of(page)
+    for part in ("AUC", "TPR", "ROC", "of 100 cases"):
+        assert (part in words) == (number >= 5), part
+    assert ("it takes 5 that are memorized and 5 that are not" in words) == (number < 5)
 
 
 def test_the_ranking_is_by_the_leads(result):
@@ -331,7 +375,7 @@ def test_long_prompts_are_folded(result, undrawn):
 
 
 def test_equal_results_give_equal_pages(result, undrawn):
-    assert render(result, written="today") == render(result, written="today")
+    assert render(result) == render(result)
     assert len({counts(AuditView(result))[0].svg for _ in range(2)}) == 1
 
 

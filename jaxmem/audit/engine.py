@@ -9,6 +9,7 @@ import numpy as np
 from jaxmem.audit import store
 from jaxmem.audit.cost import AuditCost, count_disk_bytes, prepare
 from jaxmem.audit.directions import run_directions
+from jaxmem.audit.generations import write_generations
 from jaxmem.audit.hessians import COUNTING, run_counts, run_products, run_spectra, run_start_pairs
 from jaxmem.audit.plan import Plan
 from jaxmem.audit.result import Audit, read_audit
@@ -26,6 +27,7 @@ from jaxmem.detectors import Detector
 from jaxmem.model import Model
 from jaxmem.prompts import Prompt
 from jaxmem.runs.directory import Run
+from jaxmem.runs.origin import Origin, now
 from jaxmem.runs.progress import Progress, Say, quiet, silent
 from jaxmem.runs.stages import wall_seconds
 from jaxmem.spectra.dense import require_disk
@@ -41,6 +43,7 @@ def audit(
     detectors: Iterable[str | Detector] | None = None,
     training: TrainingData | None = None,
     name: str = "",
+    origin: Origin | None = None,
     progress: Progress = silent,
     say: Say = quiet,
 ) -> Audit:
@@ -59,6 +62,7 @@ def audit(
             them, and of each a verdict (`jaxmem.audit.training`). Without ``prompts`` their captions are audited, and
             no prompt; without ``neutral`` ones, captions that ship show what the model gives whatever it is asked.
         name: what the model is called, for people; the run knows it by the hash of its weights.
+        origin: command line and files, which the manifest of a new run says beside the time; they decide nothing.
         progress: told of each stage.
         say: gets the estimate of work, time and memory before the run is begun, line by line.
 
@@ -73,9 +77,10 @@ def audit(
         OSError: the folder cannot be written; the same call continues.
     """
     order = settle(model, prompts, config, neutral, detectors, training, progress, say)
+    origin = origin or Origin()
     work, plan = order.work, order.work.plan
     # A folder that has something is looked at before the estimate takes its time, a new one is made after it.
-    run = order.open_run(folder) if _holds_something(Path(folder)) else None
+    run = order.open_run(folder, origin) if _holds_something(Path(folder)) else None
     if run is not None and run.finished:
         return read_audit(run, order.entries)
     if not (Path(folder) / COUNTING).exists():  # where a count was begun its file is there
@@ -85,7 +90,7 @@ def audit(
     prepared = prepare(work, order.looks)
     for line in prepared.cost.lines:
         say(line)
-    run = order.open_run(folder) if run is None else run
+    run = order.open_run(folder, origin) if run is None else run
     work = replace(work, run=run)
     contradiction = model.contradiction(prepared.noise_share)
     if contradiction:
@@ -149,11 +154,13 @@ def _finish(run: Run, plan: Plan, entries: Sequence[Detector], name: str) -> Aud
         metrics["training"] = training_metrics(result.training)
     metrics["costs"] = result.costs
     metrics["wall_seconds"] = wall_seconds(run)
+    metrics["finished"] = now()
     labels = [-1 if prompt.label is None else int(prompt.label) for prompt in result.prompts]
     points = plan.num_prompts * plan.noises
     result.to_csv(run.directory / "results.csv")
     if result.training is not None:
         write_images(result.training, run.directory / "images.csv")
+    write_generations(result, run.directory, run.process)
     run.finalise(
         metrics,
         {

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxmem.audit import store
 from jaxmem.audit.plan import Plan
+from jaxmem.audit.ranking import Ranking, rank_prompts
 from jaxmem.audit.scores import compute_scores, costs, read_kept
 from jaxmem.audit.summary import table_columns, write_table
 from jaxmem.audit.training.found import TrainingFound, read_training
@@ -107,13 +108,18 @@ class Audit:
             tuple(prompt.category for prompt in self.prompts),
         )
 
+    @cached_property
+    def ranking(self) -> Ranking:
+        """The order of the prompts on the page and in tables, and which stand out from the reference."""
+        return rank_prompts(self)
+
     @property
     def spectral_sigma(self) -> np.ndarray:
         """(K,) the standard deviation of the noise at the timesteps of spectra."""
         return self.sigma[np.searchsorted(-self.timesteps, -self.spectral_timesteps)]
 
     def to_dataframe(self) -> Any:
-        """One row per prompt, as a pandas DataFrame: see `jaxmem.audit.summary.table_columns`.
+        """One row per prompt in the order of the page, as a pandas DataFrame: see `jaxmem.audit.summary.table_columns`.
 
         Raises:
             ImportError: pandas is missing.

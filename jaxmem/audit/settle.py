@@ -24,6 +24,7 @@ from jaxmem.pictures import to_pictures
 from jaxmem.prompts import NO_PROMPT, Prompt, as_prompts, merge, read_prompts
 from jaxmem.runs.directory import Run
 from jaxmem.runs.functions import captured, name_of
+from jaxmem.runs.origin import Origin
 from jaxmem.runs.progress import Progress, Say
 
 NUM_NEUTRAL = 19  #: captions beside training images that no one gave: with them a p-value can be as small as 5 %
@@ -35,7 +36,7 @@ class Order(NamedTuple):
     work: Work  #: without the run
     entries: tuple[Detector, ...]
     looks: Looks | None  #: at training images, where there are any
-    open_run: Callable[[str | Path], Run]
+    open_run: Callable[[str | Path, Origin], Run]
 
 
 def settle(
@@ -107,7 +108,11 @@ def settle(
         looks = settle_looks(work, entries, Pictures(training, *model.picture_size))
         timesteps = next(iter(looks.works.values())).plan.timesteps
         manifest["training"] = training.identity | {"timesteps": timesteps}
-    return Order(work, entries, looks, lambda folder: Run.open(folder, model=model.identity(texts), **manifest))
+
+    def open_run(folder: str | Path, origin: Origin) -> Run:
+        return Run.open(folder, origin=origin, model=model.identity(texts), **manifest)
+
+    return Order(work, entries, looks, open_run)
 
 
 def _listed(

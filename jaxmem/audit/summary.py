@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxmem.audit.ranking import Ranking
 from jaxmem.audit.tables import write_csv
 from jaxmem.memorization.evaluation import FPR_LIMITS, evaluate_categories
 from jaxmem.memorization.sharpness import below_bound
 from jaxmem.memorization.standing import percentile, rank
 from jaxmem.memorization.thresholds import threshold_split
-from jaxmem.prompts import RESULTS_COLUMNS, from_cell
+from jaxmem.prompts import RESULTS_COLUMNS, STANDING_COLUMNS, from_cell
 
 if TYPE_CHECKING:
     from jaxmem.audit.result import Audit
@@ -23,6 +24,7 @@ def summary_metrics(result: "Audit") -> dict[str, Any]:
         "prompts": prompt_rows(result),
         "evaluation": _evaluation(result),
         "held_out": _held_out(result),
+        "listing": _listing(result.ranking),
         "share_below_bound": _share_below_bound(result),
     }
 
@@ -115,13 +117,18 @@ def write_table(table: dict[str, list[Any]], path: Path) -> Path:
 
 
 def table_columns(result: "Audit") -> dict[str, list[Any]]:
-    """The table of an audit, by column: what is known of a prompt; of each detector score, rank and percentile.
+    """The table of an audit, by column, in the order of its page.
 
-    Of counts that were estimated there are the ends of the 95 % interval, ``low`` and ``high``, too.
+    What is known of a prompt; ``place`` in the order, ``number`` in the list of prompts (both from 1) and ``p``, the
+    chance of so unusual a prompt among the reference ones by all measures together (`jaxmem.memorization.chance`); of
+    each detector score, rank and percentile. Of counts that were estimated there are the ends of the 95 % interval,
+    ``low`` and ``high``, too.
     """
-    rows = prompt_rows(result)
+    every, ranking = prompt_rows(result), result.ranking
+    rows = [every[n] for n in ranking.order]
     known = ("prompt", "label", "category", "truncated")
     table = {name: [row[key] for row in rows] for name, key in zip(RESULTS_COLUMNS, known, strict=True)}
+    table |= dict(zip(STANDING_COLUMNS, _standing(ranking), strict=True))
     for detector in result.detectors:
         for part, ending in (("scores", ""), ("rank", " rank"), ("percentile", " percentile")):
             table[detector.name + ending] = [row[part][detector.name] for row in rows]
@@ -129,6 +136,19 @@ def table_columns(result: "Audit") -> dict[str, list[Any]]:
         for i, end in enumerate(("low", "high")):
             table[f"{name} {end}"] = [row["intervals"][name][i] for row in rows]
     return table
+
+
+def _listing(ranking: Ranking) -> dict[str, Any]:
+    """Which prompts stand out from the reference, in the order of the list, and how many would by chance."""
+    listing = ranking.listing
+    return listing._asdict() | {"rate": listing.rate, "by_chance": listing.by_chance}
+
+
+def _standing(ranking: Ranking) -> tuple[list[Any], list[Any], list[Any]]:
+    """Of the prompts in order: place, or None without a score; number in the list; p by chance."""
+    order = ranking.order
+    places = [None if np.isnan(ranking.places[n]) else place for place, n in enumerate(order.tolist(), 1)]
+    return places, (order + 1).tolist(), ranking.listing.p[order].tolist()
 
 
 def read_results(path: str | Path) -> Any:

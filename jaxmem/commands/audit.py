@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from jaxmem.commands.flags import in_flags
+from jaxmem.commands.flags import command_line, in_flags
 from jaxmem.commands.output import model_name, open_model, say, say_result, show_run, write_page
 from jaxmem.commands.training_data import TrainingFlags
 from jaxmem.config import AuditConfig, FilesConfig, PartsConfig, VerbatimConfig
@@ -77,7 +77,7 @@ class Audit:
         )
         if "-" in map(str, files) and str(self.reference) == "-":
             raise ValueError("--reference: expected another source than the prompts, got standard input (-) twice")
-        neutral, training = self._reference(), self.training.read()
+        neutral, training, origin = self._reference(), self.training.read(), self._origin(prompts)
         _compute_on(self.device)
 
         from jaxmem.audit import audit, audit_cost
@@ -94,7 +94,7 @@ class Audit:
             return
         options = dict(neutral=neutral, training=training, name=name, say=say)
         with show_progress() as progress:
-            audit(opened, found, config, folder=self.out, progress=progress, **options)
+            audit(opened, found, config, folder=self.out, origin=origin, progress=progress, **options)
 
         from rich.console import Console
 
@@ -117,6 +117,17 @@ class Audit:
         if not 1 <= self.neutral <= len(captions):
             raise ValueError(f"--neutral: expected 0 to {len(captions)} captions, got {self.neutral}")
         return captions[: self.neutral]
+
+    def _origin(self, prompts: tuple[Path, ...]) -> Any:
+        """What the manifest says of this command line and of the files that were read."""
+        from jaxmem.data import NEUTRAL_CAPTIONS
+        from jaxmem.runs.origin import Origin, source_files, without_folders
+
+        read = {"prompts": prompts, "memorized": self.memorized, "not_memorized": self.not_memorized}
+        read["reference"] = () if self.reference is None else (self.reference,)
+        read["neutral"] = (NEUTRAL_CAPTIONS,) if self.neutral else ()
+        hub = "" if Path(self.model).exists() else self.model
+        return Origin(without_folders(command_line(), hub), source_files(read.items()))
 
 
 def _compute_on(device: str | None) -> None:

@@ -38,6 +38,12 @@ def speaking_of(command: type[Any] | None, arguments: Sequence[str]) -> Iterator
         _CALL.reset(token)
 
 
+def command_line() -> tuple[str, ...]:
+    """The words of the command that runs; empty outside of one."""
+    command, arguments = _CALL.get()
+    return () if command is None else ("jaxmem", *arguments)
+
+
 def in_flags(message: str) -> str:
     """A message of the library in the words of the command that runs."""
     return as_flags(message, *_CALL.get())

@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxmem.detectors.evidence import Evidence, Setting
 from jaxmem.memorization.standing import End, sign_of
-from jaxmem.prompts import RESULTS_COLUMNS
+from jaxmem.prompts import RESULTS_COLUMNS, STANDING_COLUMNS
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,60}")
 _UNRANKED = 100
@@ -54,10 +54,8 @@ class Detector:
     def __post_init__(self) -> None:
         if self.timestep is None and not _NAME.fullmatch(self.name):
             raise ValueError(f"name: expected letters, digits and . _ + - (at most 61), got {self.name!r}")
-        if self.name in RESULTS_COLUMNS:
-            raise ValueError(
-                f"name: expected none of {', '.join(RESULTS_COLUMNS)} (columns of results.csv), got {self.name!r}"
-            )
+        if self.name in (taken := (*RESULTS_COLUMNS, *STANDING_COLUMNS)):
+            raise ValueError(f"name: expected none of {', '.join(taken)} (columns of results.csv), got {self.name!r}")
         if not isinstance(self.needs, Evidence):
             raise ValueError(f"needs: expected a kind of evidence, such as Images(fewest=2), got {self.needs!r}")
         sign_of(self.memorized_is)

@@ -20,6 +20,10 @@ from jaxmem.memorization.bootstrap import interval, resampled_rates
 from jaxmem.memorization.standing import End, sign_of
 
 Per = Literal["point", "prompt"]  #: what one example is
+# Of each kind, below which reports show no figure of detection. Two groups of n that have nothing to do with a measure
+# are perfectly apart with a chance of 1 in C(2n, n): 1 in 6 for two, 1 in 20 for three, 1 in 70 for four, 1 in 252 for
+# five. The best of the dozen measures of an audit is picked.
+FEWEST_LABELS = 5
 FPR_LIMITS = (0.01, 0.03)  #: as in the tables of Jeon et al. 2025, here as upper limits
 
 

@@ -15,6 +15,12 @@ def sign_of(memorized_is: End) -> int:
     return 1 if memorized_is == "high" else -1
 
 
+def mean(values: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
+    """Mean of what is not NaN; NaN where nothing is."""
+    number = np.sum(~np.isnan(values), axis)
+    return np.where(number > 0, np.nansum(values, axis) / np.maximum(number, 1), np.nan)
+
+
 def rank(scores: Any, *, memorized_is: End) -> np.ndarray:
     """Places among the scores themselves, 1 the most memorized; equal scores share the better place; NaN stays NaN."""
     scores = np.asarray(scores, np.float64)

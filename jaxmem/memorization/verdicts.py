@@ -4,25 +4,25 @@
 and its calibrated ℓ2 distance is at most `COPY`; or, with a descriptor, their similarity is at least `SIMILAR`.
 
 *Isolated*: no generation returned it, but the model's density has a peak of its own there. With enough held-out images,
-the image stands out among them: its conformal p-value is at most `LEVEL` (or `LEVEL_OF_MANY`, of 99 held-out images or
-more). Of images that are distributed as the held-out ones are, at most this share is called isolated. Without held-out
-images, no direction is free there, from any noise.
+the image stands out among them: its p-value, of several measures together, is at most the level that their number
+allows (`jaxmem.memorization.chance`). Of images that are distributed as the held-out ones are, at most this share is
+called isolated. Without held-out images, no direction is free there, from any noise.
 
 *No sign*: both looks were taken, and neither found anything. *Not decided*: a look is missing, or cannot tell.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
-import scipy.stats
+
+from jaxmem.memorization.chance import LEVELS, is_beyond, level_of
 
 Word = Literal["reproduced", "isolated", "no sign", "not decided"]
 WORDS: tuple[Word, ...] = ("reproduced", "isolated", "no sign", "not decided")
 COPY = 0.5  #: calibrated ℓ2 up to which a generation is a copy
 SIMILAR = 0.5  #: similarity of descriptors from which it is: SSCD's published threshold, a convention
-LEVEL, LEVEL_OF_MANY = 0.05, 0.01
+FEWEST_HELD_OUT = round(1 / max(LEVELS)) - 1  #: of which one image can stand out
 
 
 class Verdict(NamedTuple):
@@ -46,11 +46,6 @@ class Evidence:
     held_out: int  #: held-out groups that it was compared with
     free: float  #: largest number of free directions at the image over noises; NaN where it was not counted
     at_least_free: float  #: the same from Ritz values, which find some of them
-
-
-def level(held_out: int) -> float:
-    """The p-value up to which an image is called isolated, of so many held-out images."""
-    return LEVEL_OF_MANY if held_out + 1 >= round(1 / LEVEL_OF_MANY) else LEVEL
 
 
 def judge(found: Evidence) -> Verdict:
@@ -81,12 +76,12 @@ def judge(found: Evidence) -> Verdict:
 def _isolated(found: Evidence) -> tuple[bool | None, str]:
     """Whether the look at an image found a peak of its own, None if it cannot tell; and why."""
     if found.held_out:
-        if found.held_out + 1 < round(1 / LEVEL):
-            return None, f"{found.held_out} held-out images, of which {round(1 / LEVEL) - 1} are needed to tell"
+        level = level_of(found.held_out)
+        if level is None:
+            return None, f"{found.held_out} held-out images, of which {FEWEST_HELD_OUT} are needed to tell"
         if np.isnan(found.p_value):
             return None, "it was not looked at"
-        stands = found.p_value <= level(found.held_out) + 1e-12
-        return stands, f"p = {found.p_value:.2g} among {found.held_out} held-out images"
+        return bool(is_beyond(found.p_value, level)), f"p = {found.p_value:.2g} among {found.held_out} held-out images"
     if not np.isnan(found.free):
         return found.free < 0.5, f"{found.free:.0f} free directions at the image"
     if found.at_least_free >= 1:
@@ -110,31 +105,3 @@ def copies(
     """
     by_pixels = np.where(np.nan_to_num(calibrated, nan=np.inf) <= COPY, index, -1)
     return np.where(np.nan_to_num(similarity, nan=-np.inf) >= SIMILAR, similar, by_pixels)
-
-
-def combined_ranks(scores: np.ndarray, reference: np.ndarray, signs: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """p-values and statistics of images among held-out ones, by several measures together.
-
-    The statistic of an image is the mean, over the measures, of its rank among the held-out images and itself, where
-    memorized is high. Each held-out image is ranked in the same list, of the others and this image. So all of the list
-    are treated alike: for an image that is distributed as they are, the p-value, the share of the list whose statistic
-    is at least its own, is at most u with a probability of at most u.
-
-    Args:
-        scores: of images, shape (n, D).
-        reference: of held-out images, shape (H, D).
-        signs: 1 where a high score means memorized, -1 where a low one does.
-
-    Returns:
-        p-values and statistics, shape (n,) each; NaN where a score is.
-    """
-    signed, others = scores * np.asarray(signs), reference * np.asarray(signs)
-    others = others[~np.isnan(others).any(1)]
-    p_values, statistics = np.full(len(scores), np.nan), np.full(len(scores), np.nan)
-    for i, own in enumerate(signed):
-        if np.isnan(own).any() or not len(others):
-            continue
-        together = scipy.stats.rankdata(np.vstack([own, others]), method="average", axis=0).mean(1)
-        p_values[i] = (together >= together[0]).mean()
-        statistics[i] = together[0] / len(together)
-    return p_values, statistics

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from jaxmem.memorization.standing import mean
 from jaxmem.terminal import visible
 
 # Okabe and Ito's palette, distinguishable with every common colour vision deficiency.
@@ -60,12 +61,6 @@ def figure(target: Path | BytesIO, width: float, height: float) -> Iterator[Figu
             return
         target.parent.mkdir(parents=True, exist_ok=True)
         canvas.savefig(target, dpi=160)
-
-
-def mean(values: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
-    """Mean of what is not NaN; NaN where nothing is."""
-    number = np.sum(~np.isnan(values), axis)
-    return np.where(number > 0, np.nansum(values, axis) / np.maximum(number, 1), np.nan)
 
 
 def mean_and_range(

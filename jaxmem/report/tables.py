@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxmem.audit import read_audit
+from jaxmem.report.audit.summary import shown_evaluation
 from jaxmem.report.audit.view import AuditView
 from jaxmem.report.figures import of_this_version
 from jaxmem.runs.directory import Run
@@ -59,9 +60,17 @@ def print_audit(directory: Path, console: Console, words: Callable[[str], str] =
         rows.append([row["prompt"], *numbers])
     title = "The most memorized prompts, in the order of the page: score (rank)"
     _print_table(title, ["prompt", *shown], rows, console, words="prompt")
-    for name in shown if metrics["evaluation"] else ():
+    listing, listed = view.listing, int(view.listing.listed.sum())
+    if listing.level is not None:
+        console.print(
+            f"{listed} of {len(view.prompts)} stand out from {listing.num_reference} reference prompts by all measures"
+            f" together (p ≤ {listing.level}); by chance at most {listing.by_chance:.2g} would on average",
+            highlight=False,
+        )
+    evaluation, _ = shown_evaluation(metrics)
+    for name in shown:
         areas = []
-        for kind, found in metrics["evaluation"][name].items():
+        for kind, found in evaluation.get(name, {}).items():
             if found["auc"] is not None:
                 ends = found["auc_interval"]
                 areas.append(

@@ -31,6 +31,7 @@ from jaxmem.runs.durable import (
     write_atomically,
 )
 from jaxmem.runs.identity import differences
+from jaxmem.runs.origin import Origin
 
 # A unit is done when its row is there: without its arrays it has to be undone.
 _AGAIN = "delete the line of its unit in results-*.jsonl, and metrics.json, and start the run again"
@@ -47,13 +48,22 @@ class Run:
         self._rows = _read_rows(directory)
 
     @classmethod
-    def open(cls, directory: str | Path, config: dict[str, Any], *, process: int | None = None, **provenance: Any):
+    def open(
+        cls,
+        directory: str | Path,
+        config: dict[str, Any],
+        *,
+        process: int | None = None,
+        origin: Origin | None = None,
+        **provenance: Any,
+    ):
         """Begin a run, or continue the run of the same config in this directory; many processes may do so at once.
 
         Args:
             directory: new, empty, or holding a run of the same config and provenance.
             config: everything that decides the results, JSON values only (no absolute paths).
             process: index of this process among those that share the run, ``jax.process_index()`` by default.
+            origin: where the run comes from, which a new manifest says with the time; it is not compared.
             provenance: further values that must be the same to continue, such as ``dtype`` and ``data`` (hashes).
 
         Raises:
@@ -68,8 +78,9 @@ class Run:
         here = manifests.environment()
         path = directory / "manifest.json"
         process = _process_index() if process is None else process
-        created = not path.exists() and manifests.create(path, wanted | here, process)
-        manifest = wanted | here if created else read_json(path, "move the directory away, or choose another folder")
+        first = wanted | here | ({"origin": origin.described()} if origin else {})
+        created = not path.exists() and manifests.create(path, first, process)
+        manifest = first if created else read_json(path, "move the directory away, or choose another folder")
         if not created:
             manifests.refuse_other_format(directory, manifest)
             manifests.refuse_other_work(directory, manifest, wanted)

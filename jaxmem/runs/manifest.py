@@ -11,6 +11,7 @@ from jaxmem.runs.durable import TEMPORARY, as_json, clear_os_errors, json_writer
 from jaxmem.runs.identity import differences
 
 FORMAT = 2  #: of a run's folder; 1 (jaxmem 0.1) had one array per ``.npy`` file, and checkpoints of orbax
+RECORDED = ("versions", "device", "origin")  #: sections that a continued run may differ in
 PACKAGES = ("jaxmem", "jax", "jaxlib", "flax", "optax", "numpy")
 
 
@@ -76,7 +77,7 @@ def refuse_other_format(directory: Path, manifest: dict[str, Any]) -> None:
 
 def refuse_other_work(directory: Path, manifest: dict[str, Any], description: dict[str, Any]) -> None:
     """Raise a ValueError, which names the fields that differ, for a run that is not the one described."""
-    there = {name: value for name, value in manifest.items() if name not in ("versions", "device")}
+    there = {name: value for name, value in manifest.items() if name not in RECORDED}
     if differing := differences(there, description):
         raise ValueError(
             f"{directory}: expected a run of the same config, got another one ({differing}); give the same values to "

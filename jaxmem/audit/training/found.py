@@ -12,10 +12,10 @@ from jaxmem.audit.plan import Plan
 from jaxmem.audit.scores import compute_scores, read_kept
 from jaxmem.audit.training.records import WITH, ImageRecord, NearestImages, look_runs
 from jaxmem.detectors import Detector
+from jaxmem.memorization.chance import conformal_p
 from jaxmem.memorization.evaluation import Evaluation, evaluate
 from jaxmem.memorization.sharpness import tangent_count
-from jaxmem.memorization.standing import sign_of
-from jaxmem.memorization.verdicts import WORDS, Evidence, Verdict, combined_ranks, copies, judge
+from jaxmem.memorization.verdicts import WORDS, Evidence, Verdict, copies, judge
 from jaxmem.prompts import Prompt
 from jaxmem.runs.directory import Run
 
@@ -178,8 +178,8 @@ def _p_values(look: LookFound, records: Sequence[ImageRecord]) -> np.ndarray:
     first_of_group = {records[i].group: i for i in reversed(held_out)}
     chosen, means = look.leads, look.scores.mean(1)
     trained = means[[i for i, record in enumerate(records) if not record.held_out]][:, chosen]
-    signs = [sign_of(look.detectors[d].memorized_is) for d in chosen]
-    return combined_ranks(trained, means[sorted(first_of_group.values())][:, chosen], signs)[0]
+    ends = [look.detectors[d].memorized_is for d in chosen]
+    return conformal_p(trained, means[sorted(first_of_group.values())][:, chosen], memorized_is=ends)
 
 
 def _evidence(

@@ -12,8 +12,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from jaxmem.memorization import evaluation
+from jaxmem.memorization.standing import mean
 from jaxmem.report.audit.view import AuditView, Group
-from jaxmem.report.style import CATEGORIES, NEUTRAL, figure, mean, mean_and_range, plain
+from jaxmem.report.style import CATEGORIES, NEUTRAL, figure, mean_and_range, plain
 
 PANELS = 6  # statistics in one figure, so that a page of paper holds it
 
@@ -195,7 +196,7 @@ def _over_time(axis: Any, view: AuditView, t: np.ndarray, values: np.ndarray) ->
 def roc(view: AuditView) -> list[Drawing]:
     """ROC curves of one detector per family over all prompts and noises, and the part of few false alarms enlarged."""
     drawings: list[Drawing] = []
-    if len(np.unique(view.memorized[view.labelled])) < 2:
+    if min(view.memorized.sum(), (view.labelled & ~view.memorized).sum()) < evaluation.FEWEST_LABELS:
         return drawings
     with drawing(drawings, "ROC curves; their areas are in the table of detectors", 8.4, 3.7) as canvas:
         left, right = canvas.subplots(1, 2)

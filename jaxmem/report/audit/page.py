@@ -4,7 +4,6 @@ import base64
 import hashlib
 import math
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from jaxmem import __version__
+from jaxmem.memorization.evaluation import FEWEST_LABELS
+from jaxmem.memorization.standing import mean
 from jaxmem.report.audit import figures, training_figures
 from jaxmem.report.audit.pictures import Sparkline, data_uri, thumbnail
-from jaxmem.report.audit.summary import highlights, page_summary
+from jaxmem.report.audit.summary import highlights, page_summary, shown_evaluation
 from jaxmem.report.audit.training import template_values
-from jaxmem.report.audit.view import AuditView, mean
+from jaxmem.report.audit.view import AuditView
 from jaxmem.runs.directory import Run
 from jaxmem.runs.durable import write_atomically
 
@@ -51,23 +52,24 @@ def write_report(run: str | Path | Run, out: str | Path | None = None) -> Path:
 
 
 def write_page(result: Any, path: Path) -> Path:
-    """Write the page of an `jaxmem.audit.Audit`, and return its path."""
-    page = render(result, written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
+    """Write the page of an `jaxmem.audit.Audit`, and return its path; writing it again gives the same bytes."""
+    page = render(result)
     write_atomically(path, lambda stream: stream.write(page.encode()))
     return path
 
 
-def render(result: Any, title: str = "Memorization audit", written: str = "") -> str:
+def render(result: Any, title: str = "Memorization audit") -> str:
     """The page of an `jaxmem.audit.Audit` as text; equal results give equal pages."""
     view = AuditView(result)
     rows, every = _rows(view), list(range(len(view.detectors)))
-    evaluation = (result.metrics or {}).get("evaluation") or {}
+    evaluation, too_few = shown_evaluation(result.metrics or {})
     files = {name: (TEMPLATES / f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
     page = _environment().get_template("report.html").render(
-        title=title, written=written, version=__version__, size=SIZE,
+        title=title, version=__version__, size=SIZE,
         code={name: Markup(text) for name, text in files.items()}, hashes={n: _hash(t) for n, t in files.items()},
-        view=view, result=result, rows=rows, summary=page_summary(view, rows, evaluation), evaluation=evaluation,
-        held_out=(result.metrics or {}).get("held_out", {}),
+        view=view, result=result, rows=rows, summary=page_summary(view, rows, evaluation) | {"too_few": too_few},
+        fewest_labels=FEWEST_LABELS, evaluation=evaluation,
+        held_out=(result.metrics or {}).get("held_out", {}) if evaluation else {},
         titles={detector.name: detector.title for detector in view.detectors},
         costs={row["detector"]: row for row in result.costs}, figures=_figures(view), facts=_facts(result.manifest),
         pictured=len(rows) if result.images is None else min(len(rows), MOST_PICTURES),

@@ -1,9 +1,11 @@
 """Numbers of the summary of an audit's page, and the facts of its run."""
 
+import shlex
 from typing import Any
 
 import numpy as np
 
+from jaxmem.memorization.evaluation import FEWEST_LABELS
 from jaxmem.report.audit.view import ENOUGH, STRONG, AuditView
 
 SHOWN = 3  # examples from each end of the ranking
@@ -24,10 +26,10 @@ def page_summary(view: AuditView, rows: list[dict[str, Any]], evaluation: dict[s
         rest = view.free[complete & ~none_free]
         others = float(rest.mean()) if rest.size else None
     totals = {detector: found.get("all") or {} for detector, found in evaluation.items()}
-    # without an interval an AUC of 1 may be one prompt beside another
     areas = {detector: total["auc"] for detector, total in totals.items() if total.get("auc_interval")}
-    strong = np.flatnonzero(2 * view.num_flags >= len(view.leads)).tolist() if view.has_reference else []
-    telling = {*strong, *([] if fixed is None else fixed.tolist())}
+    # With a rule whose errors are known the list is what it lists, and nothing else.
+    bounded = view.listing.level is not None
+    telling = set(np.flatnonzero(view.listing.listed) if bounded else [] if fixed is None else fixed)
     evidence = [
         (
             row,
@@ -48,17 +50,17 @@ def page_summary(view: AuditView, rows: list[dict[str, Any]], evaluation: dict[s
         "num_spectra": num_spectra,
         "copies": copies,
         "num_samples": num_samples,
-        "strong": strong,
+        "bounded": bounded,
+        "num_listed": int(view.listing.listed.sum()),
+        "unjudged": int(np.isnan(view.listing.p).sum()),
         "evidence": evidence[:MOST_EVIDENCE],
         "num_evidence": len(evidence),
-        "some": int((view.num_flags > 0).sum()),
         "beyond": f"{STRONG:g} % of the {listed:,}" if listed >= ENOUGH else f"all {listed:,}",
         # of a prompt and R more of its kind, these shares of places are beyond the percentile
-        "by_chance": len(view.prompts) * (int(listed * (1 - STRONG / 100)) + 1) / (listed + 1),
+        "marked_by_chance": len(view.prompts) * (int(listed * (1 - STRONG / 100)) + 1) / (listed + 1),
         "best": None if best is None else {"title": titles.get(best, best), **evaluation[best]["all"]},
         "num_measures": len(areas),
         "detects": any(totals[name]["auc_interval"][0] > 0.5 for name in areas),
-        "too_few": not areas and any(total.get("auc") is not None for total in totals.values()),
         "counted": any(detector.is_count for detector in view.detectors),
         "estimated": any(bool(np.isfinite(ends).any()) for ends in view.intervals.values()),
         "by_category": any(prompt.category for prompt in view.prompts),
@@ -72,6 +74,20 @@ def page_summary(view: AuditView, rows: list[dict[str, Any]], evaluation: dict[s
     }
 
 
+def shown_evaluation(metrics: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """By detector and group, what labels say where there are enough; and whether there are too few for any of it."""
+    every = metrics.get("evaluation") or {}
+    kept = {
+        detector: {
+            group: one
+            for group, one in found.items()
+            if min(one["num_positive_prompts"], one["num_negative_prompts"]) >= FEWEST_LABELS
+        }
+        for detector, found in every.items()
+    }
+    return {detector: found for detector, found in kept.items() if found}, bool(every) and not any(kept.values())
+
+
 def _listed(shares: dict[str, float] | None) -> str | None:
     """Shares by timestep, in words."""
     if not shares:
@@ -81,13 +97,28 @@ def _listed(shares: dict[str, float] | None) -> str | None:
     return ", ".join(f"{share:.1%} at t = {t}" for t, share in shares.items())
 
 
+def _time(stamp: str | None) -> str | None:
+    """A time of the manifest, for people."""
+    return None if stamp is None else stamp.replace("T", " ").replace("Z", " UTC")
+
+
 def highlights(result: Any) -> list[tuple[str, str]]:
     """Facts that a reader looks for first, where the run has them: name and value."""
     manifest, metrics = result.manifest, result.metrics or {}
     minutes = (metrics.get("wall_seconds") or {}).get("total")
     config, plan, versions, device = (manifest.get(name) or {} for name in ("config", "plan", "versions", "device"))
-    model = manifest.get("model") or {}
+    model, origin = manifest.get("model") or {}, manifest.get("origin") or {}
     asked = [
+        ("Begun", _time(origin.get("begun"))),
+        ("Finished", _time(metrics.get("finished"))),
+        ("Command", " ".join(map(shlex.quote, origin.get("command") or ())) or None),
+        *(
+            (
+                f"File of prompts, given as {file['role'].replace('_', '-')}",
+                f"{file['name']}, SHA-256 {file['sha256'] or 'not kept'}",
+            )
+            for file in origin.get("files") or ()
+        ),
         ("Model", metrics.get("model") or None),
         ("Model, SHA-256 of its weights", model.get("sha256")),
         ("Seed", config.get("seed")),

@@ -9,6 +9,7 @@ from jaxmem.audit.training.found import TrainingFound
 from jaxmem.audit.training.records import WITH, WITHOUT
 from jaxmem.detectors import EpsDifferences, HessianProducts, ScorePairs, StartPairs
 from jaxmem.memorization import verdicts
+from jaxmem.memorization.chance import level_of
 from jaxmem.memorization.verdicts import WORDS, Verdict
 from jaxmem.report.audit.pictures import thumbnail
 
@@ -45,19 +46,14 @@ class TrainingView:
         self.counts = {word: sum(one.word == word for one in found.verdicts) for word in WORDS}
         self.sizes = Counter(record.group for record in self.records)
         self.rules = verdicts
-        self.level = verdicts.level(found.evidence[0].held_out) if found.evidence else verdicts.LEVEL
+        self.level = level_of(found.evidence[0].held_out)
         self.has_similarity = any(np.isfinite(one.similarity) for one in found.evidence)
         self.generated = found.nearest is not None
 
     @property
     def enough_held_out(self) -> bool:
         """Whether there are as many held-out images as the rule of isolation needs."""
-        return bool(self.found.evidence) and self.found.evidence[0].held_out + 1 >= round(1 / verdicts.LEVEL)
-
-    @property
-    def can_show_isolation(self) -> bool:
-        """Whether a look at the images can end in a verdict."""
-        return self.enough_held_out or any(np.isfinite(one.free) for one in self.found.evidence)
+        return self.level is not None
 
     def rows(self) -> list[ImageRow]:
         """The images, the worst verdict first, and in it the closest."""

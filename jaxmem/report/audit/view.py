@@ -7,13 +7,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxmem.audit.ranking import Ranking, usual_scale
 from jaxmem.audit.scale import JUDGED, UsualScale
+from jaxmem.memorization.chance import Listing
 from jaxmem.memorization.sharpness import positive_count, tangent_count
-from jaxmem.memorization.standing import End, percentile, rank
-from jaxmem.report.style import CATEGORIES, GENERAL, MEMORIZED, mean
+from jaxmem.memorization.standing import End, mean, percentile, rank
+from jaxmem.report.style import CATEGORIES, GENERAL, MEMORIZED
 
 STRONG, ENOUGH = 99.0, 100  # percentile from which a prompt stands out; in a shorter list it is beyond all of it
-MOST_LEADS, MOST_GROUPS = 6, len(CATEGORIES)
+MOST_GROUPS = len(CATEGORIES)
 
 
 class Noun(NamedTuple):
@@ -47,9 +49,7 @@ class Group:
 class AuditView:
     """An `jaxmem.audit.Audit` with the numbers that its page shows.
 
-    Scores of a prompt are means over its noises. ``leads`` are the detectors of the ranking, one of each statistic;
-    ``order`` puts the most memorized prompt first, by its mean place among the prompts by the leads: a way to sort, no
-    probability.
+    Scores of a prompt are means over its noises. The ranking is that of `jaxmem.audit.ranking`.
     """
 
     def __init__(self, result: Any) -> None:
@@ -74,40 +74,29 @@ class AuditView:
         columns = [judge(self.scores[:, d], d, one.memorized_is) for d, one in enumerate(self.detectors)]
         return np.stack(columns, 1) if columns else self.scores
 
-    @cached_property
+    @property
+    def ranking(self) -> Ranking:
+        return self.result.ranking
+
+    @property
+    def leads(self) -> list[int]:
+        """One detector of each statistic: those of the ranking."""
+        return self.ranking.leads
+
+    @property
     def places(self) -> np.ndarray:
         """(N,) from 0, first by every lead, to 1, last by every one; NaN where nothing was scored."""
-        # the percentile of a prompt among all: here equal scores share the middle of their places
-        among = self._each(
-            lambda scores, _, direction: (
-                percentile(scores, scores, memorized_is=direction) if (~np.isnan(scores)).any() else scores
-            )
-        )
-        return 1 - mean(among[:, self.leads], 1) / 100
+        return self.ranking.places
 
-    @cached_property
+    @property
+    def listing(self) -> Listing:
+        """Which prompts stand out from the reference by the leads together, and how many would by chance."""
+        return self.ranking.listing
+
+    @property
     def order(self) -> np.ndarray:
         """Prompts from the most to the least memorized; those without a score last."""
-        return np.argsort(self.places, kind="stable")  # which puts NaN last
-
-    @cached_property
-    def leads(self) -> list[int]:
-        """One detector of each statistic, in the order of `Detector.place`.
-
-        Of several timesteps, counts take the one nearest to `JUDGED`, and sums of eigenvalues the largest: there every
-        sigma is about 1 and the network has resolved its curvature.
-        """
-        chosen: dict[str, int] = {}
-
-        def behind(d: int) -> float:
-            place = self.scale.place(self.detectors[d].timestep or 0)
-            return abs(place - JUDGED) if self.detectors[d].is_count else -place
-
-        for d, detector in enumerate(self.detectors):
-            if behind(d) < behind(chosen.setdefault(detector.statistic, d)):
-                chosen[detector.statistic] = d
-        order = sorted(chosen, key=lambda name: self.detectors[chosen[name]].place)
-        return [chosen[name] for name in order[:MOST_LEADS]]
+        return self.ranking.order
 
     @cached_property
     def percentiles(self) -> np.ndarray:
@@ -229,9 +218,8 @@ class AuditView:
 
     @cached_property
     def scale(self) -> UsualScale:
-        """Places of timesteps on the usual scale; runs without them have usual timesteps."""
-        pairs = zip(self.plan.get("sampler_timesteps", ()), self.plan.get("usual_timesteps", ()), strict=False)
-        return UsualScale(dict(pairs))
+        """Places of timesteps on the usual scale."""
+        return usual_scale(self.result.manifest)
 
     @property
     def unit(self) -> str:
@@ -272,6 +260,15 @@ class AuditView:
     def judges(self) -> bool:
         """Whether a spectrum, or an exact count, was taken late enough for a lack of freedom to mean something."""
         return self.exact and self.scale.is_late(int(self.result.spectral_timesteps[self.judged]))
+
+    @cached_property
+    def reference_fixed(self) -> tuple[int, int]:
+        """How many reference prompts leave no freedom at the `judged` timestep, of how many with all noises."""
+        t = int(self.result.spectral_timesteps[self.judged])
+        chosen = [d for d, one in enumerate(self.detectors) if (one.statistic, one.timestep) == ("tangent-count", t)]
+        counts = self.result.reference_scores[..., chosen[0]] if chosen else np.empty((0, 1))
+        counts = counts[~np.isnan(counts).any(1)]
+        return int((counts == 0).all(1).sum()), len(counts)
 
     @property
     def exact(self) -> bool:
