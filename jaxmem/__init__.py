@@ -41,6 +41,8 @@ _HOME = {
     "read_audit": "jaxmem.audit",
     "read_prompts": "jaxmem.prompts",
     "AuditConfig": "jaxmem.config",
+    "TrainingData": "jaxmem.audit.training.given",
+    "read_training_images": "jaxmem.training_images",
 }
 
 _MODULES = ("audit", "detectors", "oracles", "plot")  # `jaxmem.audit` is a function, too
@@ -65,6 +67,7 @@ __all__ = [
     "StableDiffusion",
     "Status",
     "TorchOperator",
+    "TrainingData",
     "Unconditional",
     "__version__",
     "audit",
@@ -81,6 +84,7 @@ __all__ = [
     "plot",
     "read_audit",
     "read_prompts",
+    "read_training_images",
     "sample",
     "score_jacobian",
     "spectral_density",
@@ -90,6 +94,7 @@ __all__ = [
 if TYPE_CHECKING:
     from jaxmem import detectors, oracles, plot
     from jaxmem.audit import audit, audit_cost, read_audit
+    from jaxmem.audit.training.given import TrainingData
     from jaxmem.bridge.operator import TorchOperator
     from jaxmem.bridge.score import from_torch
     from jaxmem.config import AuditConfig
@@ -119,6 +124,7 @@ if TYPE_CHECKING:
         spectrum,
     )
     from jaxmem.stable_diffusion.pipeline import StableDiffusion
+    from jaxmem.training_images import read_training_images
 
 
 def __getattr__(name: str) -> Any:

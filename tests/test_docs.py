@@ -9,6 +9,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import album
+import numpy as np
 import pytest
 import tiny_pipelines
 
@@ -43,6 +45,9 @@ def workplace(tmp_path, monkeypatch):
     chosen = [lines[0], *lines[1:3], *lines[31:33]]
     shutil.copytree(verbatim_model()[0] / "unet", tmp_path / "checkpoint-500/unet")
     (tmp_path / "prompts.csv").write_text("\n".join(chosen) + "\n", encoding="utf-8")
+    for folder, number in (("images", 3), ("other-images", 2)):
+        pictures = np.random.default_rng(number).integers(0, 255, (number, 32, 32)).astype(np.uint8)
+        album.write_folder(tmp_path / folder, pictures, ["a handwritten digit"] * number)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
     yield tmp_path

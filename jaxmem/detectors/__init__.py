@@ -1,16 +1,13 @@
 """Detectors of memorization: one entry each, the published ones and your own.
 
 `Detector` is an entry; `register` makes one known to every audit, and ``jaxmem.audit(..., detectors=[...])`` takes
-names and entries for one audit. What an entry can ask for is in `jaxmem.detectors.evidence`.
+names and entries for one audit. What an entry can ask for is in `jaxmem.detectors.evidence` and, of spectra, in
+`jaxmem.detectors.evidence_at_timesteps`.
 """
 
 from jaxmem.detectors import published, spectral
 from jaxmem.detectors.entry import Detector, choose, columns, register, registered, require_evidence, table
 from jaxmem.detectors.evidence import (
-    Counts,
-    CountsAt,
-    DenoisingErrors,
-    Eigenvalues,
     EpsDifferences,
     Evidence,
     HessianProducts,
@@ -19,10 +16,10 @@ from jaxmem.detectors.evidence import (
     Products,
     ScorePairs,
     Setting,
-    SpectrumAt,
     StartPairs,
     TwoPairs,
 )
+from jaxmem.detectors.evidence_at_timesteps import Counts, CountsAt, DenoisingErrors, Eigenvalues, SpectrumAt
 
 for _detector in (*published.DETECTORS, *spectral.DETECTORS):
     register(_detector)

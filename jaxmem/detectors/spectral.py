@@ -1,7 +1,8 @@
 """Detectors at one timestep: counts and sums of the eigenvalues of the conditional Hessian; the error of denoising."""
 
 from jaxmem.detectors.entry import Detector
-from jaxmem.detectors.evidence import Counts, DenoisingErrors, Eigenvalues, Setting, SpectrumAt
+from jaxmem.detectors.evidence import Setting
+from jaxmem.detectors.evidence_at_timesteps import Counts, DenoisingErrors, Eigenvalues, SpectrumAt
 from jaxmem.memorization.sharpness import negative_trace_of_cube, sum_of_largest
 
 MOST_SUMMED = 5  #: eigenvalues in the sum of the largest: the first trial's choice
