@@ -25,7 +25,7 @@ from jaxmem.detectors import Detector, choose, columns, require_evidence
 from jaxmem.detectors.evidence import UNPAIRED
 from jaxmem.model import Model, require_attributes, to_pictures
 from jaxmem.prompts import Prompt, as_prompts, merge
-from jaxmem.runs.directory import Run
+from jaxmem.runs.directory import Run, holds_something
 from jaxmem.runs.functions import captured, name_of
 from jaxmem.runs.origin import Origin, now
 from jaxmem.runs.progress import Progress, Say, quiet, silent
@@ -75,7 +75,7 @@ def audit(
     order, origin = _settle(model, prompts, config, neutral, detectors, progress, say), origin or Origin()
     work, plan = order.work, order.work.plan
     # A folder that has something is looked at before the estimate takes its time, a new one is made after it.
-    run = order.open_run(folder, origin) if _holds_something(Path(folder)) else None
+    run = order.open_run(folder, origin) if holds_something(Path(folder)) else None
     if run is not None and run.finished:
         return read_audit(run, order.entries)
     if not (Path(folder) / COUNTING).exists():  # where a count was begun its file is there
@@ -200,11 +200,8 @@ def _settle(
         "sampler": {"name": name_of(type(sampler)), "sha256": captured(partial(type(sampler).step, sampler))},
         "dtype": "float32",
     }
-
-    def open_run(folder: str | Path, origin: Origin) -> Run:
-        return Run.open(folder, origin=origin, model=model.identity(texts), **manifest)
-
-    return _Order(work, entries, open_run)
+    identity = partial(model.identity, texts)
+    return _Order(work, entries, lambda folder, origin: Run.open(folder, origin=origin, model=identity(), **manifest))
 
 
 def _say_what_is_missing(truncated: list[bool], entries: Sequence[Detector], plan: Plan, say: Say) -> None:
@@ -268,10 +265,6 @@ def _conditions(model: Model, texts: list[str], num_prompts: int) -> Any:
                 f" {np.shape(leaf)}{' in ' + jax.tree_util.keystr(path) if path else ''}"
             )
     return conditions
-
-
-def _holds_something(path: Path) -> bool:
-    return path.exists() and not (path.is_dir() and not any(path.iterdir()))
 
 
 def _finish(run: Run, plan: Plan, entries: Sequence[Detector], name: str) -> Audit:
