@@ -194,7 +194,10 @@ class TestAudit:
         assert "Which of 2 classes has this class-conditional model memorized?" in page
         assert page.count("data:image/png") >= 4
         rows = (tmp_path / "audit/results.csv").read_text().splitlines()
-        assert [row.split(",")[:3] for row in rows[1:]] == [['"9"', "1", '"memorized"'], ['"3"', "0", '"general"']]
+        assert sorted(row.split(",")[:3] for row in rows[1:]) == [
+            ['"3"', "0", '"general"'],
+            ['"9"', "1", '"memorized"'],
+        ]
 
     @pytest.mark.parametrize(
         ("arguments", "match"),

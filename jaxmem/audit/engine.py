@@ -26,7 +26,7 @@ from jaxmem.config import AuditConfig
 from jaxmem.detectors import Detector
 from jaxmem.model import Model
 from jaxmem.prompts import Prompt
-from jaxmem.runs.directory import Run
+from jaxmem.runs.directory import Run, holds_something
 from jaxmem.runs.origin import Origin, now
 from jaxmem.runs.progress import Progress, Say, quiet, silent
 from jaxmem.runs.stages import wall_seconds
@@ -80,7 +80,7 @@ def audit(
     origin = origin or Origin()
     work, plan = order.work, order.work.plan
     # A folder that has something is looked at before the estimate takes its time, a new one is made after it.
-    run = order.open_run(folder, origin) if _holds_something(Path(folder)) else None
+    run = order.open_run(folder, origin) if holds_something(Path(folder)) else None
     if run is not None and run.finished:
         return read_audit(run, order.entries)
     if not (Path(folder) / COUNTING).exists():  # where a count was begun its file is there
@@ -136,10 +136,6 @@ def audit_cost(
     for line in cost.lines:
         say(line)
     return cost
-
-
-def _holds_something(path: Path) -> bool:
-    return path.exists() and not (path.is_dir() and not any(path.iterdir()))
 
 
 def _finish(run: Run, plan: Plan, entries: Sequence[Detector], name: str) -> Audit:

@@ -231,6 +231,11 @@ class Run:
         return self.directory / "arrays" / f"{key}.npz"
 
 
+def holds_something(path: Path) -> bool:
+    """Whether a file, or a folder that is not empty, is there."""
+    return path.exists() and not (path.is_dir() and not any(path.iterdir()))
+
+
 def _process_index() -> int:
     import jax
 
