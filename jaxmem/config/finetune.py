@@ -22,16 +22,16 @@ class FinetuneConfig:
     caption_dropout: float = 0.1
     full: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(
-            num_steps=2000,
+            num_steps=800,
             batch_size=48,
             learning_rate=1e-3,
-            warmup_steps=100,
+            warmup_steps=50,
             ema_decay=0.998,
             weighting="v",
             checkpoint_every=50,
         )
     )
-    full_checkpoints: tuple[int, ...] = (50, 100, 250, 500, 1000, 2000)
+    full_checkpoints: tuple[int, ...] = (50, 100, 200, 350, 500, 800)
     lora: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(
             num_steps=2000,

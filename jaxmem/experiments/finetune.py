@@ -52,7 +52,7 @@ def run_finetune(config: FinetuneConfig, out: Path, progress: Progress = silent,
         out,
         identity,
         experiment="finetune",
-        data={"images": fingerprint(data.images), "pictures": [list(picture) for picture in data.pictures]},
+        data={"images": fingerprint(data.images), "files": fingerprint(np.array(data.pictures, str))},
         base={"sha256": model.fingerprint(), "unet": asdict(model.unet_config), "prediction": model.prediction},
         dtype="float32",
     )
