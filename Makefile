@@ -8,7 +8,7 @@ TORCH_INDEX ?=
 # Of pyproject.toml, for tests; without parity, tests that compare with torch and diffusers skip.
 EXTRAS ?= test,parity,notebook,docs
 
-.PHONY: venv venv-test demo demo-mnist test fast-tests test-slow lint docs dist bench bench-long notebooks clean
+.PHONY: venv venv-test demo demo-mnist demo-finetune test fast-tests test-slow lint docs dist bench bench-long notebooks clean
 
 venv: $(VENV)/ready
 venv-test: $(VENV)/ready-test
@@ -30,6 +30,10 @@ demo: venv
 
 demo-mnist: venv
 	$(BIN)/jaxmem reproduce mnist --preset small --out $(OUT)/mnist
+
+# The shipped model, fine-tuned on images that it has not seen; MNIST is downloaded.
+demo-finetune: venv
+	$(BIN)/jaxmem reproduce finetune --preset small --out $(OUT)/finetune
 
 lint: venv-test
 	$(BIN)/ruff check .

@@ -18,14 +18,15 @@ from jaxmem import __version__
 from jaxmem.commands.audit import Audit, Figures, Report
 from jaxmem.commands.flags import in_flags, speaking_of
 from jaxmem.commands.models import Generate, Spectrum
-from jaxmem.commands.reproduce import Mnist, PaperFigures, Toy2d, Verbatim
-from jaxmem.config import MNIST_PRESETS, SD_PRESETS, TOY2D_PRESETS, FilesConfig, PartsConfig
+from jaxmem.commands.reproduce import Finetune, Mnist, PaperFigures, Toy2d, Verbatim
+from jaxmem.config import FINETUNE_PRESETS, MNIST_PRESETS, SD_PRESETS, TOY2D_PRESETS, FilesConfig, PartsConfig
 from jaxmem.terminal import visible
 
 _COMMANDS = {
     "toy2d": Toy2d,
     "mnist": Mnist,
     "verbatim": Verbatim,
+    "finetune": Finetune,
     "sd": PaperFigures,
     "generate": Generate,
     "spectrum": Spectrum,
@@ -40,6 +41,7 @@ def _parse(arguments: Sequence[str]) -> Any:
     # A preset decides the defaults of all other flags, so it is looked up before they are parsed.
     toy2d = _unfilled(Toy2d, TOY2D_PRESETS, preset, out=tyro.MISSING)
     mnist = _unfilled(Mnist, MNIST_PRESETS, preset, out=tyro.MISSING)
+    finetune = _unfilled(Finetune, FINETUNE_PRESETS, preset, out=tyro.MISSING)
     given: dict[str, Any] = {"model": tyro.MISSING, "prompts": tyro.MISSING, "out": None}
     given |= {"files": FilesConfig(), "parts": PartsConfig()}
     paper = _unfilled(PaperFigures, SD_PRESETS, preset, **given, per_category=30, dry_run=False)
@@ -52,6 +54,7 @@ def _parse(arguments: Sequence[str]) -> Any:
             Annotated[Toy2d, tyro.conf.subcommand("toy2d", default=toy2d)]
             | Annotated[Mnist, tyro.conf.subcommand("mnist", default=mnist)]
             | Annotated[Verbatim, tyro.conf.subcommand("verbatim")]
+            | Annotated[Finetune, tyro.conf.subcommand("finetune", default=finetune)]
             | Annotated[PaperFigures, tyro.conf.subcommand("sd", default=paper)]
         )
 

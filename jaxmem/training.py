@@ -10,6 +10,7 @@ With ``x_t = alpha x_0 + sigma eps`` and ``l = sigma s(x_t) + eps`` the losses o
 The paper trains with the sum over timesteps and states no weight for the second part.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -89,6 +90,13 @@ class TrainingResult(NamedTuple):
     losses: np.ndarray  #: rows (step, ‖l‖², second-order loss or 0), means over 50 steps, since this start
 
 
+Keep = Callable[[int, Any, Any], None]  #: called with finished steps, the parameters, and their average
+
+
+def nothing_kept(step: int, parameters: Any, average: Any) -> None:
+    """Keep nothing; the default of `train`."""
+
+
 class _Progressing(NamedTuple):
     parameters: Any
     optimizer: Any
@@ -102,7 +110,9 @@ def _optimizer(config: TrainingConfig) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(config.gradient_clip), optax.adam(rate, b2=0.99))
 
 
-def _recipe(config: TrainingConfig, schedule: NoiseSchedule, data: Any, probabilities: Any) -> dict[str, Any]:
+def _recipe(
+    config: TrainingConfig, schedule: NoiseSchedule, data: Any, probabilities: Any, frozen: Any
+) -> dict[str, Any]:
     """What the parameters of a step depend on: a checkpoint of another recipe does not continue this one."""
 
     def digests(tree: Any) -> list[str]:
@@ -110,7 +120,8 @@ def _recipe(config: TrainingConfig, schedule: NoiseSchedule, data: Any, probabil
 
     values = asdict(config)
     del values["checkpoint_every"]  # how often to save changes no bit of the result
-    return values | {"schedule": repr(schedule), "data": digests(data), "probabilities": digests(probabilities)}
+    values |= {"schedule": repr(schedule), "data": digests(data), "probabilities": digests(probabilities)}
+    return values if frozen is None else values | {"frozen": digests(frozen)}
 
 
 @partial(jax.jit, static_argnames=("score", "schedule", "config", "order"), donate_argnames="now")
@@ -122,6 +133,7 @@ def _step(
     now: _Progressing,
     data: tuple[Array, Any],
     probabilities: Array | None,
+    frozen: Any,
     step: Array,
 ) -> tuple[_Progressing, Array]:
     # Everything random in a step follows from (seed, step): a resumed training repeats it exactly.
@@ -140,8 +152,10 @@ def _step(
     v = jax.random.rademacher(keys[3], x0.shape, x0.dtype)
 
     def loss(parameters: Any) -> tuple[Array, Array]:
+        state = parameters if frozen is None else (parameters, frozen)
+
         def one(x0: Array, t: Array, eps: Array, v: Array, cond: Any) -> tuple[Array, Array]:
-            arguments = (score, parameters, schedule, x0, t, eps)
+            arguments = (score, state, schedule, x0, t, eps)
             if order == "exact":
                 return second_order_loss(*arguments, cond)
             if order == "sliced":
@@ -170,7 +184,9 @@ def train(
     config: TrainingConfig,
     *,
     probabilities: Float[Array, " n"] | None = None,
+    frozen: Any = None,
     folder: Path | None = None,
+    keep: Keep = nothing_kept,
     progress: Progress = silent,
     name: str = "training",
 ) -> TrainingResult:
@@ -187,7 +203,11 @@ def train(
         schedule: noise schedule.
         config: optimiser, losses and number of steps.
         probabilities: probability with which each example is drawn, summing to 1; equal ones by default.
+        frozen: parameters that are not trained, a pytree, such as the weights that a LoRA is added to; the state of the
+            score is then the pair ``(trained, frozen)``. None where all are trained.
         folder: where checkpoints are kept, so that the same call continues; None keeps none.
+        keep: called with the finished steps, the parameters and their average before each checkpoint is written; also
+            without a folder. After a kill it may be called again, with the same.
         progress: called with ``name`` and the finished and all steps after each step.
         name: name of ``config`` for error messages, which speak of ``name.learning_rate`` and so on.
 
@@ -199,7 +219,7 @@ def train(
     _check_examples(data, probabilities)
     # The step donates its arguments: it must own them.
     now = _Progressing(jax.tree.map(jnp.copy, state), _optimizer(config).init(state), jax.tree.map(jnp.copy, state))
-    first, recipe = 0, {} if folder is None else _recipe(config, schedule, data, probabilities)
+    first, recipe = 0, {} if folder is None else _recipe(config, schedule, data, probabilities, frozen)
     if folder is not None and (found := restore_checkpoint(folder, now, recipe)):
         first, now = found
     second_from = round(config.second_order_start * config.num_steps)
@@ -208,14 +228,16 @@ def train(
     progress(name, first, config.num_steps)
     for step in range(first, config.num_steps):
         order = config.second_order if step >= second_from else "none"
-        now, parts = _step(score, schedule, config, order, now, data, probabilities, jnp.int32(step))
+        now, parts = _step(score, schedule, config, order, now, data, probabilities, frozen, jnp.int32(step))
         pending.append(parts)
         last = step + 1 == config.num_steps
-        saving = folder is not None and (last or (step + 1) % config.checkpoint_every == 0)
-        if len(pending) == 50 or saving or last:
+        saving = last or (step + 1) % config.checkpoint_every == 0
+        if len(pending) == 50 or saving:
             losses.append(np.array([step + 1, *np.asarray(jnp.stack(pending)).mean(0)]))
             pending.clear()
-            _refuse_nonfinite(losses[-1], now if saving or last else None, name)
+            _refuse_nonfinite(losses[-1], now if saving else None, name)
+        if saving:
+            keep(step + 1, now.parameters, now.average)
         if folder is not None and saving:
             save_checkpoint(folder, step + 1, now, recipe)
         progress(name, step + 1, config.num_steps)

@@ -142,6 +142,26 @@ class TestVerdicts:
         assert "5 held-out images, of which 19 are needed" in " ".join(found.verdicts[0].reasons)
 
 
+class TestLimit:
+    def test_fewer_images_are_looked_at_and_all_are_searched(self, audited, model, training, tmp_path):
+        limited = replace(training, image_limit=5)
+        found = jm.audit(model, config=CONFIG, folder=tmp_path / "run", training=limited).training
+        whole = audited[0].training
+        looked = np.array([record.look for record in found.records])
+        assert [sorted(set(looked[looked >= 0].tolist()))] == [list(range(10))]  # five of each kind
+        scores, every = found.looks[WITH].scores, whole.looks[WITH].scores
+        assert np.isnan(scores[looked < 0]).all()
+        np.testing.assert_allclose(scores[looked >= 0], every[looked >= 0], rtol=1e-4, atol=1e-5)  # other batches
+        np.testing.assert_array_equal(found.nearest.index, whole.nearest.index)
+        assert [verdict.word for verdict in found.verdicts[:4]] == ["reproduced"] * 4
+        assert {verdict.word for verdict in found.verdicts[4:]} == {"not decided"}  # of five held-out images
+
+    def test_equal_pictures_are_looked_at_once(self, audited):
+        records = audited[0].training.records
+        assert records[0].look == records[3].look
+        assert max(record.look for record in records) == len(records) - 2
+
+
 class TestFiles:
     def test_images_csv_has_a_row_for_each_image(self, audited, folder):
         with (folder / "run/images.csv").open(newline="") as stream:

@@ -21,6 +21,7 @@ COMMANDS = (
     ["generate"],
     ["spectrum"],
     ["reproduce", "verbatim"],
+    ["reproduce", "finetune"],
     ["reproduce", "sd"],
     ["audit"],
     ["figures"],

@@ -147,6 +147,53 @@ def test_resuming_gives_the_same_bits(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000040.npz", "step-00000060.npz"]
 
 
+def shifted_score(state, x, t, cond):
+    """A score whose state is what is trained beside what is not."""
+    trained, fixed = state
+    return linear_score(trained + fixed, x, t, cond)
+
+
+FIXED = -jnp.eye(2)
+
+
+def closed_over(state, x, t, cond):
+    return shifted_score((state, FIXED), x, t, cond)
+
+
+def test_frozen_parameters_are_not_trained(tmp_path):
+    start = jnp.zeros((2, 2))
+    frozen = train(shifted_score, start, DATA, SCHEDULE, small(), frozen=FIXED, folder=tmp_path).state
+    alone = train(closed_over, start, DATA, SCHEDULE, small()).state
+    np.testing.assert_allclose(frozen, alone, rtol=1e-5, atol=1e-7)  # one function, two programs in float32
+    assert np.abs(frozen).max() > 1e-3
+    with pytest.raises(ValueError, match=r"frozen\[0\]|frozen: there"):
+        train(shifted_score, start, DATA, SCHEDULE, small(), frozen=2 * FIXED, folder=tmp_path)
+
+
+def test_each_checkpoint_is_handed_out(tmp_path):
+    score, state = network()
+    kept = {}
+    keep = lambda step, parameters, average: kept.update({step: jax.tree.map(np.asarray, (parameters, average))})  # noqa: E731
+    result = train(score, state, DATA, SCHEDULE, small(num_steps=50), keep=keep)
+    assert list(kept) == [20, 40, 50]
+    jax.tree.map(np.testing.assert_array_equal, kept[50][1], jax.tree.map(np.asarray, result.state))
+    first = [np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(kept[step][0])]) for step in (20, 40)]
+    assert np.any(first[0] != first[1])
+    # After a kill at 47 those from the last saved state on come again, and are the same.
+    again = []
+    with pytest.raises(Stopped):
+        train(
+            score, state, DATA, SCHEDULE, small(num_steps=50), folder=tmp_path,
+            progress=lambda name, step, total: stop() if step == 47 else None,
+        )  # fmt: skip
+    train(
+        score, state, DATA, SCHEDULE, small(num_steps=50), folder=tmp_path,
+        keep=lambda step, *both: again.append((step, jax.tree.map(np.asarray, both))),
+    )  # fmt: skip
+    assert [step for step, _ in again] == [50]
+    jax.tree.map(np.testing.assert_array_equal, kept[50], again[0][1])
+
+
 SCRIPT = """
 import sys
 from pathlib import Path

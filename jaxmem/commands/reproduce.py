@@ -7,7 +7,15 @@ from typing import Annotated, Literal
 import tyro
 
 from jaxmem.commands.output import model_name, open_stable_diffusion, say, say_result, show_run, write_page
-from jaxmem.config import AuditConfig, FilesConfig, MnistConfig, PartsConfig, Toy2dConfig, VerbatimConfig
+from jaxmem.config import (
+    AuditConfig,
+    FilesConfig,
+    FinetuneConfig,
+    MnistConfig,
+    PartsConfig,
+    Toy2dConfig,
+    VerbatimConfig,
+)
 from jaxmem.terminal import visible
 
 Preset = Literal["small", "paper"]
@@ -67,6 +75,25 @@ class Verbatim:
             run_verbatim(self.config, self.out, progress, say)
         for name in ("audit", "course"):
             write_page(self.out / name)
+        show_run(self.out)
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """The shipped model fine-tuned on digits that it has not seen, some of them duplicated: all weights, and LoRA."""
+
+    config: Annotated[FinetuneConfig, tyro.conf.arg(name="")]
+    out: Path
+    """Folder of the run; an unfinished run of the same configuration in it is continued."""
+    preset: Literal["small"] = "small"
+    """Sizes for two CPU cores. Other flags change single values of it."""
+
+    def __call__(self) -> None:
+        from jaxmem.experiments.finetune import run_finetune
+        from jaxmem.runs.progress import show_progress
+
+        with show_progress() as progress:
+            run_finetune(self.config, self.out, progress, say)
         show_run(self.out)
 
 

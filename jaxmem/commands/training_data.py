@@ -21,6 +21,9 @@ class TrainingFlags:
     """Timesteps at which images are noised and looked at; by default near 281 and 41."""
     image_noises: int = 2
     """Noises of each image and timestep."""
+    image_limit: int | None = None
+    """Look at so many training images and held-out ones, chosen by their hashes; by default at all. Nearest images are
+    searched among all."""
     resize: Literal["shorter", "stretch", "none"] = "shorter"
     """How images get the model's size, as in the training: by the shorter side, both sides each, or not at all."""
     crop: Literal["center", "none"] = "center"
@@ -51,5 +54,6 @@ class TrainingFlags:
             descriptor=None if self.descriptor is None else load_descriptor(self.descriptor),
             image_timesteps=self.image_timesteps,
             image_noises=self.image_noises,
+            image_limit=self.image_limit,
             show=self.show_training_images,
         )

@@ -11,16 +11,19 @@ from jaxmem.config.experiments import (
     Toy2dConfig,
     VerbatimConfig,
 )
+from jaxmem.config.finetune import FINETUNE_PRESETS, FinetuneConfig
 from jaxmem.config.models import AuditConfig, FilesConfig, GenerateConfig, PartsConfig, SpectrumConfig
 from jaxmem.config.training import AutoencoderConfig, TrainingConfig
 
 __all__ = [
+    "FINETUNE_PRESETS",
     "MNIST_PRESETS",
     "SD_PRESETS",
     "TOY2D_PRESETS",
     "AuditConfig",
     "AutoencoderConfig",
     "FilesConfig",
+    "FinetuneConfig",
     "GenerateConfig",
     "MnistConfig",
     "PartsConfig",

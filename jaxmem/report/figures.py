@@ -4,13 +4,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from jaxmem.report import mnist, stable_diffusion, toy2d, verbatim
+from jaxmem.report import finetune, mnist, stable_diffusion, toy2d, verbatim
 from jaxmem.runs.directory import Run
 
 DRAWERS = {
     "toy2d": toy2d.draw,
     "mnist": mnist.draw,
     "verbatim": verbatim.draw,
+    "finetune": finetune.draw,
     "generate": stable_diffusion.draw_images,
     "spectrum": stable_diffusion.draw_spectrum,
 }

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from flax import nnx
 
 from jaxmem.runs.durable import json_writer, read_json, write_atomically
@@ -154,14 +155,24 @@ def write_folder(
     )
     scheduler_settings = scheduler.to_diffusers()
     for part, config, layout in parts:
-        (folder / part).mkdir(parents=True)
-        weights.save_state(network(part)[1], folder / part / f"{layout.basename}.safetensors", layout, dtype)
-        write_atomically(folder / part / "config.json", json_writer(config.to_diffusers()))
+        write_network(folder / part, config, network(part)[1], layout, dtype)
     (folder / "scheduler").mkdir()
     write_atomically(folder / "scheduler/scheduler_config.json", json_writer(scheduler_settings))
     tokenizer.save_pretrained(folder / "tokenizer")
     write_atomically(folder / "model_index.json", json_writer(_MODEL_INDEX))  # last: with it the folder is a model
     return folder
+
+
+def write_network(folder: Path, config: Any, state: nnx.State, layout: weights.Layout, dtype: Any = np.float32) -> None:
+    """Write one network of a diffusers folder: its weights and ``config.json``.
+
+    Raises:
+        ValueError: a parameter does not fit into ``dtype``.
+        OSError: it cannot be written.
+    """
+    folder.mkdir(parents=True)
+    weights.save_state(state, folder / f"{layout.basename}.safetensors", layout, dtype)
+    write_atomically(folder / "config.json", json_writer(config.to_diffusers()))
 
 
 def _is_one_of(names: Collection[str], found: Any) -> bool:

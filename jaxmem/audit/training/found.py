@@ -107,11 +107,12 @@ class TrainingFound:
 
         A group of duplicates is one example, with the mean of its scores. Empty without held-out images.
         """
-        groups = np.array([record.group for record in self.records])
+        looked = np.array([record.look >= 0 for record in self.records])
+        groups = np.array([record.group if record.look >= 0 else -1 for record in self.records])
         held_out = np.array([record.held_out for record in self.records])
-        if not held_out.any():
+        if not (held_out & looked).any():
             return {}
-        unique = np.unique(groups)
+        unique = np.unique(groups[looked])
         labels = np.array([not held_out[groups == group].all() for group in unique])
         found: dict[str, dict[str, Evaluation]] = {}
         for name, look in self.looks.items():
@@ -134,7 +135,7 @@ def read_training(
     records = [ImageRecord(**one | {"captions": tuple(one["captions"])}) for one in row["images"]]
     shown = run.manifest["training"]["show"]
     thumbnails = run.load(store.TRAINING_IMAGES, "thumbnails")["thumbnails"] if shown else None
-    looks = {there.manifest["config"]["look"]: _read_look(there, entries) for there in look_runs(run)}
+    looks = {there.manifest["config"]["look"]: _read_look(there, entries, records) for there in look_runs(run)}
     nearest, copy_of = None, np.full(plan.num_points, -1)
     if run.done(store.NEAREST):
         nearest = NearestImages(**run.load(store.NEAREST, *NearestImages._fields))
@@ -158,13 +159,17 @@ def training_metrics(found: TrainingFound) -> dict[str, Any]:
     }
 
 
-def _read_look(run: Run, entries: Sequence[Detector]) -> LookFound:
+def _read_look(run: Run, entries: Sequence[Detector], records: Sequence[ImageRecord]) -> LookFound:
     plan = Plan.from_manifest(run.manifest.get("plan") or {})
     kept = read_kept(run, plan, entries)
     found = compute_scores(plan, kept, entries)
 
+    places = np.array([record.look for record in records])
+
     def nested(array: np.ndarray) -> np.ndarray:
-        return array.reshape(plan.num_prompts, plan.noises, *array.shape[1:])
+        """By image: what was not looked at is NaN, and equal pictures have the same numbers."""
+        looked = array.reshape(plan.num_prompts, plan.noises, *array.shape[1:])
+        return np.concatenate([looked, np.full_like(looked[:1], np.nan)])[places]
 
     judged = plan.scale.judged(plan.timesteps)
     return LookFound(
@@ -174,7 +179,7 @@ def _read_look(run: Run, entries: Sequence[Detector]) -> LookFound:
 
 def _p_values(look: LookFound, records: Sequence[ImageRecord]) -> np.ndarray:
     """(T,) p-values of training images among the held-out ones, each group of those once."""
-    held_out = [i for i, record in enumerate(records) if record.held_out]
+    held_out = [i for i, record in enumerate(records) if record.held_out and record.look >= 0]
     first_of_group = {records[i].group: i for i in reversed(held_out)}
     chosen, means = look.leads, look.scores.mean(1)
     trained = means[[i for i, record in enumerate(records) if not record.held_out]][:, chosen]
@@ -194,7 +199,7 @@ def _evidence(
     """Gather by training image what its verdict is made of; what returns a duplicate of an image returns it."""
     group = np.array([record.group for record in records])
     texts = np.repeat(np.array([prompt.text for prompt in prompts], object), noises)
-    held_out = len({record.group for record in records if record.held_out})
+    held_out = len({record.group for record in records if record.held_out and record.look >= 0})
     look = looks.get(WITH)
     found = []
     for i, record in enumerate(records):

@@ -1,6 +1,7 @@
 """The training images of an audit as they were given, and as the model sees them: pixels, conditions, duplicates."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -28,10 +29,13 @@ class TrainingData:
     descriptor: Descriptor | None = None  #: for similarities, such as SSCD's
     image_timesteps: tuple[int, ...] = ()  #: at which images are noised; by default near 281 and 41 on the usual scale
     image_noises: int = 2  #: noises of each image and timestep, the same for all images
+    image_limit: int | None = None  #: images that are looked at, and as many held-out ones: chosen by their hashes
     show: bool = True  #: whether the run and its page keep thumbnails of the images
 
     def __post_init__(self) -> None:
         at_least("image_noises", self.image_noises, 1)
+        if self.image_limit is not None:
+            at_least("image_limit", self.image_limit, 1)
         for timestep in self.image_timesteps:
             whole_in_range("image_timesteps", timestep, 0, 1_000_000)
 
@@ -46,6 +50,7 @@ class TrainingData:
             "preparation": asdict(self.preparation),
             "descriptor_sha256": None if self.descriptor is None else self.descriptor.sha256,
             "noises": self.image_noises,
+            "limit": self.image_limit,
             "show": self.show,
         }
 
@@ -80,11 +85,11 @@ class Pictures:
         self.pixels = np.concatenate([part.pixels(height, width, data.preparation) for part in parts])
         self.descriptors = None if data.descriptor is None else data.descriptor(self.pixels)
         found = groups(self.pixels, descriptors=self.descriptors)
+        given = [(image, place > 0) for place, part in enumerate(parts) for image in part.images]
+        self.looked, look_of = _looked(given, self.pixels, data.image_limit)
         self.records = [
-            ImageRecord(image.name, image.captions, image.sha256, held_out, int(group), image.repeats)
-            for (image, held_out), group in zip(
-                ((image, place > 0) for place, part in enumerate(parts) for image in part.images), found, strict=True
-            )
+            ImageRecord(image.name, image.captions, image.sha256, held_out, int(group), image.repeats, look)
+            for (image, held_out), group, look in zip(given, found, look_of, strict=True)
         ]
         _refuse_trained(self.records)
 
@@ -102,6 +107,27 @@ class Pictures:
     def captions(self) -> list[str]:
         """Caption of each image that it is looked at with."""
         return [record.captions[0] if record.captions else "" for record in self.records]
+
+
+def _looked(
+    given: Sequence[tuple[TrainingImage, bool]], pixels: np.ndarray, limit: int | None
+) -> tuple[list[int], list[int]]:
+    """Images that are looked at, and for each image its place among them, -1 for those that are not.
+
+    Equal pictures with one caption are looked at once. Of more than ``limit`` of a kind, those with the smallest hashes
+    are: a choice at random that does not depend on names.
+    """
+    known: dict[Any, int] = {}
+    first = [
+        known.setdefault((hashlib.sha256(pixels[i].tobytes()).digest(), caption_of(image), held_out), i)
+        for i, (image, held_out) in enumerate(given)
+    ]
+    chosen: list[int] = []
+    for kind in (False, True):
+        members = sorted({i for i in first if given[i][1] is kind}, key=lambda i: given[i][0].sha256)
+        chosen += sorted(members[:limit])
+    place = {i: number for number, i in enumerate(chosen)}
+    return chosen, [place.get(i, -1) for i in first]
 
 
 def _refuse_trained(records: list[ImageRecord]) -> None:

@@ -54,13 +54,14 @@ def settle(work: Work, entries: Sequence[Detector], pictures: Pictures) -> Looks
         ValueError: a caption that the model does not know, or a timestep that its sampler does not visit.
     """
     model, data = work.model, pictures.data
-    plan = look_plan(work.plan, model.schedule, data.image_timesteps, data.image_noises, len(pictures.records))
-    texts = list(dict.fromkeys(pictures.captions))
+    plan = look_plan(work.plan, model.schedule, data.image_timesteps, data.image_noises, len(pictures.looked))
+    captions = [pictures.captions[i] for i in pictures.looked]
+    texts = list(dict.fromkeys(captions))
     number = {text: i for i, text in enumerate(texts)}
-    chosen = {WITH: np.array([number[text] for text in pictures.captions])}
+    chosen = {WITH: np.array([number[text] for text in captions])}
     if model.has_pairs:
         texts.append("")
-        chosen[WITHOUT] = np.full(len(pictures.captions), len(texts) - 1)
+        chosen[WITHOUT] = np.full(len(captions), len(texts) - 1)
     try:
         conditions = model.conditions(texts)
     except ValueError as error:
@@ -70,7 +71,7 @@ def settle(work: Work, entries: Sequence[Detector], pictures: Pictures) -> Looks
         plan=plan,
         conditions=conditions,
         noise=starting_noise(work.seed, plan.noises, model.shape),
-        texts=[record.name for record in pictures.records],
+        texts=[pictures.records[i].name for i in pictures.looked],
         detectors=columns(entries, plan.setting()),
     )
     works = {
@@ -116,7 +117,7 @@ def look_plan(plan: Plan, schedule: Any, timesteps: Sequence[int], noises: int, 
 
 def run_looks(looks: Looks, main: Work, prepared: Prepared) -> None:
     """Do both looks, each in its own run."""
-    clean = run_encoding(main, looks.pictures.pixels)
+    clean = run_encoding(main, looks.pictures.pixels[looks.pictures.looked])
     for name, work in looks.works.items():
         manifest = main.run.manifest
         provenance = {key: manifest[key] for key in ("model", "detectors", "evidence", "training", "dtype")}
@@ -133,7 +134,7 @@ def run_looks(looks: Looks, main: Work, prepared: Prepared) -> None:
         run_noised(there, clean, prepared.evaluation_bytes)
         run_spectra(there, prepared.programs, prepared.spectrum_bytes)
         run_counts(there)
-        run.finalise({"num_images": len(looks.pictures.records)}, {})
+        run.finalise({"num_images": len(looks.pictures.looked)}, {})
 
 
 def run_encoding(work: Work, pixels: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ class ImageRecord(NamedTuple):
     held_out: bool  #: the model was not trained on it
     group: int  #: equal for duplicates and near-duplicates
     repeats: int  #: times that an epoch shows it
+    look: int  #: its place among the images that were looked at, which an equal picture shares; -1 if it is not
 
 
 class NearestImages(NamedTuple):
