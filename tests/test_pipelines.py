@@ -4,6 +4,7 @@ import copy
 import warnings
 from importlib.util import find_spec
 
+import album
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -357,3 +358,43 @@ def test_what_changes_the_numbers_changes_the_identity(tmp_path):
     pipeline.disable_freeu()
     pipeline.vae.register_to_config(scaling_factor=0.5)
     assert jm.load(pipeline).identity([]) != before
+
+
+def test_pictures_are_encoded_as_diffusers_encodes_them(made):
+    """Against the encoder in float64, with diffusers' own scaling of latents written out; pixels go there and back."""
+    family, pipeline, _, model = made
+    pictures = np.random.default_rng(0).integers(0, 256, (2, *model.picture_size, 3)).astype(np.uint8)
+    found = np.asarray(model.encode(pictures))
+    assert found.shape == (2, *model.shape)
+    values = torch.tensor(pictures).double().permute(0, 3, 1, 2) / 127.5 - 1
+    if model.in_pixels:
+        np.testing.assert_allclose(found, values.numpy(), atol=1e-6)
+        np.testing.assert_array_equal(model.decode(jnp.asarray(found)), pictures)
+        return
+    vae = copy.deepcopy(pipeline.vae).double()
+    with torch.no_grad():
+        mode = vae.encode(values).latent_dist.mode()
+    shift = getattr(vae.config, "shift_factor", None) or 0.0
+    expected = ((mode - shift) * vae.config.scaling_factor).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_an_audit_of_training_images(made, tmp_path):
+    """From a folder of images to verdicts, of every family."""
+    family, _, _, model = made
+    caption = PROMPT.get(family, "a red car")
+    pictures = np.random.default_rng(1).integers(0, 256, (2, *model.picture_size, 3)).astype(np.uint8)
+    data = jm.read_training_images(album.write_folder(tmp_path / "data", pictures, [caption] * 2))
+    config = jm.AuditConfig(noises=1, ddim_steps=4, method="lanczos", num_steps=3, batch=2)
+    last = tuple(model.sampler(4).timesteps.tolist())[-2]
+    training = jm.TrainingData(data, image_timesteps=(last,), image_noises=1)
+    found = jm.audit(model, config=config, folder=tmp_path / "run", training=training, neutral=_neutral(model))
+    assert len(found.training.verdicts) == 2
+    assert {verdict.word for verdict in found.training.verdicts} <= {"no sign", "not decided"}
+    for look in found.training.looks.values():
+        assert np.isfinite(look.column(f"denoising-error@t{last}")).all()
+    assert found.write_page(tmp_path / "page.html").stat().st_size > 10_000
+
+
+def _neutral(model):
+    return ["a blue boat"] if model.condition == "prompt" else []

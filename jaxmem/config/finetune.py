@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from jaxmem.config.checks import LAST_SEED, at_least, in_range, whole_in_range
+from jaxmem.config.models import AuditConfig
 from jaxmem.config.training import TrainingConfig
 
 
@@ -49,11 +50,16 @@ class FinetuneConfig:
     sampling_noises: int = 2  # of each caption, to see what it returns
     sampling_seed: int = 1
     ddim_steps: int = 50
+    # Of every checkpoint; images are noised at the same timesteps. Late enough to tell one image from others like it.
+    audit: AuditConfig = field(
+        default_factory=lambda: AuditConfig(noises=1, guidance=1.0, timesteps=(281,), directions=0)
+    )
+    held_out_looked_at: int = 2  # of each caption
 
     def __post_init__(self) -> None:
         for name in ("num_single", "copies", "num_many", "images_per_caption", "held_out"):
             at_least(name, getattr(self, name), 1)
-        for name in ("lora_rank", "sampling_noises", "ddim_steps"):
+        for name in ("lora_rank", "sampling_noises", "ddim_steps", "held_out_looked_at"):
             at_least(name, getattr(self, name), 1)
         for name in ("data_seed", "sampling_seed"):
             whole_in_range(name, getattr(self, name), 0, LAST_SEED)

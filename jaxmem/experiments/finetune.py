@@ -21,6 +21,7 @@ from jaxmem.data.finetuning import HELD_OUT, TRAINED, TRUTH, FineTuningImages, f
 from jaxmem.data.mnist import load_mnist
 from jaxmem.experiments.autoencoder import encode_all
 from jaxmem.experiments.finetune_analysis import first_returned, see_returned, shares_returned
+from jaxmem.experiments.finetune_audits import audit_checkpoints
 from jaxmem.experiments.lora import Factors, LoraScore, fused, initial_factors, save_lora
 from jaxmem.runs.directory import Run
 from jaxmem.runs.identity import fingerprint
@@ -68,7 +69,10 @@ def run_finetune(config: FinetuneConfig, out: Path, progress: Progress = silent,
     with timed(run, "see what is returned"):
         folders = checkpoints(config, run.directory)
         arrays = see_returned(config, model, data, folders, progress)
+    with timed(run, "audit the checkpoints"):
+        audits = audit_checkpoints(config, data, run.directory, folders, progress, say)
     metrics = {
+        "audits": audits,
         "returned": {way: shares_returned(arrays, way) for way in folders},
         "first_returned": {way: first_returned(arrays, way) for way in folders},
         "num_images": len(data.images),
