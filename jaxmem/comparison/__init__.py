@@ -4,7 +4,7 @@
 """
 
 from jaxmem.comparison.checkpoint import Checkpoint, Spread
-from jaxmem.comparison.result import Comparison, compare
 from jaxmem.comparison.onset import Advice
+from jaxmem.comparison.result import Comparison, compare
 
 __all__ = ["Advice", "Checkpoint", "Comparison", "Spread", "compare"]

@@ -33,11 +33,11 @@ class Spread(NamedTuple):
 class Distances(NamedTuple):
     """Calibrated ℓ2 distances of generations to their nearest training images; NaN where there are none."""
 
-    smallest: float
-    lower: float  #: quartile
-    median: float
-    upper: float  #: quartile
     number: int
+    smallest: float = float("nan")
+    lower: float = float("nan")  #: quartile
+    median: float = float("nan")
+    upper: float = float("nan")  #: quartile
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Checkpoint:
 
     @cached_property
     def share(self) -> Spread:
-        """Share of the images that are reproduced, a group of duplicates as one, with Clopper and Pearson's interval."""
+        """Share of the images that are reproduced, a group of duplicates as one; interval of Clopper and Pearson."""
         if not self.drawn:
             return Spread(float("nan"))
         number = len(self.first_of_groups)
@@ -100,8 +100,8 @@ def read_checkpoint(run: Run, place: Place, detectors: Iterable[Detector]) -> tu
     found = result.training
     if found is None:
         raise ValueError(
-            f"{run.directory}: expected an audit that has come to its training images, got one that has not; the command"
-            f" that began it continues it"
+            f"{run.directory}: expected an audit that has come to its training images, got one that has not; the"
+            f" command that began it continues it"
         )
     trained = [record for record in found.records if not record.held_out]
     look = found.looks.get(WITH)
@@ -150,9 +150,9 @@ def _distances(found: TrainingFound) -> Distances:
         own = np.repeat([prompt.text in captions for prompt in found.prompts], found.noises)
         values = nearest.calibrated[own & np.isfinite(nearest.calibrated)]
     if not values.size:
-        return Distances(*[float("nan")] * 4, number=0)
+        return Distances(0)
     lower, median, upper = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
-    return Distances(float(values.min()), lower, median, upper, len(values))
+    return Distances(len(values), float(values.min()), lower, median, upper)
 
 
 def _counts(found: TrainingFound) -> dict[tuple[str, str], Spread]:
@@ -177,9 +177,7 @@ def _areas(found: TrainingFound, judged: int, metrics: Any) -> dict[tuple[str, s
     """By statistic and look, at the judged timestep; those of a finished run are in its metrics."""
     rates: Any = (metrics or {}).get("evaluation")
     if rates is None:
-        rates = {
-            look: {name: one._asdict() for name, one in each.items()} for look, each in found.evaluations.items()
-        }
+        rates = {look: {name: one._asdict() for name, one in each.items()} for look, each in found.evaluations.items()}
     areas: dict[tuple[str, str], Spread] = {}
     for look, each in rates.items():
         for statistic in LEADS:
@@ -187,5 +185,3 @@ def _areas(found: TrainingFound, judged: int, metrics: Any) -> dict[tuple[str, s
             if one.get("auc") is not None:
                 areas[statistic, look] = Spread(one["auc"], *(one.get("auc_interval") or ()))
     return areas
-
-

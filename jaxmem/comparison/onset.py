@@ -91,7 +91,7 @@ def advise(series: str, steps: Sequence[int], signs: Sequence[Sign]) -> Advice:
 
     if not told:
         return none(
-            "Nothing was drawn from the captions of the images and compared with them, and too few images were held out."
+            "Nothing that was drawn from the captions was compared with the images, and too few images were held out."
         )
     if begun is None:
         return none(
@@ -103,8 +103,8 @@ def advise(series: str, steps: Sequence[int], signs: Sequence[Sign]) -> Advice:
     before = told[begun - 1][0]
     if begun == len(told) - 1:
         return none(
-            f"Only the last checkpoint, step {first}, shows a sign (step {before} does not). One more after it would have"
-            f" to confirm it."
+            f"Only the last checkpoint, step {first}, shows a sign (step {before} does not). One more after it would"
+            f" have to confirm it."
         )
     if lost := _lost(told[begun:]):
         return none(f"Step {first} is the first that shows a sign, but {lost}: the signs do not stay.")
@@ -112,8 +112,8 @@ def advise(series: str, steps: Sequence[int], signs: Sequence[Sign]) -> Advice:
         series,
         first,
         before,
-        f"Step {first} is the first that shows a sign, and all {len(told) - begun - 1} after it do; step {before}, the"
-        f" last before it, shows none. It began between the two.{note}",
+        f"Step {first} is the first that shows a sign, and every later one does ({len(told) - begun - 1});"
+        f" step {before}, the last before it, shows none. It began between the two.{note}",
     )
 
 

@@ -54,9 +54,7 @@ class Comparison:
     def first(self, word: Word, series: str) -> list[int | None]:
         """Of each image the first step of a series at which its verdict is this one; None where it never is."""
         there = self.series[series]
-        return [
-            next((one.place.step for one in there if one.words[i] == word), None) for i in range(len(self.images))
-        ]
+        return [next((one.place.step for one in there if one.words[i] == word), None) for i in range(len(self.images))]
 
     def columns(self) -> dict[str, list[Any]]:
         """The table by column, one row per image and run: where the run stands, then the columns of ``images.csv``."""
@@ -110,8 +108,8 @@ def compare(
 
     Args:
         runs: folders of audits with training images, finished or not: of the same images, with the same settings.
-        steps: the training step of each run; by default the number in the name of its network (``checkpoint-500/unet``),
-            its model or its folder.
+        steps: the training step of each run; by default the number in the name of its network, as in
+            ``checkpoint-500/unet``, of its model or its folder.
         series: what line of checkpoints each run belongs to, such as ``"raw"`` and ``"average"``; by default its name
             without the step.
         detectors: entries of your own that ran in them and are not registered.

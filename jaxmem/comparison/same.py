@@ -28,9 +28,7 @@ def refuse_others(runs: Sequence[Run]) -> None:
             f" {first.directory}, got others in {', '.join(images)}"
         )
     wanted = _settings(first)
-    if different := [
-        f"{run.directory} ({found})" for run in others if (found := differences(wanted, _settings(run)))
-    ]:
+    if different := [f"{run.directory} ({found})" for run in others if (found := differences(wanted, _settings(run)))]:
         raise ValueError(
             f"runs: expected audits with the same settings as {first.directory} (there), got others in"
             f" {', '.join(different)}; audit the checkpoints alike"
