@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+from dataclasses import replace
 from itertools import pairwise
 
 import jax.numpy as jnp
@@ -13,12 +14,14 @@ from album import MANY, SIDE, SINGLE, VARIANCE, Album, single_pictures, varied_p
 
 import jaxmem as jm
 from jaxmem import cli
+from jaxmem.audit.training.found import Whatever
 from jaxmem.audit.training.given import TrainingData
 from jaxmem.audit.training.records import WITH, WITHOUT
 from jaxmem.commands.output import model_name
-from jaxmem.comparison.checkpoint import HELD_OUT, group_mean
+from jaxmem.comparison.checkpoint import HELD_OUT, Distances, group_mean
 from jaxmem.comparison.onset import Sign, advise, probability_by_chance
-from jaxmem.memorization.verdicts import level
+from jaxmem.comparison.steps import Place
+from jaxmem.memorization.verdicts import Verdict, level
 from jaxmem.report.comparison.page import render
 from jaxmem.training_images import Preparation, read_training_images
 
@@ -110,7 +113,7 @@ class TestNumbers:
         assert means[-1] < means[0]
 
     def test_areas_are_shares_of_pairs(self, found, folders):
-        """AUC by its definition, over pairs of a noised training image and a noised held-out one; the duplicate once."""
+        """AUC by its definition: pairs of a noised training image and a noised held-out one; the duplicate once."""
         for step, folder in folders.items():
             look = jm.read_audit(folder).training.looks[WITH]
             scores = look.column(f"denoising-error@t{JUDGED}")
@@ -317,6 +320,26 @@ class TestFiles:
         assert rows[0] == "001"  # reproduced the earliest
         assert set(rows[:4]) == {"000", "001", "002", "003"}
         assert page.count('<td class="reproduced"') == 0 + 1 + 3 + 4
+
+    def test_a_page_of_little(self, found):
+        """Nothing drawn, no look and no held-out images; two series at one step."""
+        little = replace(
+            found,
+            checkpoints=tuple(
+                replace(
+                    one, place=Place(7, name), drawn=False, distances=Distances(0), counts={}, areas={}, judged=None,
+                    whatever=Whatever(0, 0, 0), verdicts=[Verdict("not decided", ("nothing",))] * len(one.verdicts),
+                    evidence=[replace(e, held_out=0, p_value=np.nan, closest=np.nan) for e in one.evidence],
+                )
+                for one, name in zip(found.checkpoints, ("raw", "average"), strict=False)
+            ),
+            thumbnails=None,
+        )  # fmt: skip
+        page = render(little)
+        assert [advice.stop_before for advice in little.advice] == [None, None]
+        assert page.count("Nothing that was drawn from the captions was compared with the images") == 2
+        assert "Isolated images are not counted here" in page
+        assert page.count("data:image/png") == 0
 
     def test_the_command(self, folders, tmp_path, capsys, monkeypatch):
         monkeypatch.setenv("COLUMNS", "140")
