@@ -39,6 +39,7 @@ _HOME = {
     "Density": "jaxmem.spectra",
     "audit_cost": "jaxmem.audit",
     "read_audit": "jaxmem.audit",
+    "compare": "jaxmem.comparison",
     "read_prompts": "jaxmem.prompts",
     "AuditConfig": "jaxmem.config",
     "TrainingData": "jaxmem.audit.training.given",
@@ -74,6 +75,7 @@ __all__ = [
     "audit_cost",
     "batch_spectra",
     "bind",
+    "compare",
     "count_positive",
     "detectors",
     "from_matvec",
@@ -97,6 +99,7 @@ if TYPE_CHECKING:
     from jaxmem.audit.training.given import TrainingData
     from jaxmem.bridge.operator import TorchOperator
     from jaxmem.bridge.score import from_torch
+    from jaxmem.comparison import compare
     from jaxmem.config import AuditConfig
     from jaxmem.diffusion import FlowSchedule, NoiseSchedule
     from jaxmem.function_operators import from_matvec, from_scipy

@@ -16,6 +16,7 @@ import tyro
 
 from jaxmem import __version__
 from jaxmem.commands.audit import Audit, Figures, Report
+from jaxmem.commands.compare import Compare
 from jaxmem.commands.flags import in_flags, speaking_of
 from jaxmem.commands.models import Generate, Spectrum
 from jaxmem.commands.reproduce import Finetune, Mnist, PaperFigures, Toy2d, Verbatim
@@ -33,6 +34,7 @@ _COMMANDS = {
     "audit": Audit,
     "figures": Figures,
     "report": Report,
+    "compare": Compare,
 }
 
 
@@ -66,6 +68,7 @@ def _parse(arguments: Sequence[str]) -> Any:
             | Annotated[Audit, tyro.conf.subcommand("audit")]
             | Annotated[Figures, tyro.conf.subcommand("figures")]
             | Annotated[Report, tyro.conf.subcommand("report")]
+            | Annotated[Compare, tyro.conf.subcommand("compare")]
         ],
         arguments,
     )

@@ -26,6 +26,7 @@ COMMANDS = (
     ["audit"],
     ["figures"],
     ["report"],
+    ["compare"],
 )
 TINY = [
     *("--num-general-images", "60", "--num-copies", "5", "--features", "8", "16", "--num-blocks", "1", "1"),
@@ -56,7 +57,8 @@ def test_help_and_version_do_not_load_jax():
     script = (
         "import sys, jaxmem.cli as c\ntry: c.main(sys.argv[1:])\nexcept SystemExit: pass\nprint('jax' in sys.modules)"
     )
-    for arguments in (["--help"], ["--version"], ["reproduce", "mnist", "--help"], ["spectrum", "--help"]):
+    helps = ["--help"], ["reproduce", "mnist", "--help"], ["spectrum", "--help"], ["compare", "--help"]
+    for arguments in (*helps, ["--version"]):
         done = subprocess.run(
             [sys.executable, "-c", script, *arguments], env=ENVIRONMENT, capture_output=True, text=True, check=True
         )

@@ -93,7 +93,7 @@ NUMBERS = ["0 (1)", "0.002164 (10)", "-1.373e-05 (2)", "-4.678 (1)", "0.09976 (1
 @pytest.mark.parametrize("width", WIDTHS)
 def test_a_table_is_whole_at_any_width(width):
     rows = [[text, *NUMBERS] for text in (LONG, HOSTILE, WIDE, "")]
-    text = printed(lambda console: tables._print_table("Title", NAMES, rows, console, words="prompt"), width)
+    text = printed(lambda console: tables.print_table("Title", NAMES, rows, console, words="prompt"), width)
     found = squeezed(text)
     assert found.count("-1.373e-05(2)") == 4 or width >= 60, "a list has each number behind its name"
     for cell in NUMBERS:
@@ -105,7 +105,7 @@ def test_a_table_is_whole_at_any_width(width):
 
 def test_short_prompts_do_not_stretch_a_table():
     lines = printed(
-        lambda console: tables._print_table("", NAMES[:2], [["a cat", "0"]], console, words="prompt"), 200
+        lambda console: tables.print_table("", NAMES[:2], [["a cat", "0"]], console, words="prompt"), 200
     ).splitlines()
     assert max(map(cell_len, lines)) < 40
 

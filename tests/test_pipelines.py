@@ -362,7 +362,7 @@ def test_what_changes_the_numbers_changes_the_identity(tmp_path):
 
 def test_pictures_are_encoded_as_diffusers_encodes_them(made):
     """Against the encoder in float64, with diffusers' own scaling of latents written out; pixels go there and back."""
-    family, pipeline, _, model = made
+    _, pipeline, _, model = made
     pictures = np.random.default_rng(0).integers(0, 256, (2, *model.picture_size, 3)).astype(np.uint8)
     found = np.asarray(model.encode(pictures))
     assert found.shape == (2, *model.shape)

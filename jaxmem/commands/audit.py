@@ -57,14 +57,14 @@ class Audit:
 
         if self.out is None and not self.dry_run:
             raise ValueError("--out: expected a folder for the run, got none; or ask what it takes with --dry-run")
-        model, name, config = self.model, model_name(self.model), self.config
+        model, name, config = self.model, model_name(self.model, self.parts.lora), self.config
         files = [*self.prompts, *self.memorized, *self.not_memorized]
         prompts = self.prompts
         if not model:
             from jaxmem.data import verbatim_model
 
             shipped, shipped_prompts = verbatim_model()
-            name = "the small model of digits that ships with jaxmem"
+            name = model_name("the small model of digits that ships with jaxmem", self.parts.lora)
             brings_none = files or self.training.training_data is not None
             model, prompts = str(shipped), prompts if brings_none else (shipped_prompts,)
             if config.guidance is None:

@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,14 @@ def open_stable_diffusion(source: str, files: FilesConfig, parts: PartsConfig) -
     raise ValueError(f"MODEL: expected a Stable Diffusion 1 or 2 model, got {what}, which jaxmem audit takes")
 
 
-def model_name(source: str) -> str:
-    """What a model is called in a run: a hub id, or of a folder its name; where it lies stays here."""
+def model_name(source: str, lora: Sequence[str] = ()) -> str:
+    """What a model is called in a run: a hub id, or of a folder its name; of LoRA the last two names of the path.
+
+    Where files lie stays here. Training keeps checkpoints of LoRA under one name, in folders that have the step.
+    """
     path = Path(source)
-    return path.resolve().name if path.exists() else source
+    name = path.resolve().name if path.exists() else source
+    return ", ".join([name, *("LoRA " + "/".join(Path(one).absolute().parts[-2:]) for one in lora)])
 
 
 def write_page(run: Path, out: Path | None = None) -> None:

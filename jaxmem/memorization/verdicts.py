@@ -51,9 +51,7 @@ class Evidence:
 def judge(found: Evidence) -> Verdict:
     """The verdict on one training image."""
     if found.copies:
-        how = f"{found.copies} generation{'s' if found.copies > 1 else ''} return it"
-        if found.copies == 1:
-            how += "s"
+        how = f"{found.copies} generations return it" if found.copies > 1 else "1 generation returns it"
         reasons = [how + (f", calibrated ℓ2 {found.closest:.2f}" if found.closest <= COPY else "")]
         if found.similarity >= SIMILAR:
             reasons.append(f"similarity {found.similarity:.2f}")

@@ -38,7 +38,7 @@ def print_summary(directory: Path, figures: list[Path], console: Console, words:
     products = f"{metrics['num_products']:,} Jacobian products; " if metrics["num_products"] else ""
     console.print(f"\n{products}{minutes:.1f} minutes in all. Figures:")
     for path in figures:
-        _print_path(path, console)
+        print_path(path, console)
 
 
 def _print_warnings(metrics: dict[str, Any], console: Console, words: Callable[[str], str]) -> None:
@@ -60,7 +60,7 @@ def print_audit(directory: Path, console: Console, words: Callable[[str], str] =
         ]
         rows.append([row["prompt"], *numbers])
     title = "The most memorized prompts, in the order of the page: score (rank)"
-    _print_table(title, ["prompt", *shown], rows, console, words="prompt")
+    print_table(title, ["prompt", *shown], rows, console, words="prompt")
     listing, listed = view.listing, int(view.listing.listed.sum())
     if listing.level is not None:
         console.print(
@@ -83,19 +83,20 @@ def print_audit(directory: Path, console: Console, words: Callable[[str], str] =
     if training := metrics.get("training"):
         said = ", ".join(f"{number} {word}" for word, number in training["verdicts"].items())
         console.print(f"Training images: {said}. One row per image:", highlight=False)
-        _print_path(directory / "images.csv", console)
+        print_path(directory / "images.csv", console)
     console.print(
         f"{metrics['num_evaluations']:,} evaluations, {metrics['num_products']:,} products,"
         f" {metrics['wall_seconds']['total'] / 60:.1f} minutes. One row per prompt:"
     )
-    _print_path(directory / "results.csv", console)
+    print_path(directory / "results.csv", console)
 
 
-def _print_path(path: Path, console: Console) -> None:
+def print_path(path: Path, console: Console) -> None:
+    """Print where a file is."""
     console.print(f"  {visible(str(path))}", highlight=False, soft_wrap=True, markup=False)
 
 
-def _print_table(
+def print_table(
     title: str, names: Sequence[str], rows: Sequence[Sequence[str]], console: Console, words: str = ""
 ) -> None:
     """Print a table whose numbers are whole at any width; the column ``words`` has texts of others and gives way.
@@ -184,7 +185,7 @@ def _mnist(metrics: dict[str, Any], config: dict[str, Any], console: Console) ->
             ]
         )
     title = "Positive eigenvalues of the Hessian of log p_t, of 784: mean (smallest to largest)"
-    _print_table(title, names, rows, console)
+    print_table(title, names, rows, console)
     copies = metrics["memorized_are_the_training_image"]
     distance, last = metrics["nearest_train_distance"], next(iter(metrics["positive_count"]))
     first = metrics["positive_count"][last]
@@ -234,7 +235,7 @@ def _toy2d(metrics: dict[str, Any], config: dict[str, Any], console: Console) ->
         rows.append([t, *(f"{error:.1%}".rstrip("%") for error in errors)])
     medians = [100 * source["hessian_rel_error_median"] for source in (metrics, metrics["first_order"])]
     rows.append(["median 20–900", f"{medians[0]:.2f}", "", f"{medians[1]:.2f}", ""])
-    _print_table("Error of the learned Hessian, ‖learned − exact‖ / ‖exact‖, in per cent", names, rows, console)
+    print_table("Error of the learned Hessian, ‖learned − exact‖ / ‖exact‖, in per cent", names, rows, console)
     console.print(
         f"{metrics['memorized_fraction']:.1%} of {config['num_samples']:,} samples landed on the duplicated point,"
         f" which is {share:.1%} of the data. On the path to it the exact Hessian falls to −I/σ²: a sharp isolated peak;"
@@ -264,7 +265,7 @@ def _spectrum(metrics: dict[str, Any], config: dict[str, Any], console: Console)
         positive = f"{point['num_positive_ritz_values']} of {point['num_ritz_values']}"
         rows.append([str(point["image"]), words, largest, smallest, positive, f"{point['asymmetry']:.1%}"])
     names = ["image", "prompt", "largest", "smallest", "above 0", "asymmetry"]
-    _print_table(title, names, rows, console, words="prompt")
+    print_table(title, names, rows, console, words="prompt")
     exact = (
         "of the symmetric part ½(J + Jᵀ), which has at least as many positive eigenvalues as Ritz values above 0"
         if config["method"] == "lanczos"
@@ -284,7 +285,7 @@ def _verbatim(metrics: dict[str, Any], config: dict[str, Any], console: Console)
         cells = [f"{row[kind]['positive'][0]:.1f}, {row[kind]['positive_of_training_set'][0]:.1f}" for kind in kinds]
         rows.append([t, *cells, f"{metrics['auc']['audit'][f'positive-count@t{t}']['matching']['auc']:.3f}"])
     title = "Positive eigenvalues of 256: the model, and exactly the caption's training set"
-    _print_table(title, ["t", *kinds, "AUC, matching"], rows, console)
+    print_table(title, ["t", *kinds, "AUC, matching"], rows, console)
     for name, found in metrics["earliest"].items():
         times = ", ".join(f"{kind} {'never' if t is None else f't = {t}'}" for kind, t in found.items())
         console.print(f"{name}: AUC 0.95 from {times}", highlight=False)
@@ -301,4 +302,4 @@ def _finetune(metrics: dict[str, Any], config: dict[str, Any], console: Console)
         found = [metrics["returned"][way].get(str(step), {}).get(kind) for way, kind in columns]
         rows.append([str(step), *("" if share is None else f"{share:.0%}" for share in found)])
     title = "Samples that are images of the training, by steps: captions of a single image, and of many"
-    _print_table(title, ["steps", *(f"{way}, {kind}" for way, kind in columns)], rows, console)
+    print_table(title, ["steps", *(f"{way}, {kind}" for way, kind in columns)], rows, console)

@@ -118,7 +118,7 @@ class TrainingFound:
         for name, look in self.looks.items():
             means = np.stack([look.scores[groups == group].mean(0) for group in unique])
             found[name] = {
-                detector.name: evaluate(means[..., d], labels, memorized_is=detector.memorized_is)
+                detector.name: evaluate(means[..., d], labels, memorized_is=detector.memorized_is, per="prompt")
                 for d, detector in enumerate(look.detectors)
                 if not np.isnan(means[..., d]).any()
             }

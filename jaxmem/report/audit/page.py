@@ -63,10 +63,8 @@ def render(result: Any, title: str = "Memorization audit") -> str:
     view = AuditView(result)
     rows, every = _rows(view), list(range(len(view.detectors)))
     evaluation, too_few = shown_evaluation(result.metrics or {})
-    files = {name: (TEMPLATES / f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
-    page = _environment().get_template("report.html").render(
-        title=title, version=__version__, size=SIZE,
-        code={name: Markup(text) for name, text in files.items()}, hashes={n: _hash(t) for n, t in files.items()},
+    page = environment().get_template("report.html").render(
+        title=title, version=__version__, size=SIZE, **style_and_script(),
         view=view, result=result, rows=rows, summary=page_summary(view, rows, evaluation) | {"too_few": too_few},
         fewest_labels=FEWEST_LABELS, evaluation=evaluation,
         held_out=(result.metrics or {}).get("held_out", {}) if evaluation else {},
@@ -78,7 +76,18 @@ def render(result: Any, title: str = "Memorization audit") -> str:
         blocks=figures.balanced(every, BLOCK) if len(every) > len(view.leads) else [], glossary=_glossary(view),
         **template_values(result.training, result.detectors),
     )  # fmt: skip
+    return with_size(page)
+
+
+def with_size(page: str) -> str:
+    """The page with its size in place of `SIZE`."""
     return page.replace(SIZE, f"{len(page.encode()) / 1e6:.1f} MB")
+
+
+def style_and_script() -> dict[str, Any]:
+    """What the templates need of the style sheet and the script: their code and, for the policy, its hashes."""
+    files = {name: (TEMPLATES / f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
+    return {"code": {n: Markup(text) for n, text in files.items()}, "hashes": {n: _hash(t) for n, t in files.items()}}
 
 
 def _hash(text: str) -> str:
@@ -86,9 +95,10 @@ def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _environment() -> Environment:
+def environment(*folders: Path) -> Environment:
+    """What fills templates: those of these folders, then those of this page."""
     made = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=FileSystemLoader([*folders, TEMPLATES]), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
     made.filters |= {

@@ -12,7 +12,8 @@ from jaxmem.memorization.verdicts import WORDS, Word
 from jaxmem.report.audit.figures import PANELS, Drawing, drawing
 from jaxmem.report.style import GENERAL, MEMORIZED, NEUTRAL, plain
 
-_SHOWN: dict[Word, tuple[str, str]] = {
+#: Colour and marker of a verdict.
+SHOWN: dict[Word, tuple[str, str]] = {
     "reproduced": (MEMORIZED, "D"),
     "isolated": ("#CC79A7", "s"),
     "no sign": ("#009E73", "o"),
@@ -54,7 +55,7 @@ def _groups(found: TrainingFound) -> list[tuple[str, np.ndarray, str, str]]:
     held_out = np.array([record.held_out for record in found.records])
     words = np.array([verdict.word for verdict in found.verdicts] + [""] * int(held_out.sum()))
     groups = [("held out", held_out, GENERAL, "o")] if held_out.any() else []
-    groups += [(word, words == word, *_SHOWN[word]) for word in reversed(WORDS) if (words == word).any()]
+    groups += [(word, words == word, *SHOWN[word]) for word in reversed(WORDS) if (words == word).any()]
     return groups
 
 
