@@ -45,8 +45,8 @@ class FinetuneConfig:
         )
     )
     lora_checkpoints: tuple[int, ...] = (200, 400, 600, 800, 1000)
-    # Of layers 64 to 80 wide. With 16 the loss ended at 44 after 1,000 steps, with 8 and a rate of 0.005 at 47 after 800,
-    # with 8, a rate of 0.02 and batches of 24 at 53 after 1,200.
+    # Of layers 64 to 80 wide. With 16 the loss ended at 44 after 1,000 steps; with 8 and a rate of 0.005 at 47 after
+    # 800; with 8, a rate of 0.02 and batches of 24 at 53 after 1,200.
     lora_rank: int = 16
     sampling_noises: int = 2  # of each caption, to see what it returns
     sampling_seed: int = 1
