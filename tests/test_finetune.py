@@ -1,6 +1,7 @@
 """The fine-tune whose memorized images are known: its images, its two trainings, its checkpoints, what they return."""
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from conftest import optional_import
 from flax import nnx
 from killing import Stopped, stop
 from PIL import Image
+from rich.console import Console
 from safetensors.numpy import load_file
 
 import jaxmem as jm
@@ -26,6 +28,7 @@ from jaxmem.experiments.finetune import run_finetune
 from jaxmem.experiments.finetune_analysis import first_returned, shares_returned
 from jaxmem.experiments.lora import TARGETS, LoraScore, fused, initial_factors, save_lora
 from jaxmem.report.figures import draw
+from jaxmem.report.tables import print_summary
 from jaxmem.runs.directory import Run
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
 from jaxmem.stable_diffusion.text_encoder import TextEncoder
@@ -315,9 +318,15 @@ class TestRun:
         np.testing.assert_array_equal(arrays["full_own"].ravel(), owners[nearest] == captions.ravel())
         assert set(arrays["example"][0].ravel()) <= set(np.round((images + 1) * 127.5).astype(int).ravel())
 
-    def test_figures(self, finished):
-        for path in draw(finished[0] / "whole"):
+    def test_figures_and_table(self, finished):
+        figures = draw(finished[0] / "whole")
+        for path in figures:
             assert path.stat().st_size > 5000
+        shown = Console(width=120, record=True, file=io.StringIO())
+        print_summary(finished[0] / "whole", figures, shown)
+        text = shown.export_text()
+        assert text.count("single") == 1 + 3  # the title, and a column of each way
+        assert [line.split()[0] for line in text.splitlines() if line.strip().endswith("%")] == ["2", "4"]
 
     def test_a_checkpoint_of_a_kill_is_written_again(self, finished, base, mnist, monkeypatch, tmp_path):
         """A kill after the checkpoint's folder was named and before the state was saved."""

@@ -35,18 +35,20 @@ class FinetuneConfig:
     full_checkpoints: tuple[int, ...] = (50, 100, 200, 350, 500, 800)
     lora: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(
-            num_steps=2000,
+            num_steps=1000,
             batch_size=48,
-            learning_rate=5e-3,
-            warmup_steps=100,
+            learning_rate=4e-3,
+            warmup_steps=50,
             ema_decay=0.998,
             weighting="v",
             checkpoint_every=50,
             seed=1,
         )
     )
-    lora_checkpoints: tuple[int, ...] = (100, 500, 1000, 2000)
-    lora_rank: int = 8
+    lora_checkpoints: tuple[int, ...] = (200, 400, 600, 800, 1000)
+    # Of layers 64 to 80 wide. With 16 the loss ended at 44 after 1,000 steps; with 8 and a rate of 0.005 at 47 after
+    # 800; with 8, a rate of 0.02 and batches of 24 at 53 after 1,200.
+    lora_rank: int = 16
     sampling_noises: int = 2  # of each caption, to see what it returns
     sampling_seed: int = 1
     ddim_steps: int = 50
