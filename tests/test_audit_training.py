@@ -69,6 +69,15 @@ class TestLook:
                 expected = [np.square(shrink * (alpha * x_0 + sigma * one) - x_0).mean() for one in noise]
                 np.testing.assert_allclose(errors[len(SINGLE) + 1 + i], expected, rtol=1e-3, atol=1e-5)
 
+    def test_gains_are_the_logarithms_of_the_two_errors(self, audited):
+        looks = audited[0].training.looks
+        for t in looks[WITH].timesteps:
+            given, without = (looks[name].column(f"denoising-error@t{t}") for name in (WITH, WITHOUT))
+            gain = looks[WITH].column(f"denoising-gain@t{t}")
+            np.testing.assert_allclose(gain, np.log((without + 1e-12) / (given + 1e-12)), rtol=1e-5, atol=1e-5)
+            assert (gain[: len(SINGLE)] > 5).all()  # without its caption it is one of many
+            assert f"denoising-gain@t{t}" not in [detector.name for detector in looks[WITHOUT].detectors]
+
     def test_spectra_are_those_of_the_gaussian(self, audited, model):
         for name in (WITH, WITHOUT):  # without a caption the model gives varied pictures
             look = audited[0].training.looks[name]

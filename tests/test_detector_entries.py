@@ -72,7 +72,7 @@ def test_every_detector_says_what_it_is():
 
 def test_the_table_for_documentation_has_every_entry():
     rows = table()
-    assert [row["name"] for row in rows] == [*OF_SCORES, *OF_SPECTRA, "denoising-error"]
+    assert [row["name"] for row in rows] == [*OF_SCORES, *OF_SPECTRA, "denoising-error", "denoising-gain"]
     by_name = {row["name"]: row for row in rows}
     assert by_name["jeon"]["products"] == "2"
     assert by_name["jeon"]["needs"] == "products of both Hessians with the score difference at the first step"
@@ -180,7 +180,7 @@ def kept() -> Kept:
             eigenvalues=values,
             noise=noise,
             counts={},
-            errors=np.full((6, 6), np.nan),
+            errors=np.full((6, 6, 2), np.nan),
             images=rng.integers(0, 256, (6, 8, 8, 3), np.uint8),
             sampled=sampled,
             scores={name: rng.normal(size=6) for name in ("jeon", "score-evolution", "anisotropy")},

@@ -19,17 +19,18 @@ from rich.console import Console
 from safetensors.numpy import load_file
 
 import jaxmem as jm
-from jaxmem.config import FinetuneConfig, TrainingConfig
+from jaxmem.config import AuditConfig, FinetuneConfig, TrainingConfig
 from jaxmem.data.captions import captioned_digits
 from jaxmem.data.finetuning import fine_tuning_images, unseen_digits, write_images
 from jaxmem.data.mnist import Mnist
-from jaxmem.experiments import finetune, finetune_analysis, verbatim
+from jaxmem.experiments import finetune, finetune_analysis, finetune_audits, verbatim
 from jaxmem.experiments.finetune import run_finetune
 from jaxmem.experiments.finetune_analysis import first_returned, shares_returned
 from jaxmem.experiments.lora import TARGETS, LoraScore, fused, initial_factors, save_lora
 from jaxmem.report.figures import draw
 from jaxmem.report.tables import print_summary
 from jaxmem.runs.directory import Run
+from jaxmem.runs.progress import quiet, silent
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
 from jaxmem.stable_diffusion.text_encoder import TextEncoder
 from jaxmem.stable_diffusion.tokenizer import byte_tokenizer
@@ -50,6 +51,9 @@ SMALL = FinetuneConfig(
     lora_rank=2,
     sampling_noises=2,
     ddim_steps=2,
+    audit=AuditConfig(
+        noises=1, guidance=1.0, ddim_steps=2, method="lanczos", num_steps=2, timesteps=(1,), directions=0
+    ),
 )
 
 
@@ -120,8 +124,9 @@ def finished(base, mnist, tmp_path_factory):
 
 def patched(patch, base, mnist):
     patch.setattr(finetune, "load_mnist", lambda folder: mnist)
-    for module in (finetune, finetune_analysis):
+    for module in (finetune, finetune_analysis, finetune_audits):
         patch.setattr(module, "verbatim_model", lambda: (base, None))
+    patch.setattr(finetune, "audit_checkpoints", lambda *args: {})  # `TestAudits` makes them
 
 
 class TestImages:
@@ -385,3 +390,23 @@ def test_sizes_that_do_not_fit(changes, message):
             replace(FinetuneConfig(), full=TRAINING, full_checkpoints=(4,), lora=TRAINING, lora_checkpoints=(4,)),
             **changes,
         )
+
+
+class TestAudits:
+    """The audits of the checkpoints: what they are, not what they find, of so small a training."""
+
+    def test_every_checkpoint_has_an_audit_and_its_truth(self, finished, base, mnist, data, monkeypatch):
+        directory = finished[0] / "whole"
+        patched(monkeypatch, base, mnist)
+        folders = finetune.checkpoints(SMALL, directory)
+        found = finetune_audits.audit_checkpoints(SMALL, data, directory, folders, silent, quiet)
+        steps = {way: list(there) for way, there in found["checkpoints"].items()}
+        assert steps == {"full": ["2", "4"], "full-ema": ["2", "4"], "lora": ["4"]}
+        for way, there in found["checkpoints"].items():
+            for step, one in there.items():
+                assert (directory / f"audits/{way}-checkpoint-{step}/report.html").is_file()
+                assert one["verdicts"]["single"]["reproduced"]["of"] == SMALL.num_single
+                assert one["verdicts"]["many"]["no sign"]["of"] == 2 * SMALL.num_many
+                assert one["at_images"]["denoising-error@t1"]["num_positive_prompts"] == SMALL.num_single
+        assert (directory / "comparison.html").is_file()
+        assert set(found["sweeps"]) == {"full", "full-ema", "lora"}

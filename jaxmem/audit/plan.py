@@ -73,6 +73,7 @@ class Plan:
     usual_timesteps: tuple[float, ...] = ()  #: of ``sampler_timesteps``; without, they are their own places
     unit: str = ""  #: of timesteps; empty for indices of a table
     at_images: bool = False  #: points are noised images, `jaxmem.audit.training.look`, and "prompts" are these images
+    image_pairs: bool = False  #: these are denoised without their captions, too
 
     @classmethod
     def of(
@@ -224,6 +225,7 @@ class Plan:
             image_sides=image_sides,
             prediction=self.prediction,
             at_images=self.at_images,
+            image_pairs=self.image_pairs,
         )
 
     def points(self, number: int) -> np.ndarray:

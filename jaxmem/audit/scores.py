@@ -15,6 +15,7 @@ from jaxmem.detectors import (
     Detector,
     Eigenvalues,
     EpsDifferences,
+    ErrorsAt,
     HessianProducts,
     Images,
     ScorePairs,
@@ -36,7 +37,7 @@ class Kept(NamedTuple):
     images: np.ndarray | None  #: (P, h, w, 3)
     sampled: np.ndarray  #: (P,) bool
     scores: dict[str, np.ndarray]  #: (P,) of detectors whose evidence was not kept
-    errors: np.ndarray  #: (P, S) mean (x̂_0 − x_0)² at points made of images
+    errors: np.ndarray  #: (P, S, 2) mean (x̂_0 − x_0)² at points made of images, and the same without a caption
 
 
 def read_kept(run: Run, plan: Plan, detectors: Sequence[Detector]) -> Kept:
@@ -51,10 +52,12 @@ def read_kept(run: Run, plan: Plan, detectors: Sequence[Detector]) -> Kept:
     ]
     if not plan.has_pairs:
         norms = [np.full((plan.num_points, len(plan.timesteps)), np.nan)]
-    errors = np.full((plan.num_points, len(plan.timesteps)), np.nan)
+    errors = np.full((plan.num_points, len(plan.timesteps), 2), np.nan)
     for i, t in enumerate(plan.timesteps if plan.at_images else ()):
         key = partial(store.path, segment=store.segment_of(plan, t))
-        errors[:, i] = store.gather(run, plan, key, {store.error_at(t): ()})[store.error_at(t)]
+        names = [store.error_at(t), *([store.plain_error_at(t)] if plan.image_pairs else [])]
+        for place, found_errors in enumerate(store.gather(run, plan, key, dict.fromkeys(names, ())).values()):
+            errors[:, i, place] = found_errors
     k, width = len(plan.spectral_timesteps), plan.num_eigenvalues
     eigenvalues, noise = np.full((plan.num_points, k, width), np.nan), np.full((plan.num_points, k), np.nan)
     for i, t in enumerate(plan.spectral_timesteps if plan.method != "none" else ()):
@@ -193,9 +196,9 @@ def _counts(plan: Plan, kept: Kept, detector: Detector, point: int) -> CountsAt 
     return CountsAt(positive, tuple(counts["interval"]), tangent, tuple(counts["tangent_interval"]), sigma, t)
 
 
-def _error(plan: Plan, kept: Kept, detector: Detector, point: int) -> float | None:
-    error = float(kept.errors[point, _place(plan, detector)[0]])
-    return None if np.isnan(error) else error
+def _error(plan: Plan, kept: Kept, detector: Detector, point: int) -> ErrorsAt | None:
+    given, without = kept.errors[point, _place(plan, detector)[0]]
+    return None if np.isnan(given) else ErrorsAt(float(given), float(without))
 
 
 def _place(plan: Plan, detector: Detector) -> tuple[int, int, float]:

@@ -9,7 +9,8 @@ key                             arrays
 ``path-<batch>-<segment>``      ``end`` (B, *latent): x after the last step; ``x-<t>`` (B, *latent) at timesteps of
                                 spectra; of models with pairs of scores ``norms`` (B, S): ‖ε_c − ε_u‖, and in the first
                                 segment ``difference`` (B, *latent): s_c − s_u at the first step, and scores. Of noised
-                                images ``x-<t>`` and ``error-<t>`` (B,) alone
+                                images ``x-<t>``, ``error-<t>`` (B,) and, where they are denoised without captions,
+                                too, ``plain-error-<t>`` (B,)
 ``products-<batch>``            scores
 ``pairs-<batch>-<t>``           scores
 ``image-<batch>``               ``images`` (B, h, w, 3) uint8
@@ -80,6 +81,10 @@ def x_at(t: int) -> str:
 
 def error_at(t: int) -> str:
     return f"error-{t:04d}"
+
+
+def plain_error_at(t: int) -> str:
+    return f"plain-error-{t:04d}"
 
 
 def score_of(detector: str) -> str:

@@ -19,7 +19,7 @@ from jaxmem.detectors.evidence import (
     StartPairs,
     TwoPairs,
 )
-from jaxmem.detectors.evidence_at_timesteps import Counts, CountsAt, DenoisingErrors, Eigenvalues, SpectrumAt
+from jaxmem.detectors.evidence_at_timesteps import Counts, CountsAt, DenoisingErrors, Eigenvalues, ErrorsAt, SpectrumAt
 
 for _detector in (*published.DETECTORS, *spectral.DETECTORS):
     register(_detector)
@@ -31,6 +31,7 @@ __all__ = [
     "Detector",
     "Eigenvalues",
     "EpsDifferences",
+    "ErrorsAt",
     "Evidence",
     "HessianProducts",
     "Images",

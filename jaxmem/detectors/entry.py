@@ -186,7 +186,7 @@ def table() -> list[dict[str, str]]:
     """One row per registered detector, for documentation: what it is, what it needs and what that costs per point."""
     shown = Setting(
         timesteps=tuple(range(50)), sampler_timesteps=tuple(range(50)), spectral_timesteps=(281,), method="eigh",
-        num_eigenvalues=256, spectrum_products=257, noises=4, with_images=True, at_images=True,
+        num_eigenvalues=256, spectrum_products=257, noises=4, with_images=True, at_images=True, image_pairs=True,
     )  # fmt: skip
     rows = []
     for detector in registered():

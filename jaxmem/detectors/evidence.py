@@ -33,6 +33,7 @@ class Setting(NamedTuple):
     image_sides: tuple[int, int] | None = None  #: height and width, None before the first image
     prediction: str = "eps"  #: what the network predicts
     at_images: bool = False  #: whether the points are noised images that are known, not those of a sampler
+    image_pairs: bool = False  #: whether these are denoised without their captions, too
 
     @property
     def scores_per_step(self) -> int:

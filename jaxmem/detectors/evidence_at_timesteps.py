@@ -5,7 +5,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from jaxmem.detectors.evidence import Cost, Evidence, Setting
+from jaxmem.detectors.evidence import UNPAIRED, Cost, Evidence, Setting
 
 
 @dataclass(frozen=True)
@@ -68,22 +68,34 @@ class Counts(Evidence):
 
 @dataclass(frozen=True)
 class DenoisingErrors(Evidence):
-    """``mean (x̂_0(x_t) − x_0)²`` at each timestep, where x_0 is known: the score gets it as float64.
+    """``mean (x̂_0(x_t) − x_0)²`` at each timestep, where x_0 is known: the score gets `ErrorsAt`.
 
-    Only points made of images have it (`jaxmem.audit`, ``training``), so no detector of prompts can need it.
+    Only points made of images have it (`jaxmem.audit`, ``training``), so no detector of prompts can need it. ``pairs``:
+    it needs the error without the caption, too.
     """
 
+    pairs: bool = False
     on_trajectory: ClassVar[bool] = False
     per_timestep: ClassVar[bool] = True
 
     def missing(self, setting: Setting) -> str:
-        return "" if setting.at_images else "images to look at, got prompts alone"
+        if not setting.at_images:
+            return "images to look at, got prompts alone"
+        return "" if setting.image_pairs or not self.pairs else UNPAIRED
 
     def cost(self, setting: Setting) -> Cost:  # noqa: ARG002
-        return Cost(0, 1, 0, "denoising")
+        return Cost(0, 1 + self.pairs, 0, "denoising")
 
     def __str__(self) -> str:
-        return "the error of denoising an image at each timestep"
+        both = ", with its caption and without," if self.pairs else ""
+        return f"the error of denoising an image{both} at each timestep"
+
+
+class ErrorsAt(NamedTuple):
+    """Errors of denoising one image at one timestep, ``mean (x̂_0(x_t) − x_0)²``."""
+
+    given: float  #: with the condition of the look
+    without: float  #: without a caption; NaN where that is not there
 
 
 class CountsAt(NamedTuple):

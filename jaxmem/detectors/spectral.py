@@ -1,10 +1,13 @@
 """Detectors at one timestep: counts and sums of the eigenvalues of the conditional Hessian; the error of denoising."""
 
+import math
+
 from jaxmem.detectors.entry import Detector
 from jaxmem.detectors.evidence import Setting
-from jaxmem.detectors.evidence_at_timesteps import Counts, DenoisingErrors, Eigenvalues, SpectrumAt
+from jaxmem.detectors.evidence_at_timesteps import Counts, DenoisingErrors, Eigenvalues, ErrorsAt, SpectrumAt
 from jaxmem.memorization.sharpness import negative_trace_of_cube, sum_of_largest
 
+ROUNDING = 1e-12  #: squared error of denoising that float32 makes of samples of unit size
 MOST_SUMMED = 5  #: eigenvalues in the sum of the largest: the first trial's choice
 _JEON = "Jeon et al., ICML 2025"
 
@@ -16,6 +19,10 @@ def _number_summed(setting: Setting) -> dict[str, int]:
 def _sum_of_largest(spectrum: SpectrumAt, k: int) -> float:
     values = spectrum.eigenvalues
     return float(sum_of_largest(values, k)) if len(values) >= k else float("nan")
+
+
+def _gain(errors: ErrorsAt) -> float:
+    return math.log((errors.without + ROUNDING) / (errors.given + ROUNDING))
 
 
 DETECTORS = (
@@ -98,6 +105,15 @@ DETECTORS = (
         source="the loss threshold of membership inference: Yeom et al., CSF 2018; Matsumoto et al., 2023",
         memorized_is="low",
         needs=DenoisingErrors(),
-        score=float,
+        score=lambda errors: errors.given,
+    ),
+    Detector(
+        name="denoising-gain",
+        title="Gain of the caption in denoising",
+        formula="log(error of denoising without the caption / error with it)",
+        source="this library",
+        memorized_is="high",
+        needs=DenoisingErrors(pairs=True),
+        score=_gain,
     ),
 )

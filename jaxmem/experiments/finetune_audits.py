@@ -47,7 +47,7 @@ def audit_checkpoints(
     others = read_training_images(_listing(data, folder, trained=False, number=config.held_out_looked_at))
     training = TrainingData(images, others, image_timesteps=config.audit.timesteps, image_noises=config.audit.noises)
     metrics: dict[str, Any] = {}
-    runs = []
+    runs, series = [], []
     for way, folders in checkpoints.items():
         metrics[way] = {}
         for step, network in folders.items():
@@ -60,7 +60,8 @@ def audit_checkpoints(
             found.write_page(run / "report.html")
             metrics[way][str(step)] = against_truth(found, data)
             runs.append(run)
-    comparison = compare(runs)
+            series.append(way)
+    comparison = compare(runs, series=series)
     comparison.to_csv(folder / "comparison.csv")
     comparison.write_page(folder / "comparison.html")
     return {"checkpoints": metrics, "sweeps": {way: _sweep(comparison, way) for way in checkpoints}}
@@ -130,10 +131,9 @@ def _first_of_groups(training: TrainingFound) -> np.ndarray:
 
 def _sweep(comparison: Comparison, way: str) -> dict[str, Any]:
     """Of one way of training: by step the images that were reproduced, and what is advised."""
-    name = next(series for series in comparison.series if series.startswith(f"{way}-checkpoint"))
-    advice = next(one for one in comparison.advice if one.series == name)
+    advice = next(one for one in comparison.advice if one.series == way)
     return {
-        "first_reproduced": dict(zip(comparison.images, comparison.first("reproduced", name), strict=True)),
+        "first_reproduced": dict(zip(comparison.images, comparison.first("reproduced", way), strict=True)),
         "advice": advice._asdict(),
     }
 

@@ -19,7 +19,13 @@ from jaxmem.memorization.verdicts import WORDS, Evidence, Verdict, copies, judge
 from jaxmem.prompts import Prompt
 from jaxmem.runs.directory import Run
 
-LEADS = ("tangent-count", "largest-sum", "trace", "denoising-error")  #: statistics that an image's p-value is made of
+LEADS = (
+    "tangent-count",
+    "largest-sum",
+    "trace",
+    "denoising-error",
+    "denoising-gain",
+)  #: statistics that an image's p-value is made of
 WHATEVER = 0.5  #: share of the generations without a caption that return images, from which the prompt does not matter
 
 

@@ -39,7 +39,9 @@ class Looks(NamedTuple):
         """Count the work of both."""
         each = [
             Load(
-                plan.num_points * len(plan.timesteps) * (1 + (plan.method != "none") + (plan.count_budget is not None)),
+                plan.num_points
+                * len(plan.timesteps)
+                * (1 + plan.image_pairs + (plan.method != "none") + (plan.count_budget is not None)),
                 plan.num_points * len(plan.timesteps) * (plan.products_per_spectrum + plan.products_per_count),
             )
             for plan in (work.plan for work in self.works.values())
@@ -68,16 +70,15 @@ def settle(work: Work, entries: Sequence[Detector], pictures: Pictures) -> Looks
         raise ValueError(f"training: {str(error).removeprefix('prompts: ')}") from None
     shared: dict[str, Any] = dict(
         run=None,
-        plan=plan,
         conditions=conditions,
         noise=starting_noise(work.seed, plan.noises, model.shape),
         texts=[pictures.records[i].name for i in pictures.looked],
-        detectors=columns(entries, plan.setting()),
     )
-    works = {
-        name: replace(work, **shared, condition_of=which, progress=_named(work.progress, name))
-        for name, which in chosen.items()
-    }
+    works = {}
+    for name, which in chosen.items():
+        paired = replace(plan, image_pairs=name == WITH and model.has_pairs)
+        own: dict[str, Any] = dict(plan=paired, detectors=columns(entries, paired.setting()), condition_of=which)
+        works[name] = replace(work, **shared, **own, progress=_named(work.progress, name))
     return Looks(works, pictures)
 
 
@@ -166,18 +167,27 @@ def run_noised(work: Work, clean: np.ndarray, memory: int) -> None:
             key = store.path(number, index)
             if work.run.done(key):
                 continue
-            with work.unit(key, "denoising", evaluations=len(points) * len(steps), memory=memory):
+            evaluations = len(points) * len(steps) * (1 + plan.image_pairs)
+            with work.unit(key, "denoising", evaluations=evaluations, memory=memory):
                 x_0, cond, arrays = clean[filled // plan.noises], work.cond(filled), {}
                 for t in (plan.timesteps[step] for step in steps):
                     alpha, sigma = np.float32(schedule.alpha[t]), np.float32(schedule.sigma[t])
                     x = alpha * x_0 + sigma * work.first(filled)
                     score = np.asarray(work.scores(x, t, cond))
                     work.check(score[: len(points)], points, t)
-                    error = np.square(posterior_mean(x, score, alpha, sigma) - x_0.astype(np.float64))
                     arrays[store.x_at(t)] = x[: len(points)]
-                    arrays[store.error_at(t)] = error.reshape(len(x), -1).mean(1)[: len(points)]
+                    arrays[store.error_at(t)] = _error(x, score, x_0, alpha, sigma)[: len(points)]
+                    if plan.image_pairs:
+                        plain = np.asarray(work.scores(x, t, work.uncond(plan.batch)))
+                        work.check(plain[: len(points)], points, t)
+                        arrays[store.plain_error_at(t)] = _error(x, plain, x_0, alpha, sigma)[: len(points)]
                 work.run.save(key, **arrays)
     work.progress("denoise images", plan.num_points, plan.num_points)
+
+
+def _error(x: np.ndarray, score: np.ndarray, x_0: np.ndarray, alpha: Any, sigma: Any) -> np.ndarray:
+    squares = np.square(posterior_mean(x, score, alpha, sigma) - x_0.astype(np.float64))
+    return np.asarray(squares.reshape(len(x), -1).mean(1))
 
 
 def posterior_mean(x: np.ndarray, score: np.ndarray, alpha: Any, sigma: Any) -> np.ndarray:
