@@ -65,3 +65,8 @@ def signal_when(
 def recorded(rows: Path, count: int, what: bytes = b"\n") -> Callable[[], bool]:
     """The condition that ``what`` is at least ``count`` times in a file: lines by default."""
     return lambda: rows.exists() and rows.read_bytes().count(what) >= count
+
+
+def recorded_within(folder: Path, count: int) -> Callable[[], bool]:
+    """The condition that a run and those within its folder have at least ``count`` units together."""
+    return lambda: sum(rows.read_bytes().count(b"\n") for rows in folder.glob("**/results-0.jsonl")) >= count

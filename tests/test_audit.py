@@ -14,6 +14,7 @@ import sys
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 
+import album
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +22,7 @@ import pytest
 import tiny_diffusion as tiny
 from conftest import command_environment, optional_import, with_xla_flags
 from flax import nnx
-from killing import Stopped, recorded, signal_when
+from killing import Stopped, recorded_within, signal_when
 from rich.console import Console
 
 import jaxmem as jm
@@ -30,6 +31,7 @@ from jaxmem.audit import audit, audit_cost, engine, read_audit, read_results, st
 from jaxmem.audit.cost import count_disk_bytes
 from jaxmem.audit.plan import ModelFacts, Plan
 from jaxmem.audit.scale import UsualScale
+from jaxmem.audit.training.records import WITH, WITHOUT
 from jaxmem.config import AuditConfig
 from jaxmem.data import verbatim_model
 from jaxmem.prompts import Prompt
@@ -833,7 +835,7 @@ def killing(folder, tmp_path_factory):
 def kill_when(arguments, environment, out, count, after=0.0):
     """Start, and kill with -9 once so many units are recorded; whether it was in time."""
     process = subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    signal_when(process, recorded(out / "results-0.jsonl", count), after=after)
+    signal_when(process, recorded_within(out, count), after=after)
     _, errors = process.communicate(timeout=60)
     assert process.returncode in (0, -signal.SIGKILL), errors
     return process.returncode == -signal.SIGKILL
@@ -865,10 +867,17 @@ def test_two_devices_find_what_one_finds(folder, killing, tmp_path):
 
 
 @pytest.mark.slow
-def test_twenty_kills_at_random_moments(folder, killing, tmp_path):
+@pytest.mark.parametrize("of", ["prompts", "training images"])
+def test_twenty_kills_at_random_moments(folder, killing, tmp_path, of):
     """Each at a number of further units and a fraction of a second later; started again until twenty have hit."""
     place, environment = killing
-    budget = ("--method", "lanczos", "--count-budget", "40")
+    budget = ["--method", "lanczos", "--count-budget", "40"]
+    if of == "training images":
+        for name, number in (("images", 3), ("held-out", 2)):
+            pictures = np.random.default_rng(number).integers(0, 256, (number, 40, 30, 3)).astype(np.uint8)
+            album.write_folder(tmp_path / name, pictures, ["a cat", "a dog", "a tree"][:number])
+        budget += ["--training-data", str(tmp_path / "images"), "--held-out", str(tmp_path / "held-out")]
+        budget += ["--image-timesteps", "914", "--image-noises", "1", "--neutral", "1"]
     whole = tmp_path / "whole"
     subprocess.run(command(folder, place / "p.csv", whole, *budget), env=environment, capture_output=True, check=True)
     seed = random.randrange(2**32)
@@ -878,7 +887,7 @@ def test_twenty_kills_at_random_moments(folder, killing, tmp_path):
         number += 1
         out = tmp_path / f"run-{number}"
         arguments = command(folder, place / "p.csv", out, *budget)
-        total = len(Run.read(whole).rows())
+        total = sum(len(Run.read(path.parent).rows()) for path in whole.glob("**/manifest.json"))
         done = 0
         while True:
             done += rng.randint(0, total // 3)
@@ -886,3 +895,10 @@ def test_twenty_kills_at_random_moments(folder, killing, tmp_path):
                 break
             hits += 1
         same(whole, out)
+        if of == "training images":
+            assert (whole / "images.csv").read_bytes() == (out / "images.csv").read_bytes()
+            for name in (WITH, WITHOUT):
+                one, two = (path / "at-images" / name / "arrays" for path in (whole, out))
+                assert {path.name: path.read_bytes() for path in one.iterdir()} == {
+                    path.name: path.read_bytes() for path in two.iterdir()
+                }

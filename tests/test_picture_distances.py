@@ -170,6 +170,19 @@ def test_a_group_counts_by_its_nearest_member():
     np.testing.assert_allclose(found.calibrated, calibrated_l2(x, y, num_neighbours=30), rtol=1e-5)
 
 
+def test_other_images_are_neighbours_and_never_the_nearest():
+    training, others, generated = drawn(4, 16, 15), drawn(20, 16, 16), drawn(3, 16, 17)
+    found = nearest_images(generated, training, np.array([0, 1, 2, 2]), others)
+    away = np.array([[rms(a, b) for b in training] for a in generated])
+    beyond = np.array([[rms(a, b) for b in others] for a in generated])
+    np.testing.assert_array_equal(found.index, away.argmin(1))
+    for i in range(3):  # of the group of two the nearest one counts, or else its first
+        kept = away[i, [0, 1, 3 if away[i].argmin() == 3 else 2]]
+        expected = away[i].min() / (0.5 * np.concatenate([kept, beyond[i]]).mean())
+        np.testing.assert_allclose(found.calibrated[i], expected, rtol=1e-5)
+    assert np.isnan(nearest_images(generated, training, np.array([0, 1, 2, 2])).calibrated).all()
+
+
 def test_few_groups_have_no_calibrated_distance_and_fewer_than_fifty_take_all():
     training, generated = drawn(10, 16, 13), drawn(3, 16, 14)
     found = nearest_images(generated, training, np.arange(10))

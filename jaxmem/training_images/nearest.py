@@ -29,6 +29,7 @@ def nearest_images(
     generated: UInt8[np.ndarray, "g h w 3"],
     training: UInt8[np.ndarray, "n h w 3"],
     groups: Int[np.ndarray, " n"],
+    others: UInt8[np.ndarray, "m h w 3"] | None = None,
 ) -> Nearest:
     """The nearest training image of each picture by pixels, and how near it is beside the other ones.
 
@@ -39,16 +40,17 @@ def nearest_images(
     What differs from Carlini et al. 2023, "Extracting training data from diffusion models": they calibrate images of 32
     × 32, all their pixels; here images with sides above 64 are first reduced to 64 by averages over areas. With fewer
     than 50 groups all of them are the neighbours, so that the mean is over the training set and not over what is near;
-    with fewer than 10 there is no calibrated distance. Images of one size, in pixels, are compared as they lie: a
-    shifted or mirrored copy is not near.
+    with fewer than 10, ``others`` among them, there is no calibrated distance. Images of one size, in pixels, are
+    compared as they lie: a shifted or mirrored copy is not near.
 
-    Each picture is compared with all images by differences, which keep the distance of a near copy in float32. 40 of
-    them against 10,000 images of 64 × 64 took 9 seconds and 1.4 GB on two cores that were busy with other work.
+    Each picture is compared with all images by differences, which keep the distance of a near copy in float32, twice:
+    for the nearest image, and for the neighbours.
 
     Args:
         generated: the pictures.
         training: the training images, at the same size.
         groups: the group of duplicates that each training image is in, from `jaxmem.training_images.duplicates.groups`.
+        others: more images of the same kind, all different, that are neighbours too; no model was trained on them.
 
     Raises:
         ValueError: different sizes of pictures, no training image, or not one group for each.
@@ -65,20 +67,17 @@ def nearest_images(
         )
     if not len(generated):
         return Nearest(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, np.float32))
-    first = np.sort(np.unique(groups, return_index=True)[1])  # of each group; the rest are its other members
-    rest = np.setdiff1d(np.arange(len(training)), first)
-    k = min(NEIGHBOURS, len(first)) if len(first) >= FEWEST_GROUPS else 1
     x = jnp.asarray(reduced(generated))
-    places, distances = _search(x, training[first], k)
-    index, distance = first[places[:, 0]], distances[:, 0].copy()
-    if len(rest):
-        place, away = _search(x, training[rest], 1)
-        closer = away[:, 0] < distance
-        index, distance = np.where(closer, rest[place[:, 0]], index), np.where(closer, away[:, 0], distance)
-    if len(first) < FEWEST_GROUPS:
+    places, distances = _search(x, training, 1)
+    index, distance = places[:, 0], distances[:, 0]
+    first = np.sort(np.unique(groups, return_index=True)[1])  # of each group
+    around = training[first] if others is None else np.concatenate([training[first], others])
+    if len(around) < FEWEST_GROUPS:
         return Nearest(index, distance, np.full(len(x), np.nan, np.float32))
-    # The group of the nearest image is one of the k: it takes the place that it has, or else the last one.
-    same = groups[first][places] == groups[index][:, None]
+    places, distances = _search(x, around, min(NEIGHBOURS, len(around)))
+    # The group of the nearest image is one of the neighbours: it takes the place that it has, or else the last one.
+    group = np.concatenate([groups[first], np.full(len(around) - len(first), -1)])
+    same = group[places] == groups[index][:, None]
     same[:, -1] |= ~same.any(1)
     mean = np.where(same, distance[:, None], distances).mean(1)
     calibrated = np.divide(distance, ALPHA * mean, out=np.zeros_like(distance), where=mean > 0)

@@ -31,7 +31,7 @@ def run_nearest(work: Work, pictures: Pictures) -> None:
     with work.unit(store.NEAREST, "nearest"):
         images, _ = store.gather_images(run, plan)
         assert images is not None  # `run_images` comes before
-        found = nearest_images(images, pictures.pixels[trained], pictures.group[trained])
+        found = nearest_images(images, pictures.pixels[trained], pictures.group[trained], pictures.pixels[~trained])
         similarity, similar = np.full(len(images), np.nan), np.full(len(images), -1)
         if pictures.descriptors is not None and pictures.data.descriptor is not None:
             table = pictures.data.descriptor(images) @ pictures.descriptors[trained].T
