@@ -53,7 +53,7 @@ class Audit:
     )
 
     def __call__(self) -> None:
-        from jaxmem.prompts import gather
+        from jaxmem.prompts import NO_PROMPT, gather
 
         if self.out is None and not self.dry_run:
             raise ValueError("--out: expected a folder for the run, got none; or ask what it takes with --dry-run")
@@ -88,6 +88,8 @@ class Audit:
             found = opened.prompts()[: self.limit]
             if not found:
                 raise ValueError("--prompts: expected a file of prompts, got none; one prompt per line will do")
+        elif found is None and self.limit is not None:
+            found = [*training.prompts()[: self.limit], *([NO_PROMPT] if opened.has_pairs else [])]
         if self.dry_run or self.out is None:
             say_result(f"audited model: {name}")
             audit_cost(opened, found, config, neutral=neutral, training=training, say=say_result)
