@@ -154,6 +154,11 @@ class TestPrompts:
             assert words in page
         assert write_report(extended).read_text() == page
 
+    def test_another_order_is_the_same_run(self, folder):
+        found = run(folder, FIRST[::-1])
+        assert found.prompts == FIRST
+        assert not (folder / "extension-1").exists()
+
     def test_one_after_another(self, folder, whole):
         for number in (3, 4):
             found = run(folder, [*FIRST, *ADDED][:number])
@@ -295,6 +300,14 @@ class TestRefusal:
         with pytest.raises(ValueError, match="run of the same config, got " + match):
             run(folder, prompts, replace(CONFIG, **changes))
         assert not (folder / "extension-1").exists()
+
+    def test_a_damaged_manifest(self, folder):
+        path = folder / "manifest.json"
+        manifest = json.loads(path.read_text())
+        del manifest["config"]["prompts"]
+        path.write_text(json.dumps(manifest))
+        with pytest.raises(ValueError, match=r"another one \(config\.prompts: there nothing, now \[\{"):
+            run(folder, [*FIRST, *ADDED])
 
     def test_another_model(self, folder):
         class Others(TwoKinds):

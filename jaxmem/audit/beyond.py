@@ -7,20 +7,23 @@ from jaxmem.audit.settle import Call
 
 
 def restrict(call: Call, manifest: dict[str, Any]) -> Call | None:
-    """The part of a call that an audit with this manifest has, in its order; None if the audit has more."""
-    rows, number = manifest["config"]["prompts"], manifest["plan"]["num_prompts"]
+    """The part of a call that an audit with this manifest has, in its order; None if the audit has something else."""
+    try:
+        texts, number = [row["prompt"] for row in manifest["config"]["prompts"]], manifest["plan"]["num_prompts"]
+        noises, names = manifest["config"]["noises"], manifest["detectors"]
+    except (KeyError, TypeError):  # damaged: whoever compares all fields names it
+        return None
     prompts = {one.text: one for one in [*call.prompts, *call.neutral]}
     entries = {one.name: one for one in call.entries}
-    texts, noises = [row["prompt"] for row in rows], manifest["config"]["noises"]
     audited = {one.text for one in call.prompts}
     all_there = audited.issuperset(texts[:number]) and prompts.keys() >= set(texts)
-    if not all_there or noises > call.config.noises or not entries.keys() >= set(manifest["detectors"]):
+    if not all_there or noises > call.config.noises or not entries.keys() >= set(names):
         return None
     return call._replace(
         prompts=[prompts[text] for text in texts[:number]],
         neutral=[prompts[text] for text in texts[number:]],
         config=replace(call.config, noises=noises),
-        entries=tuple(entries[name] for name in manifest["detectors"]),
+        entries=tuple(entries[name] for name in names),
         chosen=False,
     )
 

@@ -56,9 +56,9 @@ def find_begun(call: Call, order: Order, folder: Path) -> Begun | None:
     if run.manifest.get("experiment") != "audit" or not _differ(run.manifest, order):
         return None
     *earlier, newest = (read_whole(run, k).manifest for k in range(_number(run) + 1))
-    for state in (one for one in earlier if not more_than(call, one)):
+    for state in earlier:
         same = restrict(call, state)
-        if same is not None and not _differ(state, _settled(same, order)):
+        if same is not None and not more_than(call, state) and not _differ(state, _settled(same, order)):
             return Begun(run, order, ())
     base = restrict(call, newest)
     if base is None:
