@@ -141,6 +141,8 @@ class TestPrompts:
 
     def test_reference_prompts_come_and_become_audited(self, folder):
         run(folder, neutral=["varied sea", "varied sun"])
+        run(folder, [*FIRST, "varied sun"], neutral=["varied sea"])
+        assert Run.read(folder / "extension-2").rows() == []
         found = run(folder, [*FIRST, "varied sun"], neutral=["varied ice", "varied sea"])
         assert [prompt.text for prompt in found.prompts] == ["copied cat", "varied dog", "varied sun"]
         assert [prompt.text for prompt in found.reference] == ["varied sea", "varied ice"]

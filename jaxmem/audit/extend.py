@@ -58,7 +58,7 @@ def find_begun(call: Call, order: Order, folder: Path) -> Begun | None:
     *earlier, newest = (read_whole(run, k).manifest for k in range(_number(run) + 1))
     for state in earlier:
         same = restrict(call, state)
-        if same is not None and not more_than(call, state) and not _differ(state, _settled(same, order)):
+        if same is not None and next_call(call, state) is None and not _differ(state, _settled(same, order)):
             return Begun(run, order, ())
     base = restrict(call, newest)
     if base is None:
