@@ -61,7 +61,7 @@ def test_hashes_are_those_of_sha256sum(tmp_path):
 def test_a_run_continues_on_another_day_by_another_command(tmp_path, monkeypatch):
     """The manifest keeps what it said first; the page has the run's dates, and its bytes do not change."""
     monkeypatch.setattr("jaxmem.runs.origin.now", lambda: "2026-01-02T03:04:05Z")
-    monkeypatch.setattr("jaxmem.audit.engine.now", lambda: "2026-02-03T04:05:06Z")
+    monkeypatch.setattr("jaxmem.audit.stages.now", lambda: "2026-02-03T04:05:06Z")
     first = Origin(("jaxmem", "audit", "--out", "my run"), (SourceFile("memorized", "p.csv", "5f" * 32),))
     audit(TwoKinds(), PROMPTS, CONFIG, folder=tmp_path / "run", origin=first)
     manifest = Run.read(tmp_path / "run").manifest

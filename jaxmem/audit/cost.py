@@ -82,7 +82,7 @@ def prepare(work: Work, looks: Any = None) -> Prepared:
     shapes = (
         jax.ShapeDtypeStruct((plan.batch, *plan.latent_shape), jnp.float32),
         jax.ShapeDtypeStruct((plan.batch,), jnp.int32),
-        jax.eval_shape(lambda cond: cond, cond),
+        jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), cond),  # on one device
     )
     programs = compile_programs(work.score, work.model.state, *shapes, symmetric=plan.method == "lanczos")
     spectrum_bytes = _spectrum_bytes(plan, evaluation_bytes, programs)

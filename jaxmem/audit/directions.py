@@ -1,5 +1,7 @@
 """The directions in which a sample can move, as pictures: eigenvectors of the Hessian, decoded."""
 
+from collections.abc import Callable, Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,29 +19,46 @@ _DEVIATIONS = 4  # of the noise in one direction, sigma each
 
 
 def run_directions(work: Work, programs: Programs) -> None:
-    """Decode the eigenvectors of two points: smallest and largest sum of their ``_LARGEST`` largest eigenvalues.
+    """Decode the eigenvectors of the two `extreme_points`."""
+    plan, run = work.plan, work.run
+    if not plan.directions or run.done(store.DIRECTIONS):
+        return
+    t = plan.scale.judged(plan.spectral_timesteps)
+    tables = [run.load(store.spectrum(number, t), "eigenvalues")["eigenvalues"] for number in plan.batches()]
+
+    def latents(point: int) -> np.ndarray:
+        number, row = divmod(point, plan.batch)
+        return store.latents(run, plan, number, t)[row]
+
+    chosen = extreme_points(np.concatenate(tables)[: plan.num_prompts * plan.noises])
+    decode_directions(work, programs, chosen, t, latents)
+
+
+def extreme_points(values: np.ndarray) -> list[int]:
+    """Choose the points with the smallest and the largest sum of their ``_LARGEST`` largest eigenvalues."""
+    there = int((~np.isnan(values)).sum(1).min())  # fewer where a Krylov space closed early
+    sums = sum_of_largest(values, min(_LARGEST, there))
+    return [int(np.nanargmin(sums)), int(np.nanargmax(sums))]
+
+
+def decode_directions(
+    work: Work, programs: Programs, chosen: Sequence[int], t: int, latents: Callable[[int], np.ndarray]
+) -> None:
+    """Decode the eigenvectors of two points, whose x_t ``latents`` gives, and record them.
 
     x_t is moved by ``±a v``, ``a = 4 sigma``, and the posterior mean ``E[x_0 | x_t] = (x_t + sigma² s) / alpha`` is
     decoded, with the score of the prompt. Where the density is an isolated peak it does not follow the move: its
     derivative along v is ``(1 + sigma² lambda) / alpha``.
     """
     plan, run = work.plan, work.run
-    if not plan.directions or run.done(store.DIRECTIONS):
-        return
     work.progress("directions", 0, 2)
-    t = plan.scale.judged(plan.spectral_timesteps)
-    tables = [run.load(store.spectrum(number, t), "eigenvalues")["eigenvalues"] for number in plan.batches()]
-    values = np.concatenate(tables)[: plan.num_prompts * plan.noises]
-    there = int((~np.isnan(values)).sum(1).min())  # fewer where a Krylov space closed early
-    sums = sum_of_largest(values, min(_LARGEST, there))
-    chosen = [int(np.nanargmin(sums)), int(np.nanargmax(sums))]
     amplitude = _DEVIATIONS * float(work.model.schedule.sigma[t])
     products = 2 * plan.products_per_direction
     evaluations = 2 * (2 + 2 * plan.directions)
     with work.unit(store.DIRECTIONS, "directions", evaluations=evaluations, products=products) as row:
         found: list[tuple[np.ndarray, ...]] = []
         for point in chosen:
-            found.append(_decode(work, programs, point, t, amplitude))
+            found.append(_decode(work, programs, point, latents(point), t, amplitude))
             work.progress("directions", len(found), 2)
         eigenvalues, base, moved = (np.stack(arrays) for arrays in zip(*found, strict=True))
         run.save(store.DIRECTIONS, eigenvalues=eigenvalues, base=base, moved=moved)
@@ -51,11 +70,9 @@ def run_directions(work: Work, programs: Programs) -> None:
 
 
 def _decode(
-    work: Work, programs: Programs, point: int, t: int, amplitude: float
+    work: Work, programs: Programs, point: int, x: np.ndarray, t: int, amplitude: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     plan = work.plan
-    number, row = divmod(point, plan.batch)
-    x = store.latents(work.run, plan, number, t)[row]
     many = work.cond(np.full(plan.batch, point))
     operators = linearise(work, programs, np.repeat(x[None], plan.batch, 0), t, many)
     find = _exact if plan.method == "eigh" else _ritz

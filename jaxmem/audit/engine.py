@@ -1,36 +1,27 @@
 """Run an audit: settle it, say what it takes, do its stages, finish the run."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from jaxmem.audit import store
-from jaxmem.audit.cost import AuditCost, count_disk_bytes, prepare
+from jaxmem.audit.cost import AuditCost, prepare
 from jaxmem.audit.directions import run_directions
-from jaxmem.audit.generations import write_generations
-from jaxmem.audit.hessians import COUNTING, run_counts, run_products, run_spectra, run_start_pairs
-from jaxmem.audit.plan import Plan
-from jaxmem.audit.result import Audit, read_audit
-from jaxmem.audit.settle import settle
-from jaxmem.audit.summary import summary_metrics
-from jaxmem.audit.training.found import training_metrics
+from jaxmem.audit.extend import extend, find_begun, read_all
+from jaxmem.audit.result import Audit
+from jaxmem.audit.settle import Order, listen, settle
+from jaxmem.audit.stages import finish, require_count_disk, run_stages
 from jaxmem.audit.training.given import TrainingData
 from jaxmem.audit.training.look import run_looks
 from jaxmem.audit.training.nearest import run_nearest, run_records
-from jaxmem.audit.training.records import look_runs
-from jaxmem.audit.training.table import write_images
-from jaxmem.audit.trajectory import run_images, run_trajectory
+from jaxmem.audit.whole import read_whole
 from jaxmem.config import AuditConfig
 from jaxmem.detectors import Detector
 from jaxmem.model import Model
 from jaxmem.prompts import Prompt
-from jaxmem.runs.directory import Run, holds_something
-from jaxmem.runs.origin import Origin, now
+from jaxmem.runs.directory import holds_something
+from jaxmem.runs.origin import Origin
 from jaxmem.runs.progress import Progress, Say, quiet, silent
-from jaxmem.runs.stages import wall_seconds
-from jaxmem.spectra.dense import require_disk
 
 
 def audit(
@@ -54,7 +45,8 @@ def audit(
         prompts: the prompts that are audited: texts, or `Prompt` objects as `jaxmem.prompts.read_prompts` gives them;
             None for those that the model brings with it (`Model.prompts`).
         config: how; the defaults of `AuditConfig` if None.
-        folder: of the run.
+        folder: of the run. A finished run of some of these prompts, noises and detectors, and of the same settings, is
+            extended by the others; what it has comes first.
         neutral: prompts that ranks are compared with (percentiles); they are measured in the same run.
         detectors: names of registered ones and entries of your own (`jaxmem.detectors`); None for all that are
             registered and that an audit of this config has the evidence for.
@@ -76,15 +68,27 @@ def audit(
             then.
         OSError: the folder cannot be written; the same call continues.
     """
-    order = settle(model, prompts, config, neutral, detectors, training, progress, say)
-    origin = origin or Origin()
-    work, plan = order.work, order.work.plan
+    call = listen(model, prompts, config, neutral, detectors, training)
+    folder, origin = Path(folder), origin or Origin()
+    order = settle(call, progress, say)
+    begun = find_begun(call, order, folder)
+    if begun is None:
+        return _run(order, folder, origin, name, say)
+    if begun.more:
+        say(f"the run in {folder} is extended by {' and '.join(begun.more)}; what it has is kept")
+    if not begun.run.finished:
+        _run(begun.base, folder, origin, name, say)
+    return extend(call, order, begun.run, origin, name, progress, say)
+
+
+def _run(order: Order, folder: Path, origin: Origin, name: str, say: Say) -> Audit:
+    """Begin the run of an audit, or continue it, to its end."""
+    work, model = order.work, order.work.model
     # A folder that has something is looked at before the estimate takes its time, a new one is made after it.
-    run = order.open_run(folder, origin) if holds_something(Path(folder)) else None
+    run = order.open_run(folder, origin) if holds_something(folder) else None
     if run is not None and run.finished:
-        return read_audit(run, order.entries)
-    if not (Path(folder) / COUNTING).exists():  # where a count was begun its file is there
-        require_disk(count_disk_bytes(plan), Path(folder), "an exact count")
+        return read_all(run, order.entries, say)
+    require_count_disk(work.plan, folder)
     if name:
         say(f"audited model: {name}")
     prepared = prepare(work, order.looks)
@@ -99,18 +103,13 @@ def audit(
         warnings = [*model.warnings, *([contradiction] if contradiction else [])]
         with work.unit(store.FIRST_STEP, "first step") as row:
             row |= {"noise_share": prepared.noise_share, "warnings": warnings}
-    run_trajectory(work, prepared.evaluation_bytes)
-    run_products(work, prepared.programs)
-    run_start_pairs(work, prepared.evaluation_bytes)
-    run_images(work)
-    run_spectra(work, prepared.programs, prepared.spectrum_bytes)
-    run_counts(work)
+    run_stages(work, prepared)
     run_directions(work, prepared.programs)
     if order.looks is not None:
         run_records(work, order.looks.pictures)
         run_nearest(work, order.looks.pictures)
         run_looks(order.looks, work, prepared)
-    return _finish(run, plan, order.entries, name)
+    return finish(read_whole(run, 0), order.entries, name)
 
 
 def audit_cost(
@@ -128,7 +127,7 @@ def audit_cost(
     Raises:
         ValueError: as `audit`.
     """
-    order = settle(model, prompts, config, neutral, detectors, training, silent, say)
+    order = settle(listen(model, prompts, config, neutral, detectors, training), silent, say)
     prepared = prepare(order.work, order.looks)
     warning = model.contradiction(prepared.noise_share)
     cost = prepared.cost
@@ -136,40 +135,3 @@ def audit_cost(
     for line in cost.lines:
         say(line)
     return cost
-
-
-def _finish(run: Run, plan: Plan, entries: Sequence[Detector], name: str) -> Audit:
-    result = read_audit(run, entries)
-    metrics = summary_metrics(result)
-    metrics["model"] = name
-    metrics["warnings"] = list(result.warnings)
-    rows = [row for part in (run, *look_runs(run)) for row in part.rows()]
-    metrics["num_products"] = sum(row["products"] for row in rows)
-    metrics["num_evaluations"] = sum(row["evaluations"] for row in rows)
-    if result.training is not None:
-        metrics["training"] = training_metrics(result.training)
-    metrics["costs"] = result.costs
-    metrics["wall_seconds"] = wall_seconds(run)
-    metrics["finished"] = now()
-    labels = [-1 if prompt.label is None else int(prompt.label) for prompt in result.prompts]
-    points = plan.num_prompts * plan.noises
-    result.to_csv(run.directory / "results.csv")
-    if result.training is not None:
-        write_images(result.training, run.directory / "images.csv")
-    write_generations(result, run.directory, run.process)
-    run.finalise(
-        metrics,
-        {
-            "eigenvalues": result.eigenvalues.reshape(points, *result.eigenvalues.shape[2:]),
-            "noise": result.noise.reshape(points, -1),
-            "label": np.repeat(labels, plan.noises),
-            "timestep": result.spectral_timesteps,
-            "method": np.asarray(result.method),
-            "scores": result.scores.reshape(points, -1),
-            "detectors": np.asarray([detector.name for detector in result.detectors]),
-            "eps_difference": result.eps_difference.reshape(points, -1),
-            "timesteps": result.timesteps,
-            "sigma": result.sigma,
-        },
-    )
-    return replace(result, metrics=run.metrics())

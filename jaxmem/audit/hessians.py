@@ -155,7 +155,8 @@ def factorise(
 
 def start_key(work: Work, point: int, t: int) -> Any:
     """Of Krylov starts: the same for all prompts, another one for each noise and timestep."""
-    key = jax.random.fold_in(jax.random.key(work.seed), _KRYLOV_KEY + point % work.plan.noises)
+    noise = work.plan.first_noise + point % work.plan.noises
+    key = jax.random.fold_in(jax.random.key(work.seed), _KRYLOV_KEY + noise)
     return jax.random.fold_in(key, t)
 
 

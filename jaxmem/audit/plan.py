@@ -49,8 +49,8 @@ class ModelFacts(NamedTuple):
 class Plan:
     """Plain values that decide what is computed, in which order and in which batches.
 
-    Point p is prompt ``p // noises`` from starting noise ``p % noises``; the reference prompts come after the audited
-    ones. Batch b is the points ``b batch`` to ``(b + 1) batch - 1``.
+    Point p is prompt ``p // noises`` from starting noise ``first_noise + p % noises``; the reference prompts come after
+    the audited ones. Batch b is the points ``b batch`` to ``(b + 1) batch - 1``.
     """
 
     num_prompts: int
@@ -72,6 +72,7 @@ class Plan:
     has_pairs: bool = True  #: each point has a score with its prompt and one without
     usual_timesteps: tuple[float, ...] = ()  #: of ``sampler_timesteps``; without, they are their own places
     unit: str = ""  #: of timesteps; empty for indices of a table
+    first_noise: int = 0  #: number of noise 0 among those that the seed gives: others where a run is extended
     at_images: bool = False  #: points are noised images, `jaxmem.audit.training.look`, and "prompts" are these images
     image_pairs: bool = False  #: these are denoised without their captions, too
 

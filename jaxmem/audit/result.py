@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from jaxmem.audit import store
-from jaxmem.audit.plan import Plan
 from jaxmem.audit.ranking import Ranking, rank_prompts
-from jaxmem.audit.scores import compute_scores, costs, read_kept
+from jaxmem.audit.scores import compute_scores, costs
 from jaxmem.audit.summary import table_columns, write_table
 from jaxmem.audit.training.found import TrainingFound, read_training
+from jaxmem.audit.whole import Whole, merge_kept, read_whole
 from jaxmem.detectors import Detector, choose
 from jaxmem.detectors.evidence import AuditMethod
 from jaxmem.memorization.evaluation import Evaluation, evaluate_categories
@@ -150,7 +150,7 @@ class Audit:
 
 
 def read_audit(folder: str | Path | Run, detectors: Iterable[Detector] = ()) -> Audit:
-    """The results of an audit's run, also of one that is not finished.
+    """The results of an audit's run, also of one that is not finished, with its extensions that are.
 
     Images are read as a whole: 0.8 MB per point of Stable Diffusion.
 
@@ -167,10 +167,15 @@ def read_audit(folder: str | Path | Run, detectors: Iterable[Detector] = ()) -> 
             f"{run.directory}: expected the run of an audit, got {run.manifest.get('experiment')!r} as the experiment"
             f" of its manifest"
         )
-    plan = Plan.from_manifest(run.manifest.get("plan") or {})
-    prompts, truncated = _prompts(run, plan)
-    entries = _entries(run, detectors)
-    kept = read_kept(run, plan, entries)
+    return read_parts(read_whole(run), detectors)
+
+
+def read_parts(whole: Whole, detectors: Iterable[Detector] = ()) -> Audit:
+    """The results of an audit in parts, as `read_audit`."""
+    run, plan = whole.run, whole.plan
+    prompts, truncated = _prompts(whole)
+    entries = _entries(whole, detectors)
+    kept = merge_kept(whole, entries)
     found = compute_scores(plan, kept, entries)
     n, m = plan.num_prompts, plan.noises
 
@@ -191,15 +196,15 @@ def read_audit(folder: str | Path | Run, detectors: Iterable[Detector] = ()) -> 
         method=plan.method,
         images=None if kept.images is None else nested(kept.images)[:n],
         sampled=nested(kept.sampled)[:n],
-        directions=_directions(run),
-        costs=costs(plan, run, found),
+        directions=_directions(whole),
+        costs=costs(plan, run.directory, whole.costs(), found),
         metrics=run.metrics() if run.finished else None,
-        manifest=run.manifest,
+        manifest=whole.manifest,
         reference=prompts[n:],
         reference_scores=scores[n:],
         intervals={name: nested(ends)[:n] for name, ends in found.intervals.items()},
         truncated=truncated[:n],
-        training=read_training(run, plan, prompts, entries, kept.images),
+        training=read_training(whole, prompts, entries, kept.images),
         warnings=read_warnings(run),
     )
 
@@ -210,9 +215,10 @@ def read_warnings(run: Run) -> tuple[str, ...]:
     return tuple(row.get("warnings", ()))
 
 
-def _entries(run: Run, given: Iterable[Detector]) -> tuple[Detector, ...]:
-    """The entries of the detectors that a run's manifest names."""
-    names = run.manifest.get("detectors")
+def _entries(whole: Whole, given: Iterable[Detector]) -> tuple[Detector, ...]:
+    """The entries of the detectors that an audit's manifest names."""
+    run, manifest = whole.run, whole.manifest
+    names = manifest.get("detectors")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(
             f"{run.directory}: expected a list of detectors in manifest.json, got {names!r:.60}; restore it, or run the"
@@ -227,7 +233,7 @@ def _entries(run: Run, given: Iterable[Detector]) -> tuple[Detector, ...]:
             f" `jaxmem.detectors.register`, or give them to `read_audit`, whose result writes the page"
         )
     entries = choose([own.get(name) or name for name in names])
-    there = run.manifest.get("evidence") or {}
+    there = manifest.get("evidence") or {}
     for entry in entries:
         if there.get(entry.name, entry.identity) != entry.identity:
             raise ValueError(
@@ -237,10 +243,11 @@ def _entries(run: Run, given: Iterable[Detector]) -> tuple[Detector, ...]:
     return entries
 
 
-def _prompts(run: Run, plan: Plan) -> tuple[list[Prompt], list[bool]]:
+def _prompts(whole: Whole) -> tuple[list[Prompt], list[bool]]:
     """The audited prompts, then those of the reference; and whether each has too many tokens."""
+    run, plan = whole.run, whole.plan
     try:
-        rows = run.manifest["config"]["prompts"]
+        rows = whole.manifest["config"]["prompts"]
         prompts = [Prompt(row["prompt"], row["label"], row["category"]) for row in rows]
         truncated = [bool(row["truncated"]) for row in rows]
     except (KeyError, TypeError) as error:
@@ -258,19 +265,22 @@ def _prompts(run: Run, plan: Plan) -> tuple[list[Prompt], list[bool]]:
 
 def read_points(run: Run) -> np.ndarray:
     r"""The latents x_t at which spectra were taken, (N, M, K, \*latent), NaN where sampling has not come there."""
-    plan = Plan.from_manifest(run.manifest.get("plan") or {})
+    whole = read_whole(run)
+    plan = whole.plan
     x = np.full((plan.num_points, len(plan.spectral_timesteps), *plan.latent_shape), np.nan, np.float32)
-    for k, t in enumerate(plan.spectral_timesteps):
-        for batch in plan.batches():
-            if run.done(store.path(batch, store.segment_of(plan, t))):
-                x[plan.points(batch), k] = store.latents(run, plan, batch, t)
+    for part in whole.full:
+        for k, t in enumerate(plan.spectral_timesteps):
+            for batch in part.plan.batches():
+                if part.run.done(store.path(batch, store.segment_of(plan, t))):
+                    points = part.points[part.plan.points(batch)]
+                    x[points, k] = store.latents(part.run, part.plan, batch, t)
     return x.reshape(-1, plan.noises, *x.shape[1:])[: plan.num_prompts]
 
 
-def _directions(run: Run) -> Directions | None:
-    if not run.done(store.DIRECTIONS):
+def _directions(whole: Whole) -> Directions | None:
+    if whole.directions is None:
         return None
-    row = next(row for row in run.rows() if row["key"] == store.DIRECTIONS)
+    run, row = whole.directions
     return Directions(
         point=np.array(row["point"]),
         timestep=row["timestep"],

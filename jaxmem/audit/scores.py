@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,15 +76,15 @@ def read_kept(run: Run, plan: Plan, detectors: Sequence[Detector]) -> Kept:
         counts=counts,
         images=images,
         sampled=sampled,
-        scores=_read_scores(run, plan, columns(detectors, plan.setting())),
+        scores=read_scores(run, plan, detectors),
         errors=errors,
     )
 
 
-def _read_scores(run: Run, plan: Plan, chosen: Sequence[Detector]) -> dict[str, np.ndarray]:
+def read_scores(run: Run, plan: Plan, detectors: Sequence[Detector]) -> dict[str, np.ndarray]:
     """Scores that stages computed, from the units that keep them."""
     found: dict[str, np.ndarray] = {}
-    for detector in chosen:
+    for detector in columns(detectors, plan.setting()):
         key: Callable[[int], str]
         if isinstance(detector.needs, ScorePairs):
             key = partial(store.path, segment=0)
@@ -216,20 +217,29 @@ _EVIDENCE: dict[type, Callable[[Plan, Kept, Detector, int], Any]] = {
 }
 
 
-def costs(plan: Plan, run: Run, found: Scores) -> list[dict[str, Any]]:
+def costs(plan: Plan, directory: Path, recorded: Iterable[dict[str, Any]], found: Scores) -> list[dict[str, Any]]:
     """What each detector alone costs for the points that it was measured at: it shares most of it with others.
 
     ``evaluations`` (forward passes of the network) and ``products`` are counted; ``seconds`` are those of its stage and
     the evaluations before, at this run's seconds per evaluation; ``bytes`` is the largest memory of its programs
     beside the parameters, by the compiler's account.
+
+    Args:
+        plan: of the audit.
+        directory: of the audit, for messages.
+        recorded: cost rows of its runs.
+        found: its scores.
+
+    Raises:
+        ValueError: a row lacks what it should have.
     """
     stages: dict[str, dict[str, float]] = {}
-    for row in run.costs():
+    for row in recorded:
         if "key" not in row:
             continue
         if missing := {"stage", "evaluations", "seconds", "bytes"} - row.keys():
             raise ValueError(
-                f"{run.directory}: expected a stage, evaluations, seconds and bytes in costs-*.jsonl, got a line of"
+                f"{directory}: expected a stage, evaluations, seconds and bytes in costs-*.jsonl, got a line of"
                 f" {row['key']!r} without {', '.join(sorted(missing))}; delete that line"
             )
         stage = stages.setdefault(row["stage"], dict.fromkeys(("evaluations", "seconds", "bytes"), 0.0))

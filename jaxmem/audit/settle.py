@@ -1,8 +1,8 @@
 """An audit settled: its arguments checked, its prompts listed, its plan made, before its run is there."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, replace
-from functools import partial
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,46 +24,84 @@ from jaxmem.pictures import to_pictures
 from jaxmem.prompts import NO_PROMPT, Prompt, as_prompts, merge, read_prompts
 from jaxmem.runs.directory import Run
 from jaxmem.runs.functions import captured, name_of
+from jaxmem.runs.manifest import describe
 from jaxmem.runs.origin import Origin
 from jaxmem.runs.progress import Progress, Say
 
 NUM_NEUTRAL = 19  #: captions beside training images that no one gave: with them a p-value can be as small as 5 %
 
 
-class Order(NamedTuple):
+class Call(NamedTuple):
+    """What an audit is asked for, with what is meant where nothing is said."""
+
+    model: Model
+    prompts: list[Prompt]
+    neutral: list[Prompt]
+    config: AuditConfig
+    entries: tuple[Detector, ...]
+    chosen: bool  #: the detectors were named, so the audit must have the evidence of each
+    training: TrainingData | None
+
+
+@dataclass(frozen=True)
+class Order:
     """An audit that was checked and settled, before its run is there."""
 
     work: Work  #: without the run
     entries: tuple[Detector, ...]
     looks: Looks | None  #: at training images, where there are any
-    open_run: Callable[[str | Path, Origin], Run]
+    sections: dict[str, Any]  #: of the manifest, but that of the model
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """All sections of the manifest that a continued run must have."""
+        return {"model": self.work.model.identity(list(self.work.texts))} | self.sections
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """The same as JSON values, as a run compares it."""
+        return describe(self.manifest["config"], {k: v for k, v in self.manifest.items() if k != "config"})
+
+    def open_run(self, folder: str | Path, origin: Origin) -> Run:
+        """Begin the run, or continue it."""
+        return Run.open(folder, origin=origin, **self.manifest)
 
 
-def settle(
+def listen(
     model: Model,
     prompts: Iterable[str | Prompt] | None,
     config: AuditConfig | None,
     neutral: Iterable[str | Prompt],
     detectors: Iterable[str | Detector] | None,
     training: TrainingData | None,
-    progress: Progress,
-    say: Say,
-) -> Order:
-    """Check the arguments of an audit and settle what it does."""
+) -> Call:
+    """Take the arguments of an audit, and check those that depend on no other."""
     if not isinstance(model, Model):
         raise ValueError(
             f"model: expected a jaxmem.Model such as StableDiffusion.load(source) gives, got {type(model).__name__}"
         )
     require_attributes(model)
     prompts, neutral = _checked(*_listed(model, prompts, neutral, training))
-    every = [*prompts, *neutral]
-    entries = choose(detectors)
-    config = _without_needless_spectra(config or AuditConfig(), entries)
+    return Call(model, prompts, neutral, config or AuditConfig(), choose(detectors), detectors is not None, training)
+
+
+def settle(call: Call, progress: Progress, say: Say, pictures: Pictures | None = None) -> Order:
+    """Check what an audit is asked for, and settle what it does.
+
+    Args:
+        call: what is asked for.
+        progress: told of each stage.
+        say: gets what is left out.
+        pictures: the training images of the call, where they were read before.
+    """
+    model, prompts, neutral, training = call.model, call.prompts, call.neutral, call.training
+    every, entries = [*prompts, *neutral], call.entries
+    config = _without_needless_spectra(call.config, entries)
     devices = jax.local_devices()
     sampler = require_steps(model.sampler(config.ddim_steps), model.shape)
     plan = Plan.of(ModelFacts.of(model, sampler), config, len(prompts), len(neutral), len(devices))
     chosen = columns(entries, plan.setting())
-    if detectors is not None:
+    if call.chosen:
         require_evidence(entries, plan.setting()._replace(at_images=training is not None))
     elif not chosen:  # with pairs there always is a detector
         raise ValueError(
@@ -105,14 +143,10 @@ def settle(
     }
     looks = None
     if training is not None:
-        looks = settle_looks(work, entries, Pictures(training, *model.picture_size))
+        looks = settle_looks(work, entries, pictures or Pictures(training, *model.picture_size))
         timesteps = next(iter(looks.works.values())).plan.timesteps
         manifest["training"] = training.identity | {"timesteps": timesteps}
-
-    def open_run(folder: str | Path, origin: Origin) -> Run:
-        return Run.open(folder, origin=origin, model=model.identity(texts), **manifest)
-
-    return Order(work, entries, looks, open_run)
+    return Order(work, entries, looks, manifest)
 
 
 def _listed(

@@ -40,9 +40,11 @@ class Audit:
     merge_duplicates: bool = False
     """Take a prompt that comes several times once, instead of refusing it."""
     out: Path | None = None
-    """Folder of the run; an unfinished run of the same configuration in it is continued."""
+    """Folder of the run; an unfinished run of the same configuration in it is continued, a finished one is extended by
+    prompts and noises that it does not have."""
     dry_run: bool = False
-    """Say what it would take (products, hours, gigabytes; one batch is timed) and write nothing."""
+    """Say what it would take (products, hours, gigabytes; one batch is timed) and write nothing. What is there in
+    --out is not counted off."""
     device: Literal["cpu", "gpu", "tpu"] | None = None
     """What to compute on; by default JAX's choice."""
     config: Annotated[AuditConfig, tyro.conf.arg(name="")] = field(default_factory=AuditConfig)

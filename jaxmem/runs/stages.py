@@ -25,9 +25,9 @@ def save_losses(run: Run, name: str, losses: np.ndarray) -> None:
         run.save(f"{name}-{int(losses[0, 0]):06d}", losses=losses)
 
 
-def wall_seconds(run: Run) -> dict[str, float]:
-    """Seconds per stage, summed over all starts of the run."""
+def wall_seconds(*runs: Run) -> dict[str, float]:
+    """Seconds per stage, summed over all starts of the runs."""
     totals: dict[str, float] = {}
-    for row in run.costs():
+    for row in (row for run in runs for row in run.costs()):
         totals[row["stage"]] = totals.get(row["stage"], 0.0) + row["seconds"]
     return totals | {"total": sum(totals.values())}

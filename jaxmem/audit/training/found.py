@@ -11,6 +11,7 @@ from jaxmem.audit import store
 from jaxmem.audit.plan import Plan
 from jaxmem.audit.scores import compute_scores, read_kept
 from jaxmem.audit.training.records import WITH, ImageRecord, NearestImages, look_runs
+from jaxmem.audit.whole import Whole
 from jaxmem.detectors import Detector
 from jaxmem.memorization.chance import conformal_p
 from jaxmem.memorization.evaluation import Evaluation, evaluate
@@ -132,9 +133,10 @@ class TrainingFound:
 
 
 def read_training(
-    run: Run, plan: Plan, prompts: Sequence[Prompt], entries: Sequence[Detector], images: np.ndarray | None
+    whole: Whole, prompts: Sequence[Prompt], entries: Sequence[Detector], images: np.ndarray | None
 ) -> TrainingFound | None:
-    """What an audit's run has about training images; None if it was given none, or has not come so far."""
+    """What an audit has about training images; None if it was given none, or has not come so far."""
+    run, plan = whole.run, whole.plan
     if not run.manifest.get("training") or not run.done(store.TRAINING_IMAGES):
         return None
     row = next(row for row in run.rows() if row["key"] == store.TRAINING_IMAGES)
@@ -142,9 +144,8 @@ def read_training(
     shown = run.manifest["training"]["show"]
     thumbnails = run.load(store.TRAINING_IMAGES, "thumbnails")["thumbnails"] if shown else None
     looks = {there.manifest["config"]["look"]: _read_look(there, entries, records) for there in look_runs(run)}
-    nearest, copy_of = None, np.full(plan.num_points, -1)
-    if run.done(store.NEAREST):
-        nearest = NearestImages(**run.load(store.NEAREST, *NearestImages._fields))
+    nearest, copy_of = _read_nearest(whole), np.full(plan.num_points, -1)
+    if nearest is not None:
         copy_of = copies(nearest.index, nearest.calibrated, nearest.similar, nearest.similarity)
     p_values = {name: _p_values(look, records) for name, look in looks.items()}
     evidence = _evidence(records, looks, nearest, copy_of, prompts, plan.noises, p_values.get(WITH))
@@ -163,6 +164,18 @@ def training_metrics(found: TrainingFound) -> dict[str, Any]:
             look: {name: one._asdict() for name, one in rates.items()} for look, rates in found.evaluations.items()
         },
     }
+
+
+def _read_nearest(whole: Whole) -> NearestImages | None:
+    """The nearest images of the points of all parts; None if there is not one."""
+    number, parts = whole.plan.num_points, [part for part in whole.full if part.run.done(store.NEAREST)]
+    if not parts:
+        return None
+    found = {name: np.full(number, -1 if name in ("index", "similar") else np.nan) for name in NearestImages._fields}
+    for part in parts:
+        for name, array in part.run.load(store.NEAREST, *NearestImages._fields).items():
+            found[name][part.points] = array
+    return NearestImages(**found)
 
 
 def _read_look(run: Run, entries: Sequence[Detector], records: Sequence[ImageRecord]) -> LookFound:

@@ -102,12 +102,19 @@ def _time(stamp: str | None) -> str | None:
     return None if stamp is None else stamp.replace("T", " ").replace("Z", " UTC")
 
 
+def _extended(extension: dict[str, Any]) -> str | None:
+    """When an extension was begun, and by which command."""
+    origin = extension.get("origin") or {}
+    command = " ".join(map(shlex.quote, origin.get("command") or ()))
+    return ", ".join(filter(None, (_time(origin.get("begun")), command))) or None
+
+
 def highlights(result: Any) -> list[tuple[str, str]]:
     """Facts that a reader looks for first, where the run has them: name and value."""
     manifest, metrics = result.manifest, result.metrics or {}
     minutes = (metrics.get("wall_seconds") or {}).get("total")
     config, plan, versions, device = (manifest.get(name) or {} for name in ("config", "plan", "versions", "device"))
-    model, origin = manifest.get("model") or {}, manifest.get("origin") or {}
+    model, origin, extensions = (manifest.get(name) or {} for name in ("model", "origin", "extensions"))
     asked = [
         ("Begun", _time(origin.get("begun"))),
         ("Finished", _time(metrics.get("finished"))),
@@ -119,6 +126,7 @@ def highlights(result: Any) -> list[tuple[str, str]]:
             )
             for file in origin.get("files") or ()
         ),
+        *((name.replace("-", " ").capitalize(), _extended(one)) for name, one in extensions.items()),
         ("Model", metrics.get("model") or None),
         ("Model, SHA-256 of its weights", model.get("sha256")),
         ("Seed", config.get("seed")),
