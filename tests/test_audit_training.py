@@ -180,6 +180,15 @@ class TestFiles:
         assert {row["held out"] for row in rows[-NUM_HELD_OUT:]} == {"1"}
         assert float(rows[0][f"tangent-count@t150 {WITH}"]) == 0
 
+    def test_results_csv_has_the_verdict_of_each_prompt(self, audited, folder):
+        with (folder / "run/results.csv").open(newline="") as stream:
+            rows = {row["prompt"]: row for row in csv.DictReader(stream)}
+        for number, name in enumerate(SINGLE):
+            assert rows[name]["verdict"] == "returns training images"
+            assert rows[name]["reasons"] == f"2 of 2 generations return {number:03d}.png"
+        assert rows[MANY]["verdict"] == "not decided"  # no reference prompts
+        assert rows[MANY]["reasons"] == "no generation returns a training image"
+
     def test_the_manifest_names_images_by_hash_alone(self, folder):
         text = (folder / "run/manifest.json").read_text()
         assert str(folder) not in text

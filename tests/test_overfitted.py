@@ -40,24 +40,27 @@ def _overfitted(model, picture, captions):
 def test_a_model_of_one_image_is_memorized_whatever_the_prompt(tmp_path):
     model = jm.StableDiffusion.load(verbatim_model()[0])
     pictures = _digits(30)
-    captions = [f"the {colour} three" for colour in ("scarlet", "violet", "olive", "silver", "maroon", "teal", "grey")]
+    words = ("scarlet", "violet", "olive", "silver"), ("two", "three", "five", "seven", "nine")
+    captions = [f"the {colour} {digit}" for colour in words[0] for digit in words[1]]
     tuned = _overfitted(model, pictures[0], captions)
     data = jm.read_training_images(album.write_folder(tmp_path / "images", pictures[:1], captions[:1]))
     others = jm.read_training_images(album.write_folder(tmp_path / "others", pictures[1:], [captions[0]] * 29))
-    neutral = [prompt.text for prompt in jm.read_prompts(NEUTRAL_CAPTIONS)][:20]
-    prompts = [*[(text, True) for text in captions], *[(text, False) for text in neutral[:7]]]
+    neutral = [prompt.text for prompt in jm.read_prompts(NEUTRAL_CAPTIONS)][:40]
+    prompts = [*[(text, True) for text in captions], *[(text, False) for text in neutral[:20]]]
     config = jm.AuditConfig(noises=2, guidance=1.0, timesteps=(281,), directions=0)
     found = jm.audit(
         tuned,
         [Prompt(text, label) for text, label in prompts],
         config,
         folder=tmp_path / "run",
-        neutral=neutral[7:],
+        neutral=neutral[20:],
         training=jm.TrainingData(data, others, image_timesteps=(281,)),
     )
-    areas = {one.name: found[one.name].evaluation.auc for one in found.detectors if isinstance(one.needs, COMPARING)}
-    print(areas, found.training.whatever, found.training.verdicts)
-    assert max(areas.values()) < 0.75  # 14 prompts: 0.5 within its interval
+    rates = {one.name: found[one.name].evaluation for one in found.detectors if isinstance(one.needs, COMPARING)}
+    print({name: (one.auc, one.auc_interval) for name, one in rates.items()}, found.training.whatever)
+    # Six measures: each interval is of 95 %, so one of them may well miss one half.
+    assert sum(one.auc_interval[0] > 0.5 for one in rates.values()) <= 1
+    assert np.mean([one.auc for one in rates.values()]) < 0.6
     assert found.training.whatever.memorized
     assert found.training.verdicts[0].word == "reproduced"
     page = found.write_page(tmp_path / "page.html").read_text()

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxmem.audit.prompt_verdicts import prompt_verdicts
 from jaxmem.audit.ranking import Ranking
 from jaxmem.audit.tables import write_csv
 from jaxmem.memorization.evaluation import FPR_LIMITS, evaluate_categories
@@ -113,22 +114,22 @@ def write_table(table: dict[str, list[Any]], path: Path) -> Path:
     A prompt or a category that a spreadsheet would compute stands behind an apostrophe (`jaxmem.prompts.as_cell`),
     which `read_results` takes away.
     """
-    return write_csv(table, path, texts=("prompt", "category"))
+    return write_csv(table, path, texts=("prompt", "category", "verdict", "reasons"))
 
 
 def table_columns(result: "Audit") -> dict[str, list[Any]]:
     """The table of an audit, by column, in the order of its page.
 
     What is known of a prompt; ``place`` in the order, ``number`` in the list of prompts (both from 1) and ``p``, the
-    chance of so unusual a prompt among the reference ones by all measures together (`jaxmem.memorization.chance`); of
-    each detector score, rank and percentile. Of counts that were estimated there are the ends of the 95 % interval,
-    ``low`` and ``high``, too.
+    chance of so unusual a prompt among the reference ones by all measures together (`jaxmem.memorization.chance`); its
+    ``verdict`` with the ``reasons`` (`jaxmem.audit.prompt_verdicts`); of each detector score, rank and percentile. Of
+    counts that were estimated there are the ends of the 95 % interval, ``low`` and ``high``, too.
     """
     every, ranking = prompt_rows(result), result.ranking
     rows = [every[n] for n in ranking.order]
     known = ("prompt", "label", "category", "truncated")
     table = {name: [row[key] for row in rows] for name, key in zip(RESULTS_COLUMNS, known, strict=True)}
-    table |= dict(zip(STANDING_COLUMNS, _standing(ranking), strict=True))
+    table |= dict(zip(STANDING_COLUMNS, _standing(result, ranking), strict=True))
     for detector in result.detectors:
         for part, ending in (("scores", ""), ("rank", " rank"), ("percentile", " percentile")):
             table[detector.name + ending] = [row[part][detector.name] for row in rows]
@@ -144,11 +145,13 @@ def _listing(ranking: Ranking) -> dict[str, Any]:
     return listing._asdict() | {"rate": listing.rate, "by_chance": listing.by_chance}
 
 
-def _standing(ranking: Ranking) -> tuple[list[Any], list[Any], list[Any]]:
-    """Of the prompts in order: place, or None without a score; number in the list; p by chance."""
-    order = ranking.order
+def _standing(result: "Audit", ranking: Ranking) -> tuple[list[Any], ...]:
+    """Of the prompts in order: place, or None without a score; number in the list; p by chance; verdict, reasons."""
+    order, verdicts = ranking.order, prompt_verdicts(result)
+    words = [verdicts[n].word for n in order]
+    reasons = ["; ".join(verdicts[n].reasons) for n in order]
     places = [None if np.isnan(ranking.places[n]) else place for place, n in enumerate(order.tolist(), 1)]
-    return places, (order + 1).tolist(), ranking.listing.p[order].tolist()
+    return places, (order + 1).tolist(), ranking.listing.p[order].tolist(), words, reasons
 
 
 def read_results(path: str | Path) -> Any:
@@ -175,7 +178,7 @@ def read_results(path: str | Path) -> Any:
     if not file.is_file():
         raise ValueError(f"{path}: expected a finished audit with its results.csv, got no such file")
     columns = pandas.read_csv(file, nrows=0).columns
-    texts = ["prompt", "category"]
+    texts = [name for name in ("prompt", "category", "verdict", "reasons") if name in columns]
     table = pandas.read_csv(
         file,
         dtype=dict.fromkeys(texts, str),

@@ -5,7 +5,7 @@ import re
 # The beginning of what a spreadsheet takes for a formula. Full-width signs are ones in some languages.
 _FORMULA = re.compile(r"'*\s*?[=+\-@＝＋－＠\t\r\n]")
 RESULTS_COLUMNS = ("prompt", "label", "category", "truncated")  #: first ones of an audit's results.csv
-STANDING_COLUMNS = ("place", "number", "p")  #: the next ones, in files since 0.3
+STANDING_COLUMNS = ("place", "number", "p", "verdict", "reasons")  #: the next ones, in files since 0.3
 
 
 def as_cell(text: str) -> str:
