@@ -124,6 +124,10 @@ class Model(ABC):
     @property
     def picture_size(self) -> tuple[int, int]:
         """Height and width of the pictures that `decode` gives and `encode` takes; by default those of x."""
+        if len(self.shape) < 2:
+            raise ValueError(
+                f"model: expected samples of rows and columns, got shape {self.shape}; give a `picture_size`"
+            )
         return self.shape[0], self.shape[1]
 
     def encode(self, images: np.ndarray) -> Float[Array, " n *shape"]:
@@ -137,15 +141,17 @@ class Model(ABC):
         """Everything of the model that decides an audit's numbers for these prompts, as plain values for the manifest.
 
         A run continues only with a model of equal identity. By default: the SHA-256 of parameters and of conditions,
-        that of no prompt with them where there are pairs; the names of the score and of `decode`, and the SHA-256 of
-        what they carry in closures and defaults; schedule, shape and prediction. The code of a function and globals
-        that it reads are not in it: a model that changes there needs another name, or an identity of its own.
+        that of no prompt with them where there are pairs; the names of the score, `decode` and `encode`, and the
+        SHA-256 of what they carry in closures and defaults; schedule, shape and prediction. The code of a function and
+        globals that it reads are not in it: a model that changes there needs another name, or an identity of its own.
         """
         return {
             "score": name_of(self.score),
             "score_sha256": captured(self.score),
             "decode": name_of(self.decode),
             "decode_sha256": captured(self.decode),
+            "encode": name_of(self.encode),
+            "encode_sha256": captured(self.encode),
             "sha256": fingerprint(self.state),
             "conditions_sha256": fingerprint(self.conditions([*prompts, ""] if self.has_pairs else prompts)),
             "schedule": asdict(self.schedule),  # type: ignore[call-overload]  # a dataclass, as `Schedule` asks

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from album import MANY, SIDE, SINGLE, VARIANCE, Album, single_pictures, varied_pictures, write_folder
+from killing import Stopped, stop
 
 import jaxmem as jm
 from jaxmem.audit.training.given import TrainingData
@@ -123,14 +124,15 @@ class TestVerdicts:
 
     def test_a_model_that_gives_one_picture_whatever_the_prompt(self, folder, tmp_path, training):
         model = Album(single_pictures(), without=(0.0, 1.0, 0.0, 0.0))
-        found = jm.audit(model, config=CONFIG, folder=tmp_path / "run", training=training)
+        found = jm.audit(model, config=replace(CONFIG, noises=4), folder=tmp_path / "run", training=training)
         whatever = found.training.whatever
-        assert (whatever.drawn, whatever.copies, whatever.images, whatever.memorized) == (2, 2, 1, True)
+        assert (whatever.drawn, whatever.copies, whatever.images, whatever.memorized) == (4, 4, 1, True)
+        assert not whatever._replace(drawn=2, copies=2).memorized  # too few to say so
         page = (found.write_page(tmp_path / "page.html")).read_text()
         assert "Memorized whatever the class" in page
         verdict = found.training.verdicts[1]
         assert verdict.word == "reproduced"
-        assert "2 of them without its caption" in verdict.reasons
+        assert "4 of them without its caption" in verdict.reasons
 
     def test_without_held_out_images_the_rule_is_free_directions(self, model, tmp_path, folder, training):
         alone = replace(training, held_out=None)
@@ -148,7 +150,69 @@ class TestVerdicts:
         config = replace(CONFIG, steps_run=17)
         found = jm.audit(model, config=config, folder=tmp_path / "run", training=data).training
         assert {verdict.word for verdict in found.verdicts} == {"not decided"}
-        assert "5 held-out images, of which 19 are needed" in " ".join(found.verdicts[0].reasons)
+        assert "5 held-out images were looked at, and it takes 19 to tell" in " ".join(found.verdicts[0].reasons)
+
+
+class TestCompared:
+    """What training images are compared with has to be like them, and all of it has to be there."""
+
+    def test_held_out_images_without_captions_are_refused(self, model, tmp_path):
+        write_folder(tmp_path / "data", varied_pictures(4, 1), [MANY] * 4)
+        write_folder(tmp_path / "others", varied_pictures(4, 2), [MANY] * 4)
+        (tmp_path / "others/metadata.jsonl").unlink()
+        data = jm.TrainingData(*(read_training_images(tmp_path / name) for name in ("data", "others")))
+        with pytest.raises(ValueError, match=r"held_out: expected images with captions .* got 4 of 4 held-out images"):
+            jm.audit(model, config=CONFIG, folder=tmp_path / "run", training=data)
+        assert not (tmp_path / "run").exists()
+
+    def test_paraphrases_that_return_images_are_no_sign_of_any_prompt(self, training, tmp_path):
+        model = Album(single_pictures())
+        model.log_weights |= {f"the {name} one": model.log_weights[name] for name in SINGLE}
+        prompts = [f"the {name} one" for name in SINGLE]
+        found = jm.audit(model, prompts, CONFIG, folder=tmp_path / "run", training=training).training
+        assert found.whatever == (0, 0, 0)
+        assert [verdict.word for verdict in found.verdicts[:3]] == ["reproduced"] * 3
+
+    def test_ritz_values_of_a_closed_space_leave_measures_out_for_all(self, model, training, tmp_path):
+        """At one picture the Hessian is a multiple of the identity: a Krylov space closes after one step."""
+        config = replace(CONFIG, method="lanczos", num_steps=6, steps_run=17)
+        found = jm.audit(model, config=config, folder=tmp_path / "run", training=training).training
+        assert found.statistics == ("denoising-error", "denoising-gain")
+        assert [verdict.word for verdict in found.verdicts[:4]] == ["isolated"] * 4
+
+    def test_a_look_that_was_stopped_has_the_reference_that_is_done(self, model, training, tmp_path, monkeypatch):
+        from jaxmem.audit.training import look
+
+        done = look.run_spectra
+        monkeypatch.setattr(look, "run_spectra", lambda *args: stop())
+        with pytest.raises(Stopped):
+            jm.audit(model, config=CONFIG, folder=tmp_path / "run", training=training)
+        found = jm.read_audit(tmp_path / "run").training
+        assert {one.held_out for one in found.evidence} == {NUM_HELD_OUT}  # by the errors alone
+        assert found.statistics == ("denoising-error", "denoising-gain")
+        monkeypatch.setattr(look, "run_spectra", done)
+        noised = look.run_noised
+        monkeypatch.setattr(look, "run_noised", lambda *args: (noised(*args), stop()))
+        shutil.rmtree(tmp_path / "run/at-images")
+        monkeypatch.setattr(look.Plan, "batches", lambda plan: range(4 if plan.at_images else plan.num_batches))
+        with pytest.raises(Stopped):
+            jm.audit(model, config=CONFIG, folder=tmp_path / "run", training=training)
+        monkeypatch.undo()
+        found = jm.read_audit(tmp_path / "run").training
+        assert {one.held_out for one in found.evidence} == {5}  # of 20 images in four batches of 10 points
+        assert {verdict.word for verdict in found.verdicts[4:]} == {"not decided"}
+
+    def test_a_model_whose_pictures_have_another_size_says_so_before_any_work(self, training, tmp_path):
+        class Turned(Album):
+            def decode(self, x):
+                return super().decode(x)
+
+        with pytest.raises(ValueError, match="training: expected a `picture_size` of a model with a `decode`"):
+            jm.audit(Turned(single_pictures()), config=CONFIG, folder=tmp_path / "run", training=training)
+        assert not (tmp_path / "run").exists()
+
+    def test_a_limit_counts_captions(self, model, training):
+        assert [prompt.text for prompt in training.prompts(model, 2)] == [*SINGLE[:2], ""]
 
 
 class TestLimit:
@@ -209,6 +273,34 @@ class TestFiles:
 
     def test_cost_is_said_before(self, audited):
         assert any("training images" in line for line in audited[1])
+
+    def test_work_and_time_of_the_looks_are_counted(self, audited, folder):
+        files = [folder / "run/costs-0.jsonl", *(folder / "run/at-images").glob("*/costs-0.jsonl")]
+        rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+        assert audited[0].metrics["wall_seconds"]["total"] == pytest.approx(sum(row["seconds"] for row in rows))
+        assert audited[0].metrics["num_products"] == sum(row["products"] for row in rows)
+        assert len(files) == 3
+
+
+@pytest.mark.usefixtures("unchecked")
+class TestTypes:
+    @pytest.mark.parametrize(
+        ("given", "match"),
+        [
+            (dict(images="data"), "images: expected what `jaxmem.read_training_images` gives, got str"),
+            (dict(held_out="data"), "held_out: expected what .*, got str"),
+            (dict(descriptor="x.onnx"), "descriptor: expected what .*, got str"),
+            (dict(image_timesteps=301), "image_timesteps: expected a list of timesteps, got int"),
+            (dict(show="no"), "show: expected True or False, got str"),
+        ],
+    )
+    def test_another_kind_of_value_is_refused_at_once(self, training, given, match):
+        with pytest.raises(ValueError, match=match):
+            replace(training, **given)
+
+    def test_images_alone_are_no_training_data(self, model, training, tmp_path):
+        with pytest.raises(ValueError, match=r"training: expected a jaxmem\.TrainingData, got TrainingImages"):
+            jm.audit(model, config=CONFIG, folder=tmp_path / "run", training=training.images)
 
 
 class TestRefusals:

@@ -227,8 +227,8 @@ def test_a_table_of_paths_is_a_source(tmp_path):
     (tmp_path / "in" / "prompts.csv").write_bytes(rows.encode("cp1252"))
     found = read_training_images(tmp_path / "in" / "prompts.csv")
     assert [(image.name, image.captions, image.repeats) for image in found.images] == [
-        ("../away/c.png", ("three",), 1),
         ("a.png", ("ein Bär", "vier"), 2),
+        ("away/c.png", ("three",), 1),
         ("b.png", ("zwei",), 1),
     ]
     lay(tmp_path, {"in/list.json": json.dumps([{"path": "a.png", "caption": "x"}]), "in/p.tsv": "file\ttext\nb.png\ty"})

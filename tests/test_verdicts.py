@@ -9,8 +9,8 @@ from jaxmem.memorization.verdicts import COPY, FEWEST_HELD_OUT, SIMILAR, Evidenc
 
 NAN = float("nan")
 GENERAL = Evidence(
-    drawn=4, copies=0, foreign=0, comparable=True, closest=1.6, similarity=NAN, p_value=0.4, held_out=40, free=9.0,
-    at_least_free=9.0,
+    drawn=4, copies=0, foreign=0, comparable=True, closest=1.6, similarity=NAN, looked=True, p_value=0.4,
+    held_out=40, held_out_given=True, free=9.0, at_least_free=9.0,
 )  # fmt: skip
 
 
@@ -56,7 +56,12 @@ class TestJudge:
         ],
     )
     def test_isolation_without_held_out_images(self, free, at_least, word):
-        assert _word(held_out=0, p_value=NAN, free=free, at_least_free=at_least) == word
+        assert _word(held_out=0, held_out_given=False, p_value=NAN, free=free, at_least_free=at_least) == word
+
+    def test_what_was_not_looked_at_or_is_not_done_is_not_decided(self):
+        assert judge(replace(GENERAL, looked=False)).reasons == ("it is not among the images that were looked at",)
+        assert judge(replace(GENERAL, held_out=6)).word == "not decided"  # so far
+        assert judge(replace(GENERAL, p_value=NAN)).reasons == ("the look at it is not done",)
 
     def test_isolation_needs_no_generation_and_its_absence_does(self):
         assert _word(drawn=0, p_value=0.001, held_out=999) == "isolated"
@@ -73,4 +78,4 @@ def test_copies_are_by_pixels_or_by_descriptors():
     calibrated = np.array([COPY, COPY + 0.01, NAN, 0.1, NAN])
     similar = np.array([5, 6, 7, 8, -1])
     similarity = np.array([NAN, SIMILAR - 0.01, SIMILAR, 0.9, NAN])
-    assert copies(index, calibrated, similar, similarity).tolist() == [0, -1, 7, 8, -1]
+    assert copies(index, calibrated, similar, similarity).tolist() == [0, -1, 7, 3, -1]

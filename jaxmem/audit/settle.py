@@ -19,7 +19,7 @@ from jaxmem.config import AuditConfig
 from jaxmem.data import NEUTRAL_CAPTIONS
 from jaxmem.detectors import Counts, Detector, Eigenvalues, choose, columns, require_evidence
 from jaxmem.detectors.evidence import UNPAIRED
-from jaxmem.model import Model, require_attributes
+from jaxmem.model import Model, fingerprint, require_attributes
 from jaxmem.pictures import to_pictures
 from jaxmem.prompts import NO_PROMPT, Prompt, as_prompts, merge, read_prompts
 from jaxmem.runs.directory import Run
@@ -81,6 +81,8 @@ def listen(
             f"model: expected a jaxmem.Model such as StableDiffusion.load(source) gives, got {type(model).__name__}"
         )
     require_attributes(model)
+    if training is not None and not isinstance(training, TrainingData):
+        raise ValueError(f"training: expected a jaxmem.TrainingData, got {type(training).__name__}")
     prompts, neutral = _checked(*_listed(model, prompts, neutral, training))
     return Call(model, prompts, neutral, config or AuditConfig(), choose(detectors), detectors is not None, training)
 
@@ -111,6 +113,8 @@ def settle(call: Call, progress: Progress, say: Say, pictures: Pictures | None =
     if (plan.with_images or plan.directions) and type(model).decode is Model.decode:
         to_pictures(np.zeros((1, *model.shape)))
     model.check()
+    if training is not None:
+        _check_encoding(model)
     texts = [prompt.text for prompt in every]
     conditions = _conditions(model, texts, len(prompts))
     truncated = model.truncated(texts)
@@ -143,9 +147,10 @@ def settle(call: Call, progress: Progress, say: Say, pictures: Pictures | None =
     }
     looks = None
     if training is not None:
-        looks = settle_looks(work, entries, pictures or Pictures(training, *model.picture_size))
-        timesteps = next(iter(looks.works.values())).plan.timesteps
-        manifest["training"] = training.identity | {"timesteps": timesteps}
+        looks = settle_looks(work, entries, pictures or Pictures(training, model))
+        look = next(iter(looks.works.values()))
+        settled = {"timesteps": look.plan.timesteps, "captions_sha256": fingerprint(look.conditions)}
+        manifest["training"] = training.identity | settled
     return Order(work, entries, looks, manifest)
 
 
@@ -160,12 +165,26 @@ def _listed(
     if training is None:
         return model.prompts() if listed is None else listed, neutral
     if listed is None:
-        listed = training.prompts()
+        listed = training.prompts(model)
         if model.has_pairs and NO_PROMPT not in listed:
             listed.append(NO_PROMPT)
     if not neutral and model.condition == "prompt":
         neutral = [one for one in read_prompts(NEUTRAL_CAPTIONS) if one not in listed][:NUM_NEUTRAL]
     return listed, neutral
+
+
+def _check_encoding(model: Model) -> None:
+    """Refuse a model that makes no samples of pictures, before any work."""
+    kind = type(model)
+    if kind.decode is not Model.decode and kind.picture_size is Model.picture_size:
+        raise ValueError(
+            f"training: expected a `picture_size` of a model with a `decode` of its own, got {kind.__name__} without"
+        )
+    found = np.shape(model.encode(np.zeros((1, *model.picture_size, 3), np.uint8)))
+    if found != (1, *model.shape):
+        raise ValueError(
+            f"training: expected samples of shape {(1, *model.shape)} from the model's `encode`, got {found}"
+        )
 
 
 def _say_what_is_missing(truncated: list[bool], entries: Sequence[Detector], plan: Plan, say: Say) -> None:

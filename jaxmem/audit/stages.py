@@ -61,7 +61,7 @@ def finish(whole: Whole, entries: Sequence[Detector], name: str) -> Audit:
     if result.training is not None:
         metrics["training"] = training_metrics(result.training)
     metrics["costs"] = result.costs
-    metrics["wall_seconds"] = wall_seconds(*(part.run for part in whole.parts))
+    metrics["wall_seconds"] = wall_seconds(*(part.run for part in whole.parts), *look_runs(run))
     metrics["finished"] = now()
     metrics[NUMBER] = len(whole.parts) - 1
     labels = [-1 if prompt.label is None else int(prompt.label) for prompt in result.prompts]

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from jaxmem.prompts import as_cell
+from jaxmem.prompts import quoted_cell
 from jaxmem.runs.durable import write_atomically
 
 
@@ -25,8 +25,7 @@ def write_csv(table: dict[str, list[Any]], path: Path, texts: Collection[str]) -
 
     def cell(name: str, value: Any) -> str:
         if name in texts:
-            # Always quoted: a spreadsheet that splits at semicolons or tabs, too, would find formulas in the parts.
-            return '"' + as_cell(value or "").replace('"', '""') + '"'
+            return quoted_cell(value)
         if value is None or value != value:
             return ""
         return str(int(value)) if isinstance(value, bool) else repr(value)

@@ -2,7 +2,8 @@
 
 An extension is a run in ``extension-1/``, ``extension-2/`` … of the audit's folder. Its manifest is that of the audit
 as it is with this extension, and says beside it what the extension covers. It counts from when the ``metrics.json`` of
-the audit says so, which is written anew, and last, when an extension is done: until then the audit is as it was.
+the audit says so, which is written anew, and last, when an extension is done: until then the audit is read as it was,
+though tables and images of the whole may be in its folder already.
 """
 
 from collections.abc import Sequence

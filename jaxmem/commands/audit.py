@@ -55,7 +55,7 @@ class Audit:
     )
 
     def __call__(self) -> None:
-        from jaxmem.prompts import NO_PROMPT, gather
+        from jaxmem.prompts import gather
 
         if self.out is None and not self.dry_run:
             raise ValueError("--out: expected a folder for the run, got none; or ask what it takes with --dry-run")
@@ -91,7 +91,10 @@ class Audit:
             if not found:
                 raise ValueError("--prompts: expected a file of prompts, got none; one prompt per line will do")
         elif found is None and self.limit is not None:
-            found = [*training.prompts()[: self.limit], *([NO_PROMPT] if opened.has_pairs else [])]
+            found = training.prompts(opened, self.limit)
+        if self.neutral:  # a list that ships may have a prompt of the user's
+            texts = {one.text for one in (training.prompts(opened) if found is None else found)}
+            neutral = [one for one in neutral if one.text not in texts]
         if self.dry_run or self.out is None:
             say_result(f"audited model: {name}")
             audit_cost(opened, found, config, neutral=neutral, training=training, say=say_result)

@@ -1,6 +1,6 @@
 """The flags of ``jaxmem audit`` about training images."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +31,8 @@ class TrainingFlags:
     interpolation: Literal["lanczos", "bicubic", "bilinear", "box", "nearest"] = "lanczos"
     """Interpolation of the resizing; lanczos is the default of diffusers' training scripts."""
     show_training_images: bool = True
-    """Keep thumbnails of the images in the run and its page."""
+    """Keep thumbnails of the images in the run and its page. What is computed with, arrays/ and at-images/ of the run,
+    holds the images encoded in any case: keep these folders to yourself."""
 
     def read(self) -> Any:
         """The training data as `jaxmem.audit` takes it; None without any.
@@ -40,7 +41,7 @@ class TrainingFlags:
             ValueError: images that cannot be read, or flags that mean nothing without training images.
         """
         if self.training_data is None:
-            given = [name for name in ("held_out", "descriptor", "image_timesteps") if getattr(self, name)]
+            given = [one.name for one in fields(self) if getattr(self, one.name) != one.default]
             if given:
                 raise ValueError(f"{given[0]}: expected `training_data` with it, got none")
             return None

@@ -9,8 +9,8 @@ import numpy as np
 import scipy.stats
 
 from jaxmem.audit.result import read_audit
-from jaxmem.audit.training.found import LEADS, LookFound, TrainingFound, Whatever
-from jaxmem.audit.training.records import WITH, WITHOUT
+from jaxmem.audit.training.found import LookFound, TrainingFound, Whatever
+from jaxmem.audit.training.records import LEADS, WITH, WITHOUT
 from jaxmem.audit.training.table import image_columns
 from jaxmem.comparison.steps import Place
 from jaxmem.detectors import Detector

@@ -49,7 +49,7 @@ def sign(checkpoint: Checkpoint, number: int) -> Sign:
         np.array([one.p_value for one in chosen]), chosen[0].held_out if chosen else 0
     )
     beyond = probability <= CHANCE / number
-    there = True if reproduced or beyond else False if drawn else None
+    there = True if reproduced or beyond else False if drawn or standing is not None else None
     return Sign(reproduced if drawn or reproduced else None, standing, expected, probability, there)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from jaxmem.audit.whole import read_whole
 from jaxmem.runs.directory import Run
 from jaxmem.runs.identity import differences
 
@@ -27,7 +28,7 @@ def refuse_others(runs: Sequence[Run]) -> None:
             f"runs: expected audits with the same training images and captions in the same order, as in"
             f" {first.directory}, got others in {', '.join(images)}"
         )
-    wanted = _settings(first)
+    wanted = _settings(first)  # with the extensions, as results are read
     if different := [f"{run.directory} ({found})" for run in others if (found := differences(wanted, _settings(run)))]:
         raise ValueError(
             f"runs: expected audits with the same settings as {first.directory} (there), got others in"
@@ -41,7 +42,7 @@ def _images(run: Run) -> Any:
 
 def _settings(run: Run) -> dict[str, Any]:
     """Of a run what must be the same, as JSON values."""
-    manifest = run.manifest
+    manifest = read_whole(run).manifest
 
     def without(section: str, names: Sequence[str]) -> dict[str, Any]:
         return {name: value for name, value in (manifest.get(section) or {}).items() if name not in names}
@@ -50,7 +51,7 @@ def _settings(run: Run) -> dict[str, Any]:
     return {
         "config": without("config", _FREE_CONFIG),
         "plan": without("plan", _FREE_PLAN),
-        "training": without("training", ("show", "images_sha256")),
+        "training": without("training", ("show", "images_sha256", "captions_sha256")),
         "model": {name: model[name] for name in _MODEL if name in model},
         "sampler": manifest.get("sampler"),
         "detectors": manifest.get("detectors"),

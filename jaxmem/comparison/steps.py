@@ -32,7 +32,7 @@ def places(runs: Sequence[Run], steps: Sequence[int] | None, series: Sequence[st
             raise ValueError(f"{name}: expected one for each of the {len(runs)} runs, got {len(given)}")
     if steps is not None and min(steps) < 0:
         raise ValueError(f"steps: expected training steps, 0 or more, got {min(steps)}")
-    read = [_read(run, None if steps is None else steps[i]) for i, run in enumerate(runs)]
+    read = _given(runs, steps) if steps is not None else [_read(run) for run in runs]
     if nameless := [str(run.directory) for run, place in zip(runs, read, strict=True) if place is None]:
         raise ValueError(
             f"steps: expected a training step in the name of each run or of its model, such as checkpoint-500, got none"
@@ -53,13 +53,22 @@ def names_of(run: Run) -> list[str]:
     return [*([network] if network else []), *reversed(model.split(", ")), run.directory.resolve().name]
 
 
-def _read(run: Run, step: int | None) -> Place | None:
+def _given(runs: Sequence[Run], steps: Sequence[int]) -> list[Place | None]:
+    """Places of given steps: series by the first kind of name in which every run has its own step, else one series."""
+    for names in zip(*([*reversed(names_of(run))] for run in runs), strict=False):  # folders first: all have one
+        found = [_with_number(name, step) for name, step in zip(names, steps, strict=True)]
+        if all(found):
+            return list(found)
+    return [Place(step, "") for step in steps]
+
+
+def _with_number(name: str, step: int) -> Place | None:
+    spans = [one.span() for one in _NUMBER.finditer(name) if int(one[0]) == step]
+    return Place(step, _without(name, spans[0])) if spans else None
+
+
+def _read(run: Run) -> Place | None:
     names = names_of(run)
-    if step is not None:
-        for name in names:
-            if found := next((one for one in _NUMBER.finditer(name) if int(one[0]) == step), None):
-                return Place(step, _without(name, found.span()))
-        return Place(step, "")
     for name in names:
         if stepped := _STEP.search(name):
             return Place(int(stepped[1]), _without(name, stepped.span(1)))

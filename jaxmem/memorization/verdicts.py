@@ -42,8 +42,10 @@ class Evidence:
     comparable: bool  #: generations were calibrated, or described
     closest: float  #: smallest calibrated ℓ2 of the generations whose nearest training image it is; NaN: there is none
     similarity: float  #: largest similarity of a generation to it
+    looked: bool  #: it is among the images that are looked at
     p_value: float  #: of the look at the image, among held-out images
     held_out: int  #: held-out groups that it was compared with
+    held_out_given: bool  #: there are held-out images
     free: float  #: largest number of free directions at the image over noises; NaN where it was not counted
     at_least_free: float  #: the same from Ritz values, which find some of them
 
@@ -73,12 +75,17 @@ def judge(found: Evidence) -> Verdict:
 
 def _isolated(found: Evidence) -> tuple[bool | None, str]:
     """Whether the look at an image found a peak of its own, None if it cannot tell; and why."""
-    if found.held_out:
+    if not found.looked:
+        return None, "it is not among the images that were looked at"
+    if found.held_out_given:
         level = level_of(found.held_out)
         if level is None:
-            return None, f"{found.held_out} held-out images, of which {FEWEST_HELD_OUT} are needed to tell"
+            return (
+                None,
+                f"{found.held_out} held-out images were looked at, and it takes {FEWEST_HELD_OUT} to tell",
+            )
         if np.isnan(found.p_value):
-            return None, "it was not looked at"
+            return None, "the look at it is not done"
         return bool(is_beyond(found.p_value, level)), f"p = {found.p_value:.2g} among {found.held_out} held-out images"
     if not np.isnan(found.free):
         return found.free < 0.5, f"{found.free:.0f} free directions at the image"
@@ -93,7 +100,7 @@ def copies(
     similar: np.ndarray,
     similarity: np.ndarray,
 ) -> np.ndarray:
-    """(P,) the training image that each generation returns, -1 where it returns none.
+    """(P,) the training image that each generation returns, -1 where it returns none; by pixels where both say so.
 
     Args:
         index: nearest training image of each generation.
@@ -101,5 +108,5 @@ def copies(
         similar: most similar training image, by descriptors.
         similarity: how similar it is; NaN without descriptors.
     """
-    by_pixels = np.where(np.nan_to_num(calibrated, nan=np.inf) <= COPY, index, -1)
-    return np.where(np.nan_to_num(similarity, nan=-np.inf) >= SIMILAR, similar, by_pixels)
+    described = np.where(np.nan_to_num(similarity, nan=-np.inf) >= SIMILAR, similar, -1)
+    return np.where(np.nan_to_num(calibrated, nan=np.inf) <= COPY, index, described)

@@ -65,6 +65,11 @@ def groups(
     return label
 
 
+def first_of_groups(group: Int[np.ndarray, " n"]) -> Int[np.ndarray, " g"]:
+    """Where the first image of each group is, ascending."""
+    return np.sort(np.unique(group, return_index=True)[1])
+
+
 def _equal(pixels: UInt8[np.ndarray, "n h w 3"]) -> Int[np.ndarray, " n"]:
     """The groups of images with equal pixels."""
     known: dict[bytes, int] = {}

@@ -73,10 +73,9 @@ class Folder:
         return None
 
     def _name(self, file: Path) -> str:
-        try:
-            return Path(os.path.relpath(file, self.path)).as_posix()
-        except ValueError:  # on another drive
-            return file.as_posix()
+        """Path from the folder; of a file elsewhere, whose place nobody else is told, its last two names."""
+        inside = Path(os.path.abspath(self.path))
+        return (file.relative_to(inside) if file.is_relative_to(inside) else Path(*file.parts[-2:])).as_posix()
 
 
 def stem(name: str) -> str:

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from jaxmem.memorization.distances import nearest_training
 from jaxmem.training_images.area import reduced
+from jaxmem.training_images.duplicates import first_of_groups
 
 NEIGHBOURS = 50  #: of the calibrated distance, as published
 ALPHA = 0.5  #: of the calibrated distance, as published
@@ -67,11 +68,11 @@ def nearest_images(
         )
     if not len(generated):
         return Nearest(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, np.float32))
-    x = jnp.asarray(reduced(generated))
-    places, distances = _search(x, training, 1)
+    x, y = jnp.asarray(reduced(generated)), reduced(training)
+    places, distances = _search(x, y, 1)
     index, distance = places[:, 0], distances[:, 0]
-    first = np.sort(np.unique(groups, return_index=True)[1])  # of each group
-    around = training[first] if others is None else np.concatenate([training[first], others])
+    first = first_of_groups(groups)
+    around = y[first] if others is None else np.concatenate([y[first], reduced(others)])
     if len(around) < FEWEST_GROUPS:
         return Nearest(index, distance, np.full(len(x), np.nan, np.float32))
     places, distances = _search(x, around, min(NEIGHBOURS, len(around)))
@@ -85,9 +86,8 @@ def nearest_images(
 
 
 def _search(
-    x: Float[Array, "g d"], training: UInt8[np.ndarray, "n h w 3"], k: int
+    x: Float[Array, "g d"], y: Float[np.ndarray, "n d"], k: int
 ) -> tuple[Int[np.ndarray, "g k"], Float[np.ndarray, "g k"]]:
     """Places and distances of the k nearest images, these as roots of the mean over the values of an image."""
-    y = jnp.asarray(reduced(training))
-    found = nearest_training(x, y, num_neighbours=k, chunk=max(1, _MEMORY // (4 * x.shape[1])))
+    found = nearest_training(x, jnp.asarray(y), num_neighbours=k, chunk=max(1, _MEMORY // (4 * x.shape[1])))
     return np.asarray(found.indices), np.asarray(found.distances) / np.sqrt(np.float32(x.shape[1]))

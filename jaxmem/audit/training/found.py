@@ -10,7 +10,7 @@ import numpy as np
 from jaxmem.audit import store
 from jaxmem.audit.plan import Plan
 from jaxmem.audit.scores import compute_scores, read_kept
-from jaxmem.audit.training.records import WITH, ImageRecord, NearestImages, look_runs
+from jaxmem.audit.training.records import LEADS, WITH, ImageRecord, NearestImages, look_runs, with_leads
 from jaxmem.audit.whole import Whole
 from jaxmem.detectors import Detector
 from jaxmem.memorization.chance import conformal_p
@@ -20,14 +20,9 @@ from jaxmem.memorization.verdicts import WORDS, Evidence, Verdict, copies, judge
 from jaxmem.prompts import Prompt
 from jaxmem.runs.directory import Run
 
-LEADS = (
-    "tangent-count",
-    "largest-sum",
-    "trace",
-    "denoising-error",
-    "denoising-gain",
-)  #: statistics that an image's p-value is made of
-WHATEVER = 0.5  #: share of the generations without a caption that return images, from which the prompt does not matter
+#: Share of the generations without a caption that return images, from which the prompt does not matter; and how many
+#: generations it takes to say so.
+WHATEVER, FEWEST_DRAWN = 0.5, 4
 
 
 @dataclass(frozen=True)
@@ -66,16 +61,16 @@ class LookFound:
 
 
 class Whatever(NamedTuple):
-    """Generations whose prompt is none, or no caption of a training image: what is given whatever is asked for."""
+    """Generations from no prompt and from the reference prompts: what the model gives whatever it is asked for."""
 
-    drawn: int  #: generations without a caption
+    drawn: int  #: such generations
     copies: int  #: those of them that return a training image
     images: int  #: how many images they return
 
     @property
     def memorized(self) -> bool:
         """Whether the model gives training images whatever the prompt."""
-        return self.drawn > 0 and self.copies >= WHATEVER * self.drawn
+        return self.drawn >= FEWEST_DRAWN and self.copies >= WHATEVER * self.drawn
 
 
 @dataclass(frozen=True)
@@ -89,8 +84,10 @@ class TrainingFound:
     copy_of: np.ndarray  #: (P,) training image that each generation returns; -1: none
     images: np.ndarray | None  #: (P, h, w, 3) uint8, the generations, zeros where there is none yet
     prompts: list[Prompt]  #: of the generations, the reference prompts last
+    num_prompts: int  #: those that are audited; the reference prompts come after them
     noises: int  #: of each prompt
     p_values: Mapping[str, np.ndarray]  #: (T,) by look; NaN where there are no held-out images
+    statistics: tuple[str, ...]  #: what the p-values with captions are made of
     evidence: list[Evidence]  #: T
 
     @cached_property
@@ -102,7 +99,11 @@ class TrainingFound:
     def whatever(self) -> Whatever:
         """What the model gives whatever it is asked."""
         captions = {text for record in self.records if not record.held_out for text in record.captions if text}
-        foreign = np.repeat([prompt.text not in captions for prompt in self.prompts], self.noises)
+        neutral = [
+            not prompt.text or (n >= self.num_prompts and prompt.text not in captions)
+            for n, prompt in enumerate(self.prompts)
+        ]
+        foreign = np.repeat(neutral, self.noises)
         there = foreign & (np.full(len(foreign), -1) if self.nearest is None else self.nearest.index >= 0)
         returned = self.copy_of[there & (self.copy_of >= 0)]
         groups = np.array([record.group for record in self.records])
@@ -143,14 +144,27 @@ def read_training(
     records = [ImageRecord(**one | {"captions": tuple(one["captions"])}) for one in row["images"]]
     shown = run.manifest["training"]["show"]
     thumbnails = run.load(store.TRAINING_IMAGES, "thumbnails")["thumbnails"] if shown else None
-    looks = {there.manifest["config"]["look"]: _read_look(there, entries, records) for there in look_runs(run)}
+    looks = {
+        there.manifest["config"]["look"]: _read_look(there, with_leads(entries), records) for there in look_runs(run)
+    }
     nearest, copy_of = _read_nearest(whole), np.full(plan.num_points, -1)
     if nearest is not None:
         copy_of = copies(nearest.index, nearest.calibrated, nearest.similar, nearest.similarity)
-    p_values = {name: _p_values(look, records) for name, look in looks.items()}
-    evidence = _evidence(records, looks, nearest, copy_of, prompts, plan.noises, p_values.get(WITH))
+    among = {name: _among(look, records) for name, look in looks.items()}
+    evidence = _evidence(records, looks, nearest, copy_of, prompts, plan.noises, among.get(WITH))
     return TrainingFound(
-        records, thumbnails, looks, nearest, copy_of, images, list(prompts), plan.noises, p_values, evidence
+        records=records,
+        thumbnails=thumbnails,
+        looks=looks,
+        nearest=nearest,
+        copy_of=copy_of,
+        images=images,
+        prompts=list(prompts),
+        num_prompts=plan.num_prompts,
+        noises=plan.noises,
+        p_values={name: one.p for name, one in among.items()},
+        statistics=among[WITH].statistics if WITH in among else (),
+        evidence=evidence,
     )
 
 
@@ -196,14 +210,27 @@ def _read_look(run: Run, entries: Sequence[Detector], records: Sequence[ImageRec
     )
 
 
-def _p_values(look: LookFound, records: Sequence[ImageRecord]) -> np.ndarray:
-    """(T,) p-values of training images among the held-out ones, each group of those once."""
+class Among(NamedTuple):
+    """Where training images stand among held-out ones."""
+
+    p: np.ndarray  #: (T,) p-values; NaN where an image was not looked at, or there is nothing to compare it with
+    reference: int  #: held-out images whose look is done, each group of duplicates once
+    statistics: tuple[str, ...]  #: what they are compared by: the leads that every image has
+
+
+def _among(look: LookFound, records: Sequence[ImageRecord]) -> Among:
+    """p-values of training images among the held-out ones, by the leads that all images have whose look is done."""
     held_out = [i for i, record in enumerate(records) if record.held_out and record.look >= 0]
-    first_of_group = {records[i].group: i for i in reversed(held_out)}
-    chosen, means = look.leads, look.scores.mean(1)
+    means = look.scores.mean(1)
+    done = np.isfinite(means[:, look.leads]).any(1)
+    # A Krylov space that closed early has too few values for some: then nobody is compared by these.
+    chosen = [d for d in look.leads if np.isfinite(means[done, d]).all() and done.any()]
+    first_of_group = {records[i].group: i for i in reversed(held_out) if done[i]}
     trained = means[[i for i, record in enumerate(records) if not record.held_out]][:, chosen]
     ends = [look.detectors[d].memorized_is for d in chosen]
-    return conformal_p(trained, means[sorted(first_of_group.values())][:, chosen], memorized_is=ends)
+    p = conformal_p(trained, means[sorted(first_of_group.values())][:, chosen], memorized_is=ends)
+    statistics = dict.fromkeys(look.detectors[d].statistic for d in chosen)
+    return Among(p, len(first_of_group) if chosen else 0, tuple(statistics))
 
 
 def _evidence(
@@ -213,12 +240,12 @@ def _evidence(
     copy_of: np.ndarray,
     prompts: Sequence[Prompt],
     noises: int,
-    p_values: np.ndarray | None,
+    among: Among | None,
 ) -> list[Evidence]:
     """Gather by training image what its verdict is made of; what returns a duplicate of an image returns it."""
     group = np.array([record.group for record in records])
     texts = np.repeat(np.array([prompt.text for prompt in prompts], object), noises)
-    held_out = len({record.group for record in records if record.held_out and record.look >= 0})
+    given = any(record.held_out for record in records)
     look = looks.get(WITH)
     found = []
     for i, record in enumerate(records):
@@ -241,8 +268,10 @@ def _evidence(
                 comparable=comparable,
                 closest=float(np.nanmin(calibrated, initial=np.inf)) if np.isfinite(calibrated).any() else np.nan,
                 similarity=float(similarity.max()) if similarity.size else np.nan,
-                p_value=np.nan if p_values is None else float(p_values[i]),
-                held_out=held_out,
+                looked=record.look >= 0,
+                p_value=np.nan if among is None else float(among.p[i]),
+                held_out=0 if among is None else among.reference,
+                held_out_given=given,
                 free=np.nan if look is None else float(look.free[i]),
                 at_least_free=np.nan if look is None else float(look.at_least_free[i]),
             )

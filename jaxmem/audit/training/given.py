@@ -3,13 +3,13 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from jaxmem.audit.training.records import ImageRecord
 from jaxmem.config.checks import at_least, whole_in_range
+from jaxmem.model import Model
 from jaxmem.prompts import NO_PROMPT, Prompt
 from jaxmem.training_images import Descriptor, Preparation, TrainingImage, TrainingImages
 from jaxmem.training_images.duplicates import groups
@@ -33,11 +33,25 @@ class TrainingData:
     show: bool = True  #: whether the run and its page keep thumbnails of the images
 
     def __post_init__(self) -> None:
+        self._check_types()
         at_least("image_noises", self.image_noises, 1)
         if self.image_limit is not None:
             at_least("image_limit", self.image_limit, 1)
         for timestep in self.image_timesteps:
             whole_in_range("image_timesteps", timestep, 0, 1_000_000)
+
+    def _check_types(self) -> None:
+        kinds: tuple[tuple[str, Any, str], ...] = (
+            ("images", TrainingImages, "what `jaxmem.read_training_images` gives"),
+            ("held_out", TrainingImages | None, "what `jaxmem.read_training_images` gives, or None"),
+            ("preparation", Preparation, "a `jaxmem.training_images.Preparation`"),
+            ("descriptor", Descriptor | None, "what `jaxmem.training_images.load_descriptor` gives, or None"),
+            ("image_timesteps", tuple | list, "a list of timesteps"),
+            ("show", bool, "True or False"),
+        )
+        for name, kind, expected in kinds:
+            if not isinstance(value := getattr(self, name), kind):
+                raise ValueError(f"{name}: expected {expected}, got {type(value).__name__}")
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -54,15 +68,21 @@ class TrainingData:
             "show": self.show,
         }
 
-    def prompts(self) -> list[Prompt]:
-        """The captions, each once, in the order of the images: the first variant of each image."""
-        texts = dict.fromkeys(caption_of(image) for image in self.images.images)
-        return [Prompt(text) if text else NO_PROMPT for text in texts]
+    def prompts(self, model: Model, limit: int | None = None) -> list[Prompt]:
+        """The captions, each once, in the order of the images: the first variant of each image; then no prompt.
+
+        Args:
+            model: what is asked: one without a condition has no prompt but the empty one.
+            limit: of the captions.
+        """
+        captions = dict.fromkeys(caption_of(image, model) for image in self.images.images)
+        texts = [*list(captions)[:limit], *([""] if model.has_pairs else [])]
+        return [Prompt(text) if text else NO_PROMPT for text in dict.fromkeys(texts)]
 
 
-def caption_of(image: TrainingImage) -> str:
-    """The caption that an image is looked at with: its first; the empty one where it has none."""
-    return image.captions[0] if image.captions else ""
+def caption_of(image: TrainingImage, model: Model) -> str:
+    """The caption that an image is looked at with: its first; the empty one where it, or the model, has none."""
+    return image.captions[0] if image.captions and model.condition != "none" else ""
 
 
 def _digest(images: tuple[TrainingImage, ...]) -> str:
@@ -76,41 +96,35 @@ class Pictures:
     """All images, training images first, at the size of a model's pictures.
 
     Raises:
-        ValueError: a held-out image is, or nearly is, a training image.
+        ValueError: a held-out image is, or nearly is, a training image, or has no caption where those have one.
     """
 
-    def __init__(self, data: TrainingData, height: int, width: int) -> None:
+    def __init__(self, data: TrainingData, model: Model) -> None:
+        height, width = model.picture_size
         parts = [data.images, *([] if data.held_out is None else [data.held_out])]
         self.data = data
-        self.pixels = np.concatenate([part.pixels(height, width, data.preparation) for part in parts])
+        if model.condition != "none":
+            _refuse_unlike(data)
+        arrays = [part.pixels(height, width, data.preparation) for part in parts]
+        self.pixels = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+        del arrays
         self.descriptors = None if data.descriptor is None else data.descriptor(self.pixels)
         found = groups(self.pixels, descriptors=self.descriptors)
         given = [(image, place > 0) for place, part in enumerate(parts) for image in part.images]
-        self.looked, look_of = _looked(given, self.pixels, data.image_limit)
+        self.captions = [caption_of(image, model) for image, _ in given]
+        self.looked, look_of = _looked(given, self.captions, self.pixels, data.image_limit)
+        known = lambda image: () if model.condition == "none" else image.captions  # noqa: E731
         self.records = [
-            ImageRecord(image.name, image.captions, image.sha256, held_out, int(group), image.repeats, look)
+            ImageRecord(image.name, known(image), image.sha256, held_out, int(group), image.repeats, look)
             for (image, held_out), group, look in zip(given, found, look_of, strict=True)
         ]
         _refuse_trained(self.records)
-
-    @cached_property
-    def held_out(self) -> np.ndarray:
-        """(I,) bool: the model was not trained on the image."""
-        return np.array([record.held_out for record in self.records])
-
-    @cached_property
-    def group(self) -> np.ndarray:
-        """(I,) number of the group of duplicates."""
-        return np.array([record.group for record in self.records])
-
-    @cached_property
-    def captions(self) -> list[str]:
-        """Caption of each image that it is looked at with."""
-        return [record.captions[0] if record.captions else "" for record in self.records]
+        self.number = len(data.images)  #: of training images, which come first
+        self.group = np.array([record.group for record in self.records])  #: (I,) number of the group of duplicates
 
 
 def _looked(
-    given: Sequence[tuple[TrainingImage, bool]], pixels: np.ndarray, limit: int | None
+    given: Sequence[tuple[TrainingImage, bool]], captions: Sequence[str], pixels: np.ndarray, limit: int | None
 ) -> tuple[list[int], list[int]]:
     """Images that are looked at, and for each image its place among them, -1 for those that are not.
 
@@ -119,8 +133,8 @@ def _looked(
     """
     known: dict[Any, int] = {}
     first = [
-        known.setdefault((hashlib.sha256(pixels[i].tobytes()).digest(), caption_of(image), held_out), i)
-        for i, (image, held_out) in enumerate(given)
+        known.setdefault((hashlib.sha256(pixels[i].tobytes()).digest(), captions[i], held_out), i)
+        for i, (_, held_out) in enumerate(given)
     ]
     chosen: list[int] = []
     for kind in (False, True):
@@ -128,6 +142,20 @@ def _looked(
         chosen += sorted(members[:limit])
     place = {i: number for number, i in enumerate(chosen)}
     return chosen, [place.get(i, -1) for i in first]
+
+
+def _refuse_unlike(data: TrainingData) -> None:
+    """Refuse captions on one side alone: the two would be looked at in different densities, and differ by that."""
+    if data.held_out is None:
+        return
+    trained, others = (sum(not image.captions for image in part.images) for part in (data.images, data.held_out))
+    shares = trained / max(len(data.images), 1), others / max(len(data.held_out), 1)
+    if len(data.held_out) and (min(shares) == 0) != (max(shares) == 0):
+        raise ValueError(
+            f"held_out: expected images with captions where the training images have them, got {others} of"
+            f" {len(data.held_out)} held-out images without, and {trained} of {len(data.images)} training images; give"
+            f" both captions of the same kind, or none"
+        )
 
 
 def _refuse_trained(records: list[ImageRecord]) -> None:

@@ -20,7 +20,7 @@ from jaxmem.audit.hessians import run_counts, run_spectra
 from jaxmem.audit.plan import Plan
 from jaxmem.audit.scale import DEFAULTS
 from jaxmem.audit.training.given import Pictures
-from jaxmem.audit.training.records import FOLDER, WITH, WITHOUT
+from jaxmem.audit.training.records import FOLDER, WITH, WITHOUT, with_leads
 from jaxmem.audit.work import Work, starting_noise
 from jaxmem.detectors import Detector, columns
 from jaxmem.runs.directory import Run
@@ -77,7 +77,8 @@ def settle(work: Work, entries: Sequence[Detector], pictures: Pictures) -> Looks
     works = {}
     for name, which in chosen.items():
         paired = replace(plan, image_pairs=name == WITH and model.has_pairs)
-        own: dict[str, Any] = dict(plan=paired, detectors=columns(entries, paired.setting()), condition_of=which)
+        chosen_there = columns(with_leads(entries), paired.setting())
+        own: dict[str, Any] = dict(plan=paired, detectors=chosen_there, condition_of=which)
         works[name] = replace(work, **shared, **own, progress=_named(work.progress, name))
     return Looks(works, pictures)
 
@@ -118,7 +119,7 @@ def look_plan(plan: Plan, schedule: Any, timesteps: Sequence[int], noises: int, 
 
 def run_looks(looks: Looks, main: Work, prepared: Prepared) -> None:
     """Do both looks, each in its own run."""
-    clean = run_encoding(main, looks.pictures.pixels[looks.pictures.looked])
+    clean = run_encoding(main, looks.pictures)
     for name, work in looks.works.items():
         manifest = main.run.manifest
         provenance = {key: manifest[key] for key in ("model", "detectors", "evidence", "training", "dtype")}
@@ -138,15 +139,16 @@ def run_looks(looks: Looks, main: Work, prepared: Prepared) -> None:
         run.finalise({"num_images": len(looks.pictures.looked)}, {})
 
 
-def run_encoding(work: Work, pixels: np.ndarray) -> np.ndarray:
-    """The clean samples x_0 of all images, (I, *latent); a unit is a few images."""
-    total = len(pixels)
+def run_encoding(work: Work, pictures: Pictures) -> np.ndarray:
+    """The clean samples x_0 of the images that are looked at, (I, *latent); a unit is a few images."""
+    looked = pictures.looked
+    total = len(looked)
     for first in range(0, total, _ENCODED):
         key = store.clean(first)
         work.progress("encode training images", first, total)
         if not work.run.done(key):
             with work.unit(key, "encoding"):
-                found = np.asarray(work.model.encode(pixels[first : first + _ENCODED]), np.float32)
+                found = np.asarray(work.model.encode(pictures.pixels[looked[first : first + _ENCODED]]), np.float32)
                 expected = (min(_ENCODED, total - first), *work.plan.latent_shape)
                 if found.shape != expected or not np.isfinite(found).all():
                     raise ValueError(

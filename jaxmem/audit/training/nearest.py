@@ -6,6 +6,7 @@ from jaxmem.audit import store
 from jaxmem.audit.training.given import Pictures
 from jaxmem.audit.training.records import NearestImages
 from jaxmem.audit.work import Work
+from jaxmem.training_images.duplicates import first_of_groups
 from jaxmem.training_images.nearest import nearest_images
 
 THUMBNAIL = 112  #: pixels of the longer side of an image that a run keeps for its page
@@ -27,11 +28,13 @@ def run_nearest(work: Work, pictures: Pictures) -> None:
     if not plan.with_images or run.done(store.NEAREST):
         return
     work.progress("nearest training images", 0, 1)
-    trained = ~pictures.held_out
+    trained, pixels = slice(pictures.number), pictures.pixels  # a slice copies nothing
+    others = first_of_groups(pictures.group)
+    others = others[others >= pictures.number]
     with work.unit(store.NEAREST, "nearest"):
         images, _ = store.gather_images(run, plan)
         assert images is not None  # `run_images` comes before
-        found = nearest_images(images, pictures.pixels[trained], pictures.group[trained], pictures.pixels[~trained])
+        found = nearest_images(images, pixels[trained], pictures.group[trained], pixels[others])
         similarity, similar = np.full(len(images), np.nan), np.full(len(images), -1)
         if pictures.descriptors is not None and pictures.data.descriptor is not None:
             table = pictures.data.descriptor(images) @ pictures.descriptors[trained].T

@@ -1,13 +1,24 @@
 """What a run keeps of training images: its records, its looks and its nearest images; to read them takes no JAX."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from jaxmem.detectors import Detector, choose
 from jaxmem.runs.directory import Run
 
 FOLDER = "at-images"  #: the folder of the looks, in that of the audit
 WITH, WITHOUT = "with-captions", "without-captions"
+#: Statistics that an image's p-value is made of; they are taken at images whatever detectors are chosen.
+LEADS = ("tangent-count", "largest-sum", "trace", "denoising-error", "denoising-gain")
+
+
+def with_leads(entries: Sequence[Detector]) -> tuple[Detector, ...]:
+    """The detectors of a look: those of the audit, and the leads."""
+    there = {entry.name for entry in entries}
+    missing = [name for name in LEADS if name not in there]
+    return (*entries, *(choose(missing) if missing else ()))
 
 
 class ImageRecord(NamedTuple):

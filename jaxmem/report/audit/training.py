@@ -134,7 +134,11 @@ def template_values(found: TrainingFound | None, detectors: Any) -> dict[str, An
         return {"training": None}
     view = TrainingView(found)
     look = found.looks.get(WITH)
-    titles = [] if look is None else [look.detectors[d].title.partition(", t = ")[0] for d in look.leads]
+    titles = [
+        detector.title.partition(", t = ")[0]
+        for detector in (() if look is None else look.detectors)
+        if detector.statistic in found.statistics
+    ]
     return {
         "training": view,
         "whatever": found.whatever,
