@@ -11,8 +11,9 @@ from album import MANY, SIDE, SINGLE, VARIANCE, Album, single_pictures, varied_p
 from killing import Stopped, stop
 
 import jaxmem as jm
+from jaxmem.audit.training.found import LookFound, _among
 from jaxmem.audit.training.given import TrainingData
-from jaxmem.audit.training.records import WITH, WITHOUT
+from jaxmem.audit.training.records import WITH, WITHOUT, ImageRecord
 from jaxmem.audit.work import starting_noise
 from jaxmem.training_images import Preparation, read_training_images
 
@@ -27,6 +28,14 @@ def _training(folder, pictures, captions, held_out=None, **options):
         others = read_training_images(write_folder(folder / "held-out", *held_out))
     options = {"image_timesteps": (150, 50), "preparation": Preparation(resize="none")} | options
     return TrainingData(data, others, **options)
+
+
+def _setting():
+    from jaxmem.detectors import Setting
+
+    return Setting(
+        timesteps=(150,), spectral_timesteps=(150,), method="eigh", num_eigenvalues=36, at_images=True, image_pairs=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +173,33 @@ class TestCompared:
         with pytest.raises(ValueError, match=r"held_out: expected images with captions .* got 4 of 4 held-out images"):
             jm.audit(model, config=CONFIG, folder=tmp_path / "run", training=data)
         assert not (tmp_path / "run").exists()
+
+    def test_of_images_of_one_kind_as_many_are_isolated_as_is_said(self):
+        """Measures that depend on each other, duplicates in both folders: p ≤ 5 % of 24 others is one rank of 25."""
+        random, shares = np.random.default_rng(0), []
+        detectors = jm.detectors.columns(
+            jm.detectors.choose(["tangent-count", "largest-sum", "denoising-error"]), _setting()
+        )
+        group = [*range(20), 0, *range(20, 44), 20]
+        records = [ImageRecord(str(i), (), "", i > 20, g, 1, i) for i, g in enumerate(group)]
+        for _ in range(400):
+            scores = random.normal(size=(44, 1, 1)) + 0.5 * random.normal(size=(44, 2, len(detectors)))
+            look = LookFound(detectors, scores[group], (150,), (0.5,), np.zeros((46, 2, 1, 0)), 150)
+            among = _among(look, records)
+            assert among.reference == 24
+            shares.append((among.p[:20] <= 0.05).mean())
+        assert np.mean(shares) == pytest.approx(1 / 25, abs=4 * np.std(shares) / 20)
+
+    def test_an_extended_run_is_compared_as_a_whole(self, model, training, tmp_path):
+        config, folders = replace(CONFIG, steps_run=17), [tmp_path / name for name in "abc"]
+        call = dict(training=replace(training, held_out=None), neutral=[])
+        jm.audit(model, config=replace(config, noises=1), folder=folders[0], **call)
+        jm.audit(model, config=replace(config, noises=1), folder=folders[1], **call)
+        jm.audit(model, config=config, folder=folders[1], **call)
+        jm.audit(model, config=config, folder=folders[2], **call)
+        assert len(jm.compare(folders[1:], steps=[1, 2]).checkpoints) == 2
+        with pytest.raises(ValueError, match="noises"):
+            jm.compare(folders[:2], steps=[1, 2])
 
     def test_paraphrases_that_return_images_are_no_sign_of_any_prompt(self, training, tmp_path):
         model = Album(single_pictures())
