@@ -29,8 +29,10 @@ def print_summary(directory: Path, figures: list[Path], console: Console, words:
     """
     run = Run.read(directory)
     metrics, config = run.metrics(), run.manifest["config"]
+    from jaxmem.report.finetune_terminal import print_finetune  # which prints by `print_table`
+
     printers = {"mnist": _mnist, "toy2d": _toy2d, "generate": _generate, "spectrum": _spectrum, "verbatim": _verbatim}
-    printers |= {"finetune": _finetune}
+    printers |= {"finetune": print_finetune}
     with of_this_version(run):
         printers[run.manifest["experiment"]](metrics, config, console)
     _print_warnings(metrics, console, words)
@@ -293,13 +295,3 @@ def _verbatim(metrics: dict[str, Any], config: dict[str, Any], console: Console)
         f"{metrics['captions_returned']:.0%} of the matching captions return their training image from at least one"
         f" noise; {metrics['matching_returned']:.0%} of the images drawn for them are it."
     )
-
-
-def _finetune(metrics: dict[str, Any], config: dict[str, Any], console: Console) -> None:  # noqa: ARG001
-    columns = [(way, kind) for way in metrics["returned"] for kind in ("single", "many")]
-    rows = []
-    for step in sorted({int(step) for table in metrics["returned"].values() for step in table}):
-        found = [metrics["returned"][way].get(str(step), {}).get(kind) for way, kind in columns]
-        rows.append([str(step), *("" if share is None else f"{share:.0%}" for share in found)])
-    title = "Samples that are images of the training, by steps: captions of a single image, and of many"
-    print_table(title, ["steps", *(f"{way}, {kind}" for way, kind in columns)], rows, console)

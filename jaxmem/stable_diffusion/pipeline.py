@@ -147,11 +147,7 @@ class StableDiffusion(Model):
         return sum(component.float32_bytes for part, component in self.components.items() if part not in self._loaded)
 
     def require_memory(self) -> None:
-        """Before anything is read: is there memory for it?
-
-        Raises:
-            ValueError: the parameters that are still to be read do not fit.
-        """
+        """Raise a ValueError, before anything is read, if the parameters that are still to be read do not fit."""
         memory.require(
             self.bytes_to_read, "the parameters of the model", "close other programs, or use a larger machine"
         )
