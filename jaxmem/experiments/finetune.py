@@ -35,6 +35,7 @@ from jaxmem.training import Keep, train
 #: Where a run keeps checkpoints: ``full/checkpoint-500/unet`` and ``unet_ema``, ``lora/checkpoint-500`` with the file
 #: of its factors, and ``lora-fused/checkpoint-500/unet``, the weights with these in it, which need no diffusers.
 FULL, LORA, FUSED = "full", "lora", "lora-fused"
+AVERAGES = 2  # of the last checkpoints, averaged weights are looked at beside the raw ones
 
 
 def run_finetune(config: FinetuneConfig, out: Path, progress: Progress = silent, say: Say = quiet) -> dict[str, Any]:
@@ -89,7 +90,9 @@ def checkpoints(config: FinetuneConfig, folder: Path) -> dict[str, dict[int, Pat
     """The folders of UNets by the way they were trained, ``full``, ``full-ema`` and ``lora``, and by steps."""
     return {
         FULL: {step: folder / FULL / f"checkpoint-{step}/unet" for step in config.full_checkpoints},
-        f"{FULL}-ema": {step: folder / FULL / f"checkpoint-{step}/unet_ema" for step in config.full_checkpoints},
+        f"{FULL}-ema": {
+            step: folder / FULL / f"checkpoint-{step}/unet_ema" for step in config.full_checkpoints[-AVERAGES:]
+        },
         LORA: {step: folder / FUSED / f"checkpoint-{step}/unet" for step in config.lora_checkpoints},
     }
 
