@@ -16,6 +16,7 @@ from jaxmem.sampling import sample
 from jaxmem.sources.load import load
 from jaxmem.stable_diffusion.pipeline import StableDiffusion
 
+# Looser than the audit's rule (`jaxmem.memorization.verdicts.COPY`): here it is known which image it has to be.
 RETURNED = 1.0  #: calibrated ℓ2 below which a sample is its nearest image: at half the mean distance of the 50 nearest
 
 
