@@ -4,7 +4,9 @@ import hashlib
 import io
 import os
 import platform
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stderr
@@ -174,9 +176,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(arguments)
 
 
+def _again_outside(swallowed: Any) -> None:
+    """An interruption that came while JAX's callback of the garbage collector ran is swallowed there: once more."""
+    if isinstance(swallowed.exc_value, KeyboardInterrupt):
+        later = threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT))  # now it would be swallowed here
+        later.daemon = True
+        later.start()
+    else:
+        sys.__unraisablehook__(swallowed)
+
+
 def _run(arguments: Sequence[str]) -> int:
-    formatted = warnings.formatwarning
-    warnings.formatwarning = _as_line
+    formatted, unraisable = warnings.formatwarning, sys.unraisablehook
+    warnings.formatwarning, sys.unraisablehook = _as_line, _again_outside
     try:
         command = _parse(arguments)
         _keep_compiled_programs()
@@ -190,5 +202,5 @@ def _run(arguments: Sequence[str]) -> int:
         print(f"jaxmem: {visible(in_flags(str(error)), keep=_LINES)}", file=sys.stderr)
         return 2
     finally:
-        warnings.formatwarning = formatted
+        warnings.formatwarning, sys.unraisablehook = formatted, unraisable
     return 0

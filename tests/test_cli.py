@@ -172,3 +172,22 @@ def test_interrupt_kill_and_resume_end_in_the_same_run(tmp_path):
     assert str(ROOT) not in json.dumps(manifest)
     redrawn = run("figures", str(tmp_path / "a"), check=True)
     assert "figure5_counts.png" in redrawn.stdout
+
+
+def test_an_interruption_within_a_callback_of_the_garbage_collector_is_not_lost(tmp_path):
+    """Python only reports what is raised there, and JAX has such a callback."""
+    script = (
+        "import gc, sys, time\n"
+        "from jaxmem import cli\n"
+        "def interrupted(phase, info):\n"
+        "    if phase == 'start': raise KeyboardInterrupt\n"
+        "def command():\n"
+        "    gc.callbacks.append(interrupted); gc.collect(); gc.callbacks.clear(); time.sleep(60)\n"
+        "cli._parse = lambda arguments: command\n"
+        "sys.exit(cli.main(['any']))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=command_environment(), capture_output=True, text=True, timeout=50
+    )
+    assert done.returncode == 130, done.stderr
+    assert "Interrupted. Nothing finished is lost" in done.stderr

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
-from safetensors.numpy import save
 
+from jaxmem.extras import require
 from jaxmem.runs.durable import write_atomically
 from jaxmem.score import NetworkScore
 
@@ -67,6 +67,9 @@ def save_lora(factors: Factors, folder: Path) -> None:
         for name, pair in factors.items()
         for factor, value in pair.items()
     }
+    require("audit", "files of a LoRA")
+    from safetensors.numpy import save
+
     write_atomically(folder / FILE, lambda stream: stream.write(save(tensors, {"format": "pt"})))
 
 
