@@ -108,7 +108,11 @@ def _steps(axis: Any, found: Comparison) -> None:
         axis.set_xscale("symlog", linthresh=positive[0])
         axis.xaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_minor_formatter(NullFormatter())
-    chosen = np.unique(np.linspace(0, len(steps) - 1, min(_MOST_TICKS, len(steps))).round().astype(int))
+    places = axis.transScale.transform([(step, 0) for step in steps])[:, 0]
+    chosen = [0]
+    for i in range(1, len(steps)):  # numbers that would touch the one before are left out
+        if places[i] - places[chosen[-1]] >= (places[-1] - places[0]) / _MOST_TICKS / 1.5:
+            chosen.append(i)
     axis.set_xticks([steps[i] for i in chosen], [str(steps[i]) for i in chosen])
     axis.set_xlabel("training step", fontsize=9)
     axis.title.set_fontsize(9)
