@@ -177,7 +177,8 @@ def test_interrupt_kill_and_resume_end_in_the_same_run(tmp_path):
 def test_an_interruption_within_a_callback_of_the_garbage_collector_is_not_lost(tmp_path):
     """Python only reports what is raised there, and JAX has such a callback."""
     script = (
-        "import gc, sys, time\n"
+        "import gc, signal, sys, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # also where tests run with interrupts off
         "from jaxmem import cli\n"
         "def interrupted(phase, info):\n"
         "    if phase == 'start': raise KeyboardInterrupt\n"
