@@ -179,7 +179,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _again_outside(swallowed: Any) -> None:
     """An interruption that came while JAX's callback of the garbage collector ran is swallowed there: once more."""
     if isinstance(swallowed.exc_value, KeyboardInterrupt):
-        later = threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT))  # now it would be swallowed here
+        # Now it would be swallowed here: a tenth of a second later this has returned, on a busy machine, too.
+        later = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
         later.daemon = True
         later.start()
     else:
