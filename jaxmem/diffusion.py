@@ -259,6 +259,11 @@ def to_score(prediction: Prediction, output: Any, x: Any, alpha: Any, sigma: Any
     return -to_eps(prediction, output, x, alpha, sigma) / sigma
 
 
+def posterior_mean(score: Any, x: Any, alpha: Any, sigma: Any) -> Any:
+    """Tweedie's formula, ``E[x_0 | x_t] = (x_t + sigma² s) / alpha``."""
+    return (x + sigma**2 * score) / alpha
+
+
 def to_output(prediction: Prediction, score: Any, x: Any, alpha: Any, sigma: Any) -> Any:
     """The network's output behind a score: the inverse of `to_score`.
 

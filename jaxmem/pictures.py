@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+THUMBNAIL = 112  #: pixels of the longer side of an image that a run keeps for its page
+
 
 def to_pictures(x: Any) -> np.ndarray:
     """Images of [-1, 1], shape (n, height, width, 1 or 3) or (n, height, width), as uint8 of three channels.
@@ -45,3 +47,20 @@ def from_pictures(images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     if channels == 1:
         values = values.mean(-1, keepdims=True)
     return values.reshape(len(images), *shape)
+
+
+def thumbnails(pixels: np.ndarray) -> np.ndarray:
+    """Images of at most `THUMBNAIL` pixels a side, by area averages."""
+    from PIL import Image
+
+    height, width = thumbnail_size(*pixels.shape[1:3])
+    if (height, width) == pixels.shape[1:3]:
+        return pixels
+    resized = (Image.fromarray(one).resize((width, height), Image.Resampling.BOX) for one in pixels)
+    return np.stack([np.asarray(one) for one in resized])
+
+
+def thumbnail_size(height: int, width: int) -> tuple[int, int]:
+    """Height and width of the thumbnail of an image of this size."""
+    scale = min(1.0, THUMBNAIL / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))

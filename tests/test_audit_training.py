@@ -295,6 +295,17 @@ class TestFiles:
         assert "000.png" not in text
         assert len(json.loads(text)["training"]["images_sha256"]) == 64
 
+    def test_images_and_their_memory_are_said_before_the_start(self, audited):
+        lines = audited[1]
+        looked, number = 4 + NUM_MANY + NUM_HELD_OUT, 3 + NUM_MANY + NUM_HELD_OUT  # one picture lies there twice
+        # Four copies of the float32 values, the thumbnail, and blocks of a quarter of a gibibyte.
+        size = looked * (4 * 4 + 1) * 3 * SIDE**2 + 2**28
+        expected = (
+            f"images: {4 + NUM_MANY} training images and {NUM_HELD_OUT} held-out ones, {number} looked at;"
+            f" up to {size / 1e9:.1f} GB of memory to compare them"
+        )
+        assert expected in lines
+
     def test_thumbnails_only_where_they_are_shown(self, audited, model, training, tmp_path, folder):
         assert audited[0].training.thumbnails.shape == (len(audited[0].training.records), SIDE, SIDE, 3)
         hidden = jm.audit(model, config=CONFIG, folder=tmp_path / "run", training=replace(training, show=False))

@@ -48,9 +48,11 @@ def test_reduction_is_the_exact_average_of_areas():
     # 96 → 64: each pixel twice, then three at once; 130 → 64: 32 times and 65 at once
     wide = image.astype(float).repeat(2, axis=1).repeat(32, axis=2)
     exact = wide.reshape(3, 64, 3, 64, 65, 3).mean((2, 4)) / 255
-    np.testing.assert_allclose(reduced(image, block=2), exact.reshape(3, -1), atol=1e-6)  # float32 sums of 195 parts
+    np.testing.assert_allclose(
+        reduced(image, block=2).values, exact.reshape(3, -1), atol=1e-6
+    )  # float32 sums of 195 parts
     small = image[:, :64, :20]
-    np.testing.assert_allclose(reduced(small), small.reshape(3, -1) / 255, atol=1e-7)
+    np.testing.assert_allclose(reduced(small).values, small.reshape(3, -1) / 255, atol=1e-7)
 
 
 def test_encoding_again_and_resizing_stay_below_the_threshold_and_other_images_do_not():
@@ -67,11 +69,11 @@ def test_groups_of_copies_near_copies_and_chains(monkeypatch, block):
     images = drawn(12, 64, 1)
     pixels = np.concatenate([images, images[[3]], [again(images[5], "jpeg")], [again(images[5], "half")], images[[3]]])
     expected = [*range(12), 3, 5, 5, 3]
-    assert groups(pixels).tolist() == expected
+    assert groups(reduced(pixels)).tolist() == expected
     order = np.random.default_rng(2).permutation(len(pixels))
     _, first, inverse = np.unique(np.array(expected)[order], return_index=True, return_inverse=True)
-    assert groups(pixels[order]).tolist() == np.argsort(np.argsort(first))[inverse].tolist()
-    assert groups(pixels, threshold=0.0).tolist() == [*range(12), 3, 12, 13, 3]  # equal ones only
+    assert groups(reduced(pixels[order])).tolist() == np.argsort(np.argsort(first))[inverse].tolist()
+    assert groups(reduced(pixels), threshold=0.0).tolist() == [*range(12), 3, 12, 13, 3]  # equal ones only
 
 
 def test_groups_against_a_search_by_hand():
@@ -90,12 +92,12 @@ def test_groups_against_a_search_by_hand():
     names = {value: number for number, value in enumerate(dict.fromkeys(label))}
     expected = [names[value] for value in label]
     assert 9 < len(names) < n  # some are linked, some are not
-    assert groups(pixels).tolist() == expected
+    assert groups(reduced(pixels)).tolist() == expected
 
 
 def test_squares_are_as_exact_as_said():
     pixels = drawn(64, 64, 4)
-    values = reduced(pixels) - np.float32(0.5)
+    values = reduced(pixels).values - np.float32(0.5)
     squares = (values * values).sum(1)[:, None] + (values * values).sum(1)[None] - 2 * values @ values.T
     exact = np.array([[rms(a, b) ** 2 for b in pixels] for a in pixels])
     assert np.abs(squares / values.shape[1] - exact).max() < 1e-6
@@ -105,34 +107,34 @@ def test_dark_images_of_little_contrast_are_not_one_picture():
     rng = np.random.default_rng(5)
     dark = rng.integers(0, 21, (6, 32, 32, 3), np.uint8)  # noise of grey levels 0 to 20
     assert max(rms(a, b) for a in dark for b in dark) < duplicates.PIXEL_THRESHOLD
-    assert groups(dark).tolist() == list(range(6))
+    assert groups(reduced(dark)).tolist() == list(range(6))
     flat = np.zeros((3, 8, 8, 3), np.uint8)
     flat[1] = 1  # one grey level more: other pixels, and no contrast to tell by
-    assert groups(flat).tolist() == [0, 1, 0]
+    assert groups(reduced(flat)).tolist() == [0, 1, 0]
 
 
 def test_descriptors_link_what_pixels_do_not():
     pixels = drawn(5, 32, 6)
     angles = np.radians([0, 40, 80, 170, 200])  # cos 40° = 0.77, cos 30° = 0.87
     vectors = np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
-    assert groups(pixels, descriptors=vectors).tolist() == [0, 0, 0, 1, 1]
-    assert groups(pixels, descriptors=vectors, similarity=0.8).tolist() == [0, 1, 2, 3, 3]
+    assert groups(reduced(pixels), descriptors=vectors).tolist() == [0, 0, 0, 1, 1]
+    assert groups(reduced(pixels), descriptors=vectors, similarity=0.8).tolist() == [0, 1, 2, 3, 3]
 
 
 @pytest.mark.usefixtures("unchecked")
 def test_what_groups_refuse():
     pixels = drawn(3, 8, 0)
     with pytest.raises(ValueError, match="descriptors: expected one for each of 3 images, got 2"):
-        groups(pixels, descriptors=np.ones((2, 4), np.float32))
+        groups(reduced(pixels), descriptors=np.ones((2, 4), np.float32))
     with pytest.raises(ValueError, match=r"threshold: expected a number of at least 0, got -1\.0"):
-        groups(pixels, threshold=-1.0)
-    assert groups(pixels[:0]).tolist() == []
+        groups(reduced(pixels), threshold=-1.0)
+    assert groups(reduced(pixels[:0])).tolist() == []
 
 
 def test_nearest_images_against_scikit_learn_and_the_published_formula():
     training, new = drawn(70, 32, 7), drawn(5, 32, 8)
     generated = np.concatenate([new, training[[11]], np.clip(training[[20]].astype(int) + 2, 0, 255).astype(np.uint8)])
-    found = nearest_images(generated, training, np.arange(70))
+    found = nearest_images(reduced(generated), reduced(training), np.arange(70))
     x, y = generated.reshape(7, -1) / 255, training.reshape(70, -1) / 255
     away, index = NearestNeighbors(n_neighbors=50, algorithm="brute").fit(y).kneighbors(x)
     away /= np.sqrt(y.shape[1])
@@ -148,13 +150,13 @@ def test_nearest_images_against_scikit_learn_and_the_published_formula():
 
 def test_copies_in_the_training_set_change_nothing():
     training, generated = drawn(60, 16, 9), drawn(4, 16, 10)
-    near = nearest_images(generated, training, np.arange(60))
+    near = nearest_images(reduced(generated), reduced(training), np.arange(60))
     copies = np.concatenate([training, np.repeat(training[near.index], 60, axis=0)])
     labels = np.concatenate([np.arange(60), np.repeat(near.index, 60)]).astype(int)
-    again = nearest_images(generated, copies, labels)
+    again = nearest_images(reduced(generated), reduced(copies), labels)
     np.testing.assert_array_equal(again.index, near.index)
     np.testing.assert_allclose(again.calibrated, near.calibrated, rtol=1e-6)
-    alone = nearest_images(generated, copies, np.arange(300))
+    alone = nearest_images(reduced(generated), reduced(copies), np.arange(300))
     assert (alone.calibrated > 1.9).all()  # what the groups are for
 
 
@@ -162,7 +164,7 @@ def test_a_group_counts_by_its_nearest_member():
     training, generated = drawn(30, 16, 11), drawn(1, 16, 12)
     closer = (0.2 * training[[4]] + 0.8 * generated).astype(np.uint8)
     everything = np.concatenate([training, closer])
-    found = nearest_images(generated, everything, np.array([*range(30), 4]))
+    found = nearest_images(reduced(generated), reduced(everything), np.array([*range(30), 4]))
     replaced = training.copy()
     replaced[4] = closer[0]
     x, y = (jnp.asarray(images.reshape(len(images), -1) / 255, jnp.float32) for images in (generated, replaced))
@@ -172,7 +174,7 @@ def test_a_group_counts_by_its_nearest_member():
 
 def test_other_images_are_neighbours_and_never_the_nearest():
     training, others, generated = drawn(4, 16, 15), drawn(20, 16, 16), drawn(3, 16, 17)
-    found = nearest_images(generated, training, np.array([0, 1, 2, 2]), others)
+    found = nearest_images(reduced(generated), reduced(training), np.array([0, 1, 2, 2]), reduced(others).values)
     away = np.array([[rms(a, b) for b in training] for a in generated])
     beyond = np.array([[rms(a, b) for b in others] for a in generated])
     np.testing.assert_array_equal(found.index, away.argmin(1))
@@ -180,19 +182,21 @@ def test_other_images_are_neighbours_and_never_the_nearest():
         kept = away[i, [0, 1, 3 if away[i].argmin() == 3 else 2]]
         expected = away[i].min() / (0.5 * np.concatenate([kept, beyond[i]]).mean())
         np.testing.assert_allclose(found.calibrated[i], expected, rtol=1e-5)
-    assert np.isnan(nearest_images(generated, training, np.array([0, 1, 2, 2])).calibrated).all()
+    assert np.isnan(nearest_images(reduced(generated), reduced(training), np.array([0, 1, 2, 2])).calibrated).all()
 
 
 def test_few_groups_have_no_calibrated_distance_and_fewer_than_fifty_take_all():
     training, generated = drawn(10, 16, 13), drawn(3, 16, 14)
-    found = nearest_images(generated, training, np.arange(10))
+    found = nearest_images(reduced(generated), reduced(training), np.arange(10))
     away = np.array([[rms(a, b) for b in training] for a in generated])
     np.testing.assert_allclose(found.calibrated, away.min(1) / (0.5 * away.mean(1)), rtol=1e-5)
-    few = nearest_images(generated, training, np.array([*range(9), 8]))
+    few = nearest_images(reduced(generated), reduced(training), np.array([*range(9), 8]))
     assert np.isnan(few.calibrated).all()
     np.testing.assert_allclose(few.distance, away.min(1), rtol=1e-5)
-    assert nearest_images(generated[:0], training, np.arange(10)).index.shape == (0,)
-    equal = nearest_images(np.repeat(training[:1], 2, 0), np.repeat(training[:1], 12, 0), np.arange(12))
+    assert nearest_images(reduced(generated[:0]), reduced(training), np.arange(10)).index.shape == (0,)
+    equal = nearest_images(
+        reduced(np.repeat(training[:1], 2, 0)), reduced(np.repeat(training[:1], 12, 0)), np.arange(12)
+    )
     assert equal.calibrated.tolist() == [0.0, 0.0]
 
 
@@ -200,9 +204,9 @@ def test_few_groups_have_no_calibrated_distance_and_fewer_than_fifty_take_all():
 def test_what_nearest_images_refuse():
     training = drawn(3, 16, 0)
     with pytest.raises(ValueError, match=r"images of one size, got \(8, 8\) and \(16, 16\); prepare the training"):
-        nearest_images(drawn(2, 8, 0), training, np.arange(3))
+        nearest_images(reduced(drawn(2, 8, 0)), reduced(training), np.arange(3))
     with pytest.raises(ValueError, match="at least 1 image and a group for each, got 0 images and 0 groups"):
-        nearest_images(training, training[:0], np.arange(0))
+        nearest_images(reduced(training), reduced(training[:0]), np.arange(0))
     assert nearest.NEIGHBOURS == 50
 
 

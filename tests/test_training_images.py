@@ -342,18 +342,6 @@ def test_what_is_no_place_of_captions(tmp_path):
         read_training_images(tmp_path, captions=tmp_path / "none.json")
 
 
-def test_the_sum_is_of_contents_and_captions_wherever_they_lie(tmp_path):
-    one, two = flat(), flat(BLUE)
-    lay(tmp_path / "a", {"1.png": one, "1.txt": "x", "2.png": two})
-    lay(tmp_path / "b", {"z/9.png": one, "z/9.txt": "x", "0.png": two})
-    lay(tmp_path / "c", {"1.png": one, "1.txt": "y", "2.png": two})
-    lay(tmp_path / "d", {"1.png": one, "1.txt": "x", "2.png": flat(GREEN)})
-    sums = [read_training_images(tmp_path / name).sha256 for name in "abcd"]
-    assert sums[0] == sums[1]
-    assert len(set(sums)) == 3
-    assert all(len(digest) == 64 for digest in sums)
-
-
 def values(image: Image.Image, kind="PNG", **options) -> np.ndarray:
     return np.asarray(decoded(encoded(image, kind, **options)))
 
@@ -460,6 +448,21 @@ def test_images_that_do_not_fit_are_all_named(tmp_path):
         images.pixels(512, 512)
     with pytest.raises(ValueError, match="height and width: expected at least 1 pixel each, got 0 and 8"):
         images.pixels(0, 8)
+
+
+def test_images_are_read_in_blocks_that_make_all_of_them(tmp_path):
+    rng = np.random.default_rng(0)
+    pictures = [Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8)) for _ in range(70)]
+    lay(tmp_path, {f"{number:02d}.png": picture for number, picture in enumerate(pictures)})
+    images = read_training_images(tmp_path)
+    blocks = list(images.blocks(4, 4))
+    assert [len(block) for block in blocks] == [64, 6]
+    np.testing.assert_array_equal(np.concatenate(blocks), np.stack([np.asarray(picture) for picture in pictures]))
+    np.testing.assert_array_equal(np.concatenate(blocks), images.pixels(4, 4))
+    lay(tmp_path, {"03.png": flat(size=(5, 4)), "68.png": flat(size=(5, 4))})
+    again = read_training_images(tmp_path).blocks(4, 4, Preparation(resize="none", crop="none"))
+    with pytest.raises(ValueError, match=r"2 problems: 03\.png: 5 × 4 .*; 68\.png: 5 × 4"):  # of all blocks at once
+        next(again)
 
 
 def test_a_file_that_changed_is_named(tmp_path):

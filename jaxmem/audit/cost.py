@@ -112,6 +112,7 @@ def prepare(work: Work, looks: Any = None) -> Prepared:
     total = Load(*(sum(load[i] for load in counted.values()) for i in (0, 1)))
     peak = max(evaluation_bytes, programs.peak_bytes, spectrum_bytes, count_bytes)
     lines = _lines(plan, total, seconds, (evaluation, product), peak, programs)
+    lines += [] if looks is None else looks.lines()
     cost = AuditCost(*total, sum(seconds.values()), peak, count_disk_bytes(plan), tuple(lines))
     return Prepared(programs, evaluation_bytes, spectrum_bytes, cost, work.noise_share(first, x, plan.timesteps[0]))
 

@@ -9,6 +9,7 @@ import numpy as np
 from jaxmem.audit import store
 from jaxmem.audit.hessians import factorise, linearise
 from jaxmem.audit.work import Work
+from jaxmem.diffusion import posterior_mean
 from jaxmem.jacobian import ScoreJacobian
 from jaxmem.memorization.sharpness import sum_of_largest
 from jaxmem.spectra.programs import Programs
@@ -89,7 +90,7 @@ def _decode(
     for first in range(0, len(points), plan.batch):
         index = np.minimum(np.arange(first, first + plan.batch), len(points) - 1)
         scores = work.scores(points[index], t, many)
-        means.append((points[index] + sigma**2 * np.asarray(scores)) / alpha)
+        means.append(posterior_mean(np.asarray(scores), points[index], alpha, sigma))
     images = work.model.decode(jnp.asarray(np.concatenate(means)[: len(points)], jnp.float32))
     return values, images[0], images[1:].reshape(k, 2, *images.shape[1:])
 

@@ -16,6 +16,7 @@ from jaxmem.audit.training.found import TrainingFound, read_training
 from jaxmem.audit.whole import Whole, merge_kept, read_whole
 from jaxmem.detectors import Detector, choose
 from jaxmem.detectors.evidence import AuditMethod
+from jaxmem.extras import require_package
 from jaxmem.memorization.evaluation import Evaluation, evaluate_categories
 from jaxmem.prompts import Prompt
 from jaxmem.runs.directory import Run
@@ -122,12 +123,11 @@ class Audit:
         """One row per prompt in the order of the page, as a pandas DataFrame: see `jaxmem.audit.summary.table_columns`.
 
         Raises:
-            ImportError: pandas is missing.
+            MissingExtra: pandas is not installed.
         """
-        try:
-            import pandas
-        except ImportError:
-            raise ImportError("to_dataframe: expected pandas, got none; pip install 'jaxmem[all]'") from None
+        require_package("pandas", "Audit.to_dataframe")
+        import pandas
+
         return pandas.DataFrame(table_columns(self))
 
     def to_csv(self, path: str | Path) -> Path:

@@ -147,7 +147,7 @@ def settle(call: Call, progress: Progress, say: Say, pictures: Pictures | None =
     }
     looks = None
     if training is not None:
-        looks = settle_looks(work, entries, pictures or Pictures(training, model))
+        looks = settle_looks(work, entries, pictures or Pictures(training, model, progress))
         look = next(iter(looks.works.values()))
         settled = {"timesteps": look.plan.timesteps, "captions_sha256": fingerprint(look.conditions)}
         manifest["training"] = training.identity | settled

@@ -17,6 +17,7 @@ from jaxmem.detectors import Detector
 from jaxmem.memorization.bootstrap import mean_interval
 from jaxmem.memorization.verdicts import WORDS, Evidence, Verdict, Word
 from jaxmem.runs.directory import Run
+from jaxmem.training_images.duplicates import first_of_groups
 
 COUNTS = ("tangent-count", "positive-count")
 HELD_OUT = "held-out"
@@ -70,22 +71,17 @@ class Checkpoint:
         """Images by verdict."""
         return {word: self.words.count(word) for word in WORDS}
 
-    @cached_property
-    def first_of_groups(self) -> np.ndarray:
-        """Place of the first image of each group of duplicates."""
-        return np.unique(self.groups, return_index=True)[1]
-
     @property
     def reproduced(self) -> int:
         """Groups of duplicates that generations return."""
-        return sum(self.words[i] == "reproduced" for i in self.first_of_groups)
+        return sum(self.words[i] == "reproduced" for i in first_of_groups(self.groups))
 
     @cached_property
     def share(self) -> Spread:
         """Share of the images that are reproduced, a group of duplicates as one; interval of Clopper and Pearson."""
         if not self.drawn:
             return Spread(float("nan"))
-        number = len(self.first_of_groups)
+        number = len(first_of_groups(self.groups))
         ends = scipy.stats.binomtest(self.reproduced, number).proportion_ci(0.95, method="exact")
         return Spread(self.reproduced / number, float(ends.low), float(ends.high))
 

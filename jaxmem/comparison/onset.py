@@ -17,6 +17,7 @@ import scipy.stats
 
 from jaxmem.comparison.checkpoint import Checkpoint
 from jaxmem.memorization.chance import is_beyond, level_of, num_beyond
+from jaxmem.training_images.duplicates import first_of_groups
 
 CHANCE = 0.05  #: that any checkpoint shows a sign by images that stand out, were none memorized
 
@@ -42,7 +43,7 @@ class Advice(NamedTuple):
 
 def sign(checkpoint: Checkpoint, number: int) -> Sign:
     """What a checkpoint shows, one of ``number`` that are compared."""
-    chosen = [checkpoint.evidence[i] for i in checkpoint.first_of_groups]
+    chosen = [checkpoint.evidence[i] for i in first_of_groups(checkpoint.groups)]
     reproduced = checkpoint.reproduced
     drawn = checkpoint.drawn and any(one.drawn and one.comparable for one in chosen)
     standing, expected, probability = _standing_out(

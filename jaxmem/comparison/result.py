@@ -14,6 +14,7 @@ from jaxmem.comparison.onset import Advice, Sign, advise, sign
 from jaxmem.comparison.same import refuse_others
 from jaxmem.comparison.steps import places
 from jaxmem.detectors import Detector
+from jaxmem.extras import require_package
 from jaxmem.memorization.verdicts import Word
 from jaxmem.runs.directory import Run
 
@@ -70,12 +71,11 @@ class Comparison:
         """One row per image and run, as a pandas DataFrame.
 
         Raises:
-            ImportError: pandas is missing.
+            MissingExtra: pandas is not installed.
         """
-        try:
-            import pandas
-        except ImportError:
-            raise ImportError("to_dataframe: expected pandas, got none; pip install 'jaxmem[all]'") from None
+        require_package("pandas", "Comparison.to_dataframe")
+        import pandas
+
         return pandas.DataFrame(self.columns())
 
     def to_csv(self, path: str | Path) -> Path:

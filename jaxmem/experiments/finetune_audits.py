@@ -12,7 +12,6 @@ import scipy.stats
 
 from jaxmem.audit import Audit
 from jaxmem.audit import audit as run_audit
-from jaxmem.audit.training.found import TrainingFound
 from jaxmem.audit.training.given import TrainingData
 from jaxmem.audit.training.records import WITH
 from jaxmem.comparison import Comparison, compare
@@ -25,6 +24,7 @@ from jaxmem.runs.durable import json_writer, write_atomically
 from jaxmem.runs.progress import Progress, Say
 from jaxmem.sources.load import load
 from jaxmem.training_images import read_training_images
+from jaxmem.training_images.duplicates import first_of_groups
 
 AUDITS = "audits"  #: folder of the audits, one for each checkpoint
 FEWEST = 2  #: files of each caption, of those trained on and of those held out, that are looked at
@@ -77,7 +77,7 @@ def against_truth(found: Audit, data: FineTuningImages) -> dict[str, Any]:
     kinds = {picture.caption: picture.kind for picture in data.pictures}
     kind_of = np.array([kinds[record.captions[0]] for record in training.records])
     held_out = np.array([record.held_out for record in training.records])
-    first = _first_of_groups(training)
+    first = np.isin(np.arange(len(kind_of)), first_of_groups(np.array([record.group for record in training.records])))
     words = np.array([verdict.word for verdict in training.verdicts])
     verdicts: dict[str, Any] = {}
     for kind in ("single", "many"):
@@ -121,12 +121,6 @@ def _of_captions(found: Audit, data: FineTuningImages, captions: dict[str, int])
         for d, detector in enumerate(found.detectors)
         if not np.isnan(found.scores[rows][..., d]).all()
     }
-
-
-def _first_of_groups(training: TrainingFound) -> np.ndarray:
-    """(I,) bool: the first image of each group of duplicates."""
-    groups = [record.group for record in training.records]
-    return np.array([groups.index(group) == i for i, group in enumerate(groups)])
 
 
 def _sweep(comparison: Comparison, way: str) -> dict[str, Any]:

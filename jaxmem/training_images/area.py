@@ -1,17 +1,27 @@
 """Images at most 64 pixels wide and high, by averages over areas: what distances between pictures are taken of."""
 
+import hashlib
+from typing import NamedTuple
+
 import numpy as np
 from jaxtyping import Float, UInt8
 
 LARGEST = 64  #: pixels of a side; larger images are reduced to it
 
 
-def reduced(pixels: UInt8[np.ndarray, "n h w 3"], block: int = 64) -> Float[np.ndarray, "n d"]:
-    """The images in [0, 1], flattened, float32; sides above 64 pixels are averaged down to 64, each by itself.
+class Reduced(NamedTuple):
+    """Images of one size as they are compared with each other: at most 49 kB each, however large they are."""
+
+    values: Float[np.ndarray, "n d"]  #: in [0, 1], float32, sides above 64 pixels averaged down to 64
+    digests: list[bytes]  #: n, of all pixels of an image: equal for equal images only
+    size: tuple[int, int]  #: height and width before
+
+
+def reduced(pixels: UInt8[np.ndarray, "n h w 3"], block: int = 64) -> Reduced:
+    """The images as they are compared: sides above 64 pixels are averaged down to 64, each by itself.
 
     A reduced pixel is the average of the area that it covers, with the shares of the pixels at its edges. Sides of up
-    to 64 pixels stay as they are. Averaging leaves what a picture shows and takes what a codec or a sampler adds, and
-    makes images of 64 × 64 of them all, 49 kB each.
+    to 64 pixels stay as they are. Averaging leaves what a picture shows and takes what a codec or a sampler adds.
 
     Args:
         pixels: the images.
@@ -19,13 +29,19 @@ def reduced(pixels: UInt8[np.ndarray, "n h w 3"], block: int = 64) -> Float[np.n
     """
     n, height, width, _ = pixels.shape
     down, across = (_averages(side, min(side, LARGEST)) for side in (height, width))
-    found = np.empty((n, len(down) * len(across) * 3), np.float32)
+    values = np.empty((n, len(down) * len(across) * 3), np.float32)
     for start in range(0, n, block):
         images = pixels[start : start + block].astype(np.float32) / np.float32(255)
         if height > LARGEST or width > LARGEST:
             images = np.einsum("ih,nhwc,jw->nijc", down, images, across, optimize=True)
-        found[start : start + block] = images.reshape(len(images), -1)
-    return found
+        values[start : start + block] = images.reshape(len(images), -1)
+    digests = [hashlib.sha256(image.tobytes()).digest() for image in pixels]
+    return Reduced(values, digests, (height, width))
+
+
+def reduced_size(height: int, width: int) -> int:
+    """Number of values of one image of this size as it is compared."""
+    return 3 * min(height, LARGEST) * min(width, LARGEST)
 
 
 def _averages(side: int, to: int) -> Float[np.ndarray, "to side"]:

@@ -1,14 +1,13 @@
 """Duplicates and near duplicates among training images, as groups: copies of one picture are not several pictures."""
 
-import hashlib
 from collections.abc import Callable
 
 import numpy as np
 import scipy.sparse
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from scipy.sparse.csgraph import connected_components
 
-from jaxmem.training_images.area import reduced
+from jaxmem.training_images.area import Reduced
 from jaxmem.training_images.descriptor import COPY_SIMILARITY
 
 #: Root of the mean squared difference of pixels in [0, 1] up to which two images are one picture: 13 of 255 grey
@@ -23,7 +22,7 @@ Link = Callable[[np.ndarray, np.ndarray, np.ndarray, slice, slice], np.ndarray]
 
 
 def groups(
-    pixels: UInt8[np.ndarray, "n h w 3"],
+    images: Reduced,
     *,
     threshold: float = PIXEL_THRESHOLD,
     descriptors: Float[np.ndarray, "n k"] | None = None,
@@ -38,10 +37,10 @@ def groups(
     All pairs are compared, 1,024 by 1,024, by one matrix product of each block: n² D / 2 multiplications for D values
     of an image, and 4 n D bytes for these in float32. 10,000 images of 64 × 64 took 63 seconds and 0.5 GB on two cores
     that were busy with other work. Squared differences come out of ‖x‖² + ‖y‖² - 2 xᵀy with an error of about 1e-6, far
-    below the square of the threshold; equal images are found by their bytes.
+    below the square of the threshold; equal images are found by the hashes of their pixels.
 
     Args:
-        pixels: the images at one size.
+        images: the images, from `jaxmem.training_images.area.reduced`.
         threshold: of the difference, pixels being in [0, 1]; 0 for equal images only.
         descriptors: unit vectors, from `jaxmem.training_images.load_descriptor`.
         similarity: the least product of two descriptors that are one picture; the default is that of copies in SSCD's
@@ -52,14 +51,15 @@ def groups(
     """
     if not threshold >= 0:
         raise ValueError(f"threshold: expected a number of at least 0, got {threshold}")
-    n = len(pixels)
+    n = len(images.values)
     if descriptors is not None and len(descriptors) != n:
         raise ValueError(f"descriptors: expected one for each of {n} images, got {len(descriptors)}")
     if not n:
         return np.zeros(0, np.int64)
-    label = _equal(pixels)
+    known: dict[bytes, int] = {}
+    label = np.array([known.setdefault(digest, len(known)) for digest in images.digests])
     if threshold > 0:
-        label = _linked(label, reduced(pixels) - np.float32(0.5), _near(threshold, _contrasts(pixels)))
+        label = _linked(label, images.values - np.float32(0.5), _near(threshold, _contrasts(images.values)))
     if descriptors is not None:
         label = _linked(label, descriptors.astype(np.float32), lambda products, *_: products >= similarity)
     return label
@@ -70,16 +70,9 @@ def first_of_groups(group: Int[np.ndarray, " n"]) -> Int[np.ndarray, " g"]:
     return np.sort(np.unique(group, return_index=True)[1])
 
 
-def _equal(pixels: UInt8[np.ndarray, "n h w 3"]) -> Int[np.ndarray, " n"]:
-    """The groups of images with equal pixels."""
-    known: dict[bytes, int] = {}
-    return np.array([known.setdefault(hashlib.sha256(image.tobytes()).digest(), len(known)) for image in pixels])
-
-
-def _contrasts(pixels: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, " n"]:
+def _contrasts(values: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
     """The standard deviation of each image about its mean colour, as it is compared: after the reduction."""
-    images = (reduced(image[None]).reshape(-1, 3) for image in pixels)
-    return np.array([np.sqrt(image.var(0).mean()) for image in images], np.float32)
+    return np.array([np.sqrt(image.reshape(-1, 3).var(0).mean()) for image in values], np.float32)
 
 
 def _near(threshold: float, contrasts: Float[np.ndarray, " n"]) -> Link:

@@ -1,7 +1,7 @@
 """Training images as they lie in files, and their pixels at the size of a model."""
 
 import hashlib
-import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +13,7 @@ from jaxmem.training_images.preparation import Preparation, decoded, prepared
 
 DEFAULT = Preparation()
 NUM_NAMED = 10  # problems that a message spells out
+_BLOCK = 64  # images that are in memory at once, 50 MB of 512 × 512
 
 
 class TrainingImage(NamedTuple):
@@ -38,18 +39,13 @@ class TrainingImages:
     def __len__(self) -> int:
         return len(self.images)
 
-    @property
-    def sha256(self) -> str:
-        """The sum of all contents and captions: the same wherever the files lie and whatever they are called."""
-        content = sorted([image.sha256, *image.captions] for image in self.images)
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
     def pixels(
         self, height: int, width: int, preparation: Preparation = DEFAULT
     ) -> UInt8[np.ndarray, "n {height} {width} 3"]:
         """The images as a training script makes them for a model of this size, in the order of ``images``.
 
-        They are in memory all at once, ``3 n height width`` bytes: 10,000 images of 512 × 512 are 7.9 GB.
+        They are in memory all at once, ``3 n height width`` bytes: 10,000 images of 512 × 512 are 7.9 GB. `blocks`
+        takes the same arguments, and reads some after the others.
 
         Args:
             height: of the model, in pixels.
@@ -60,21 +56,30 @@ class TrainingImages:
             ValueError: a file is not the one any more that was read, or images do not have the model's size where they
                 are not to be resized or cropped; all of them are named.
         """
+        return np.concatenate(list(self.blocks(height, width, preparation)))
+
+    def blocks(
+        self, height: int, width: int, preparation: Preparation = DEFAULT
+    ) -> Iterator[UInt8[np.ndarray, "b {height} {width} 3"]]:
+        """The same images, at most 64 at once; after one that is refused, the others are only looked through."""
         if height < 1 or width < 1:
             raise ValueError(f"height and width: expected at least 1 pixel each, got {height} and {width}")
-        found, problems = np.empty((len(self), height, width, 3), np.uint8), []
-        for number, image in enumerate(self.images):
-            try:
-                content = image.path.read_bytes()
-                if hashlib.sha256(content).hexdigest() != image.sha256:
-                    raise ValueError("another content than when the folder was read")
-                found[number] = prepared(decoded(content), height, width, preparation)
-            except OSError as error:
-                problems.append(f"{image.name}: {error.strerror}")
-            except ValueError as error:
-                problems.append(f"{image.name}: {error}")
+        problems: list[str] = []
+        for start in range(0, len(self), _BLOCK):
+            block = []
+            for image in self.images[start : start + _BLOCK]:
+                try:
+                    content = image.path.read_bytes()
+                    if hashlib.sha256(content).hexdigest() != image.sha256:
+                        raise ValueError("another content than when the folder was read")
+                    block.append(prepared(decoded(content), height, width, preparation))
+                except OSError as error:
+                    problems.append(f"{image.name}: {error.strerror}")
+                except ValueError as error:
+                    problems.append(f"{image.name}: {error}")
+            if not problems:
+                yield np.stack(block)
         refuse(self.source, problems, "read the folder again, or choose another `resize` or `crop`")
-        return found
 
 
 def refuse(source: Path, problems: list[str], remedy: str) -> None:

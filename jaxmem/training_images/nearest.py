@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Float, Int
 
 from jaxmem.memorization.distances import nearest_training
-from jaxmem.training_images.area import reduced
+from jaxmem.training_images.area import Reduced
 from jaxmem.training_images.duplicates import first_of_groups
 
 NEIGHBOURS = 50  #: of the calibrated distance, as published
@@ -27,10 +27,10 @@ class Nearest(NamedTuple):
 
 
 def nearest_images(
-    generated: UInt8[np.ndarray, "g h w 3"],
-    training: UInt8[np.ndarray, "n h w 3"],
+    generated: Reduced,
+    training: Reduced,
     groups: Int[np.ndarray, " n"],
-    others: UInt8[np.ndarray, "m h w 3"] | None = None,
+    others: Float[np.ndarray, "m d"] | None = None,
 ) -> Nearest:
     """The nearest training image of each picture by pixels, and how near it is beside the other ones.
 
@@ -48,31 +48,32 @@ def nearest_images(
     for the nearest image, and for the neighbours.
 
     Args:
-        generated: the pictures.
-        training: the training images, at the same size.
+        generated: the pictures, from `jaxmem.training_images.area.reduced`.
+        training: the training images, of the same size.
         groups: the group of duplicates that each training image is in, from `jaxmem.training_images.duplicates.groups`.
-        others: more images of the same kind, all different, that are neighbours too; no model was trained on them.
+        others: the values of more images of the same kind, all different, that are neighbours too; no model was
+            trained on them.
 
     Raises:
         ValueError: different sizes of pictures, no training image, or not one group for each.
     """
-    if generated.shape[1:] != training.shape[1:]:
+    if generated.size != training.size:
         raise ValueError(
-            f"generated and training: expected images of one size, got {generated.shape[1:3]} and"
-            f" {training.shape[1:3]}; prepare the training images at the size of the generated ones"
+            f"generated and training: expected images of one size, got {generated.size} and {training.size}; prepare"
+            f" the training images at the size of the generated ones"
         )
-    if not len(training) or len(groups) != len(training):
+    x, y = generated.values, training.values
+    if not len(y) or len(groups) != len(y):
         raise ValueError(
-            f"training and groups: expected at least 1 image and a group for each, got {len(training)} images and"
+            f"training and groups: expected at least 1 image and a group for each, got {len(y)} images and"
             f" {len(groups)} groups"
         )
-    if not len(generated):
+    if not len(x):
         return Nearest(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, np.float32))
-    x, y = jnp.asarray(reduced(generated)), reduced(training)
     places, distances = _search(x, y, 1)
     index, distance = places[:, 0], distances[:, 0]
     first = first_of_groups(groups)
-    around = y[first] if others is None else np.concatenate([y[first], reduced(others)])
+    around = y[first] if others is None else np.concatenate([y[first], others])
     if len(around) < FEWEST_GROUPS:
         return Nearest(index, distance, np.full(len(x), np.nan, np.float32))
     places, distances = _search(x, around, min(NEIGHBOURS, len(around)))
@@ -86,8 +87,10 @@ def nearest_images(
 
 
 def _search(
-    x: Float[Array, "g d"], y: Float[np.ndarray, "n d"], k: int
+    x: Float[np.ndarray, "g d"], y: Float[np.ndarray, "n d"], k: int
 ) -> tuple[Int[np.ndarray, "g k"], Float[np.ndarray, "g k"]]:
     """Places and distances of the k nearest images, these as roots of the mean over the values of an image."""
-    found = nearest_training(x, jnp.asarray(y), num_neighbours=k, chunk=max(1, _MEMORY // (4 * x.shape[1])))
+    found = nearest_training(
+        jnp.asarray(x), jnp.asarray(y), num_neighbours=k, chunk=max(1, _MEMORY // (4 * x.shape[1]))
+    )
     return np.asarray(found.indices), np.asarray(found.distances) / np.sqrt(np.float32(x.shape[1]))

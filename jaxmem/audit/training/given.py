@@ -1,6 +1,7 @@
 """The training images of an audit as they were given, and as the model sees them: pixels, conditions, duplicates."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -10,9 +11,15 @@ import numpy as np
 from jaxmem.audit.training.records import ImageRecord
 from jaxmem.config.checks import at_least, whole_in_range
 from jaxmem.model import Model
+from jaxmem.pictures import thumbnail_size, thumbnails
 from jaxmem.prompts import NO_PROMPT, Prompt
+from jaxmem.runs import memory
+from jaxmem.runs.progress import Progress, silent
 from jaxmem.training_images import Descriptor, Preparation, TrainingImage, TrainingImages
+from jaxmem.training_images.area import Reduced, reduced, reduced_size
 from jaxmem.training_images.duplicates import groups
+
+_BLOCKS = 2**28  # bytes of blocks: of images while they are read, of products and differences while they are compared
 
 
 @dataclass(frozen=True)
@@ -93,26 +100,49 @@ def _digest(images: tuple[TrainingImage, ...]) -> str:
 
 
 class Pictures:
-    """All images, training images first, at the size of a model's pictures.
+    """All images, training images first, as a model of this size sees them.
+
+    They are read once, some after the others; what is kept of each is what it is compared by, and its thumbnail.
+
+    Args:
+        data: the images as they were given.
+        model: for which they are prepared.
+        progress: told how many were read.
 
     Raises:
-        ValueError: a held-out image is, or nearly is, a training image, or has no caption where those have one.
+        ValueError: a held-out image is, or nearly is, a training image, or has no caption where those have one; or too
+            little memory to compare the images.
     """
 
-    def __init__(self, data: TrainingData, model: Model) -> None:
-        height, width = model.picture_size
+    def __init__(self, data: TrainingData, model: Model, progress: Progress = silent) -> None:
+        self.data, self.size = data, model.picture_size
         parts = [data.images, *([] if data.held_out is None else [data.held_out])]
-        self.data = data
         if model.condition != "none":
             _refuse_unlike(data)
-        arrays = [part.pixels(height, width, data.preparation) for part in parts]
-        self.pixels = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-        del arrays
-        self.descriptors = None if data.descriptor is None else data.descriptor(self.pixels)
-        found = groups(self.pixels, descriptors=self.descriptors)
+        number = sum(len(part) for part in parts)
+        values, thumbnail = reduced_size(*self.size), (*thumbnail_size(*self.size), 3)
+        #: Bytes for these images: of what is compared also a centred copy and that of a device, and parts of it.
+        self.bytes = number * (4 * 4 * values + data.show * math.prod(thumbnail)) + _BLOCKS
+        memory.require(self.bytes, f"comparing {number:,} images", "give fewer images")
+        self.images = Reduced(np.empty((number, values), np.float32), [], self.size)
+        self.thumbnails = np.empty((number, *thumbnail), np.uint8) if data.show else None
+        vectors, done = [], 0
+        for pixels in (block for part in parts for block in part.blocks(*self.size, data.preparation)):
+            progress("read training images", done, number)
+            small, there = reduced(pixels), slice(done, done + len(pixels))
+            self.images.values[there] = small.values
+            self.images.digests.extend(small.digests)
+            if self.thumbnails is not None:
+                self.thumbnails[there] = thumbnails(pixels)
+            vectors += [] if data.descriptor is None else [data.descriptor(pixels)]
+            done += len(pixels)
+        progress("read training images", number, number)
+        self.descriptors = np.concatenate(vectors) if vectors else None
+        found = groups(self.images, descriptors=self.descriptors)
+        self._files = [(part.source, image) for part in parts for image in part.images]
         given = [(image, place > 0) for place, part in enumerate(parts) for image in part.images]
         self.captions = [caption_of(image, model) for image, _ in given]
-        self.looked, look_of = _looked(given, self.captions, self.pixels, data.image_limit)
+        self.looked, look_of = _looked(given, self.captions, self.images.digests, data.image_limit)
         known = lambda image: () if model.condition == "none" else image.captions  # noqa: E731
         self.records = [
             ImageRecord(image.name, known(image), image.sha256, held_out, int(group), image.repeats, look)
@@ -122,9 +152,14 @@ class Pictures:
         self.number = len(data.images)  #: of training images, which come first
         self.group = np.array([record.group for record in self.records])  #: (I,) number of the group of duplicates
 
+    def pixels(self, places: Sequence[int]) -> np.ndarray:
+        """Some of the images at the model's size, uint8, read again."""
+        chosen = [TrainingImages(source, (image,)) for source, image in (self._files[place] for place in places)]
+        return np.concatenate([image.pixels(*self.size, self.data.preparation) for image in chosen])
+
 
 def _looked(
-    given: Sequence[tuple[TrainingImage, bool]], captions: Sequence[str], pixels: np.ndarray, limit: int | None
+    given: Sequence[tuple[TrainingImage, bool]], captions: Sequence[str], digests: Sequence[bytes], limit: int | None
 ) -> tuple[list[int], list[int]]:
     """Images that are looked at, and for each image its place among them, -1 for those that are not.
 
@@ -132,10 +167,7 @@ def _looked(
     are: a choice at random that does not depend on names.
     """
     known: dict[Any, int] = {}
-    first = [
-        known.setdefault((hashlib.sha256(pixels[i].tobytes()).digest(), captions[i], held_out), i)
-        for i, (_, held_out) in enumerate(given)
-    ]
+    first = [known.setdefault((digests[i], captions[i], held_out), i) for i, (_, held_out) in enumerate(given)]
     chosen: list[int] = []
     for kind in (False, True):
         members = sorted({i for i in first if given[i][1] is kind}, key=lambda i: given[i][0].sha256)

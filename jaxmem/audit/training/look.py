@@ -23,6 +23,8 @@ from jaxmem.audit.training.given import Pictures
 from jaxmem.audit.training.records import FOLDER, WITH, WITHOUT, with_leads
 from jaxmem.audit.work import Work, starting_noise
 from jaxmem.detectors import Detector, columns
+from jaxmem.diffusion import posterior_mean
+from jaxmem.runs import memory
 from jaxmem.runs.directory import Run
 from jaxmem.runs.progress import Progress
 
@@ -34,6 +36,15 @@ class Looks(NamedTuple):
 
     works: Mapping[str, Work]
     pictures: Pictures
+
+    def lines(self) -> list[str]:
+        """What the images take, before anything is done with them."""
+        held_out = len(self.pictures.records) - self.pictures.number
+        beside = f" and {held_out:,} held-out ones" if held_out else ""
+        return [
+            f"images: {self.pictures.number:,} training images{beside}, {len(self.pictures.looked):,} looked at;"
+            f" up to {memory.gigabytes(self.pictures.bytes)} of memory to compare them"
+        ]
 
     def load(self) -> Load:
         """Count the work of both."""
@@ -148,7 +159,7 @@ def run_encoding(work: Work, pictures: Pictures) -> np.ndarray:
         work.progress("encode training images", first, total)
         if not work.run.done(key):
             with work.unit(key, "encoding"):
-                found = np.asarray(work.model.encode(pictures.pixels[looked[first : first + _ENCODED]]), np.float32)
+                found = np.asarray(work.model.encode(pictures.pixels(looked[first : first + _ENCODED])), np.float32)
                 expected = (min(_ENCODED, total - first), *work.plan.latent_shape)
                 if found.shape != expected or not np.isfinite(found).all():
                     raise ValueError(
@@ -188,13 +199,10 @@ def run_noised(work: Work, clean: np.ndarray, memory: int) -> None:
 
 
 def _error(x: np.ndarray, score: np.ndarray, x_0: np.ndarray, alpha: Any, sigma: Any) -> np.ndarray:
-    squares = np.square(posterior_mean(x, score, alpha, sigma) - x_0.astype(np.float64))
+    """Mean squared error of the denoised images, in float64: of a sharp peak it is far below the values themselves."""
+    mean = posterior_mean(score.astype(np.float64), x.astype(np.float64), float(alpha), float(sigma))
+    squares = np.square(mean - x_0.astype(np.float64))
     return np.asarray(squares.reshape(len(x), -1).mean(1))
-
-
-def posterior_mean(x: np.ndarray, score: np.ndarray, alpha: Any, sigma: Any) -> np.ndarray:
-    """Tweedie's formula, ``E[x_0 | x_t] = (x_t + σ² ∇ log p_t(x_t)) / α``, in float64."""
-    return (x.astype(np.float64) + float(sigma) ** 2 * score.astype(np.float64)) / float(alpha)
 
 
 def _named(progress: Progress, name: str) -> Progress:

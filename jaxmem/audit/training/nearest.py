@@ -6,10 +6,9 @@ from jaxmem.audit import store
 from jaxmem.audit.training.given import Pictures
 from jaxmem.audit.training.records import NearestImages
 from jaxmem.audit.work import Work
+from jaxmem.training_images.area import Reduced, reduced
 from jaxmem.training_images.duplicates import first_of_groups
 from jaxmem.training_images.nearest import nearest_images
-
-THUMBNAIL = 112  #: pixels of the longer side of an image that a run keeps for its page
 
 
 def run_records(work: Work, pictures: Pictures) -> None:
@@ -19,7 +18,7 @@ def run_records(work: Work, pictures: Pictures) -> None:
     with work.unit(store.TRAINING_IMAGES, "training images") as row:
         row["images"] = [record._asdict() for record in pictures.records]
         if pictures.data.show:
-            work.run.save(store.TRAINING_IMAGES, thumbnails=thumbnails(pictures.pixels))
+            work.run.save(store.TRAINING_IMAGES, thumbnails=pictures.thumbnails)
 
 
 def run_nearest(work: Work, pictures: Pictures) -> None:
@@ -28,29 +27,18 @@ def run_nearest(work: Work, pictures: Pictures) -> None:
     if not plan.with_images or run.done(store.NEAREST):
         return
     work.progress("nearest training images", 0, 1)
-    trained, pixels = slice(pictures.number), pictures.pixels  # a slice copies nothing
+    trained, images = slice(pictures.number), pictures.images
     others = first_of_groups(pictures.group)
     others = others[others >= pictures.number]
     with work.unit(store.NEAREST, "nearest"):
-        images, _ = store.gather_images(run, plan)
-        assert images is not None  # `run_images` comes before
-        found = nearest_images(images, pixels[trained], pictures.group[trained], pixels[others])
-        similarity, similar = np.full(len(images), np.nan), np.full(len(images), -1)
+        drawn, _ = store.gather_images(run, plan)
+        assert drawn is not None  # `run_images` comes before
+        known = Reduced(images.values[trained], images.digests[trained], images.size)  # a slice copies nothing
+        found = nearest_images(reduced(drawn), known, pictures.group[trained], images.values[others])
+        similarity, similar = np.full(len(drawn), np.nan), np.full(len(drawn), -1)
         if pictures.descriptors is not None and pictures.data.descriptor is not None:
-            table = pictures.data.descriptor(images) @ pictures.descriptors[trained].T
+            table = pictures.data.descriptor(drawn) @ pictures.descriptors[trained].T
             similarity, similar = table.max(1), table.argmax(1)
         nearest = NearestImages(found.index, found.distance, found.calibrated, similarity, similar)
         run.save(store.NEAREST, **{name: np.asarray(array) for name, array in nearest._asdict().items()})
     work.progress("nearest training images", 1, 1)
-
-
-def thumbnails(pixels: np.ndarray) -> np.ndarray:
-    """Images of at most `THUMBNAIL` pixels a side, by area averages."""
-    from PIL import Image
-
-    height, width = pixels.shape[1:3]
-    scale = min(1.0, THUMBNAIL / max(height, width))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    if scale == 1:
-        return pixels
-    return np.stack([np.asarray(Image.fromarray(one).resize(size, Image.Resampling.BOX)) for one in pixels])
