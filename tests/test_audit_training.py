@@ -13,6 +13,7 @@ from killing import Stopped, stop
 import jaxmem as jm
 from jaxmem.audit.training.found import LookFound, _among
 from jaxmem.audit.training.given import TrainingData
+from jaxmem.audit.training.look import _oddities
 from jaxmem.audit.training.records import WITH, WITHOUT, ImageRecord
 from jaxmem.audit.work import starting_noise
 from jaxmem.training_images import Preparation, read_training_images
@@ -305,6 +306,20 @@ class TestFiles:
             f" up to {size / 1e9:.1f} GB of memory to compare them"
         )
         assert expected in lines
+
+    def test_images_without_captions_and_captions_without_images_are_said(self, tmp_path):
+        folder = write_folder(tmp_path / "data", single_pictures(), SINGLE)
+        images = read_training_images(folder)
+        assert _oddities(images) == []
+        bare = tuple(image._replace(captions=()) for image in images.images[:1])
+        unused = tuple(f"{name}.txt" for name in "abcd")
+        assert _oddities(replace(images, images=(*bare, *images.images[1:]), unused=unused)) == [
+            "data: images without a caption: 1 of 3",
+            "data: caption files that belong to no image: 4 (a.txt, b.txt, c.txt, …)",
+        ]
+        assert _oddities(replace(images, images=bare, unused=unused[:1])) == [
+            "data: caption files that belong to no image: 1 (a.txt)"
+        ]
 
     def test_thumbnails_only_where_they_are_shown(self, audited, model, training, tmp_path, folder):
         assert audited[0].training.thumbnails.shape == (len(audited[0].training.records), SIDE, SIDE, 3)

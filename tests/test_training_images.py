@@ -450,6 +450,14 @@ def test_images_that_do_not_fit_are_all_named(tmp_path):
         images.pixels(0, 8)
 
 
+def test_captions_without_an_image_are_named(tmp_path):
+    lay(tmp_path, {"a.png": flat(), "a.txt": "x", "b.txt": "y", "z/c.caption": "z", "z/d.png": flat(BLUE)})
+    assert read_training_images(tmp_path).unused == ("b.txt", "z/c.caption")
+    lay(tmp_path, {"captions/z/d.txt": "x", "captions/e.txt": "y"})
+    assert read_training_images(tmp_path / "z", captions=tmp_path / "captions/z").unused == ()
+    assert read_training_images(tmp_path / "z", captions=tmp_path / "captions").unused == ("e.txt", "z/d.txt")
+
+
 def test_images_are_read_in_blocks_that_make_all_of_them(tmp_path):
     rng = np.random.default_rng(0)
     pictures = [Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8)) for _ in range(70)]

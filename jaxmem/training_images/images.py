@@ -35,6 +35,7 @@ class TrainingImages:
 
     source: Path  #: the folder or file that was given
     images: tuple[TrainingImage, ...]  #: sorted by name
+    unused: tuple[str, ...] = ()  #: names of caption files that belong to none of these images, which were not read
 
     def __len__(self) -> int:
         return len(self.images)

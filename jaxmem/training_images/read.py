@@ -29,7 +29,8 @@ def read_training_images(source: str | Path, *, captions: str | Path | None = No
     A file ``.csv``, ``.tsv``, ``.jsonl`` or ``.json``: the images that it lists, by a column of paths relative to it,
     or as {path: caption}, also in kohya's form. An image in several rows is shown once for each, with all captions.
 
-    An image without a caption is allowed; so are files of text that belong to no image, which are not read.
+    An image without a caption is allowed; so are files of text that belong to no image,
+    which are not read: `TrainingImages.unused` names them.
 
     Args:
         source: the folder, or the file that lists images.
@@ -67,7 +68,13 @@ def read_training_images(source: str | Path, *, captions: str | Path | None = No
     refuse(source, problems, _REMEDY)
     if not images:
         raise ValueError(f"{source}: expected at least one image, got none; give the folder that holds them")
-    return TrainingImages(source, tuple(images))
+    own = {stem(image.name) for image in images}
+    unused = sorted(_named(file, place or source) for name, file in beside.items() if name not in own)
+    return TrainingImages(source, tuple(images), tuple(unused))
+
+
+def _named(file: Path, folder: Path) -> str:
+    return file.relative_to(folder).as_posix() if file.is_relative_to(folder) else file.name
 
 
 def _check(source: Path, captions: Path | None) -> None:

@@ -116,7 +116,7 @@ class Pictures:
 
     def __init__(self, data: TrainingData, model: Model, progress: Progress = silent) -> None:
         self.data, self.size = data, model.picture_size
-        parts = [data.images, *([] if data.held_out is None else [data.held_out])]
+        self.parts = parts = [data.images, *([] if data.held_out is None else [data.held_out])]
         if model.condition != "none":
             _refuse_unlike(data)
         number = sum(len(part) for part in parts)

@@ -27,6 +27,7 @@ from jaxmem.diffusion import posterior_mean
 from jaxmem.runs import memory
 from jaxmem.runs.directory import Run
 from jaxmem.runs.progress import Progress
+from jaxmem.training_images import TrainingImages
 
 _ENCODED = 16  # images that are encoded as one unit of work
 
@@ -43,7 +44,8 @@ class Looks(NamedTuple):
         beside = f" and {held_out:,} held-out ones" if held_out else ""
         return [
             f"images: {self.pictures.number:,} training images{beside}, {len(self.pictures.looked):,} looked at;"
-            f" up to {memory.gigabytes(self.pictures.bytes)} of memory to compare them"
+            f" up to {memory.gigabytes(self.pictures.bytes)} of memory to compare them",
+            *(line for part in self.pictures.parts for line in _oddities(part)),
         ]
 
     def load(self) -> Load:
@@ -58,6 +60,17 @@ class Looks(NamedTuple):
             for plan in (work.plan for work in self.works.values())
         ]
         return Load(sum(one.evaluations for one in each), sum(one.products for one in each))
+
+
+def _oddities(images: TrainingImages) -> list[str]:
+    """What may be meant, and may be a slip: images without a caption among others, captions without an image."""
+    lines, bare = [], sum(not image.captions for image in images.images)
+    if 0 < bare < len(images):
+        lines.append(f"{images.source.name}: images without a caption: {bare:,} of {len(images):,}")
+    if images.unused:
+        named = ", ".join(images.unused[:3]) + (", …" if len(images.unused) > 3 else "")
+        lines.append(f"{images.source.name}: caption files that belong to no image: {len(images.unused):,} ({named})")
+    return lines
 
 
 def settle(work: Work, entries: Sequence[Detector], pictures: Pictures) -> Looks:
