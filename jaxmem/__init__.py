@@ -33,10 +33,12 @@ _HOME = {
     "batch_spectra": "jaxmem.spectra",
     "count_positive": "jaxmem.spectra",
     "spectral_density": "jaxmem.spectra",
+    "trace": "jaxmem.spectra",
     "Spectrum": "jaxmem.spectra",
     "Status": "jaxmem.spectra",
     "Count": "jaxmem.spectra",
     "Density": "jaxmem.spectra",
+    "Trace": "jaxmem.spectra",
     "audit_cost": "jaxmem.audit",
     "read_audit": "jaxmem.audit",
     "compare": "jaxmem.comparison",
@@ -46,7 +48,7 @@ _HOME = {
     "read_training_images": "jaxmem.training_images",
 }
 
-_MODULES = ("audit", "detectors", "oracles", "plot")  # `jaxmem.audit` is a function, too
+_MODULES = ("audit", "detectors", "dimension", "manifolds", "oracles", "plot")  # `jaxmem.audit` is a function, too
 
 __all__ = [
     "DDIM",
@@ -68,6 +70,7 @@ __all__ = [
     "StableDiffusion",
     "Status",
     "TorchOperator",
+    "Trace",
     "TrainingData",
     "Unconditional",
     "__version__",
@@ -78,10 +81,12 @@ __all__ = [
     "compare",
     "count_positive",
     "detectors",
+    "dimension",
     "from_matvec",
     "from_scipy",
     "from_torch",
     "load",
+    "manifolds",
     "oracles",
     "plot",
     "read_audit",
@@ -91,10 +96,11 @@ __all__ = [
     "score_jacobian",
     "spectral_density",
     "spectrum",
+    "trace",
 ]
 
 if TYPE_CHECKING:
-    from jaxmem import detectors, oracles, plot
+    from jaxmem import detectors, dimension, manifolds, oracles, plot
     from jaxmem.audit import audit, audit_cost, read_audit
     from jaxmem.audit.training.given import TrainingData
     from jaxmem.bridge.operator import TorchOperator
@@ -121,10 +127,12 @@ if TYPE_CHECKING:
         Lanczos,
         Spectrum,
         Status,
+        Trace,
         batch_spectra,
         count_positive,
         spectral_density,
         spectrum,
+        trace,
     )
     from jaxmem.stable_diffusion.pipeline import StableDiffusion
     from jaxmem.training_images import read_training_images

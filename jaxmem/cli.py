@@ -21,7 +21,7 @@ from jaxmem.commands.audit import Audit, Figures, Report
 from jaxmem.commands.compare import Compare
 from jaxmem.commands.flags import in_flags, speaking_of
 from jaxmem.commands.models import Generate, Spectrum
-from jaxmem.commands.reproduce import Finetune, Mnist, PaperFigures, Toy2d, Verbatim
+from jaxmem.commands.reproduce import Dimension, Finetune, Mnist, PaperFigures, Toy2d, Verbatim
 from jaxmem.config import FINETUNE_PRESETS, MNIST_PRESETS, SD_PRESETS, TOY2D_PRESETS, FilesConfig, PartsConfig
 from jaxmem.terminal import visible
 
@@ -30,6 +30,7 @@ _COMMANDS = {
     "mnist": Mnist,
     "verbatim": Verbatim,
     "finetune": Finetune,
+    "dimension": Dimension,
     "sd": PaperFigures,
     "generate": Generate,
     "spectrum": Spectrum,
@@ -59,6 +60,7 @@ def _parse(arguments: Sequence[str]) -> Any:
             | Annotated[Mnist, tyro.conf.subcommand("mnist", default=mnist)]
             | Annotated[Verbatim, tyro.conf.subcommand("verbatim")]
             | Annotated[Finetune, tyro.conf.subcommand("finetune", default=finetune)]
+            | Annotated[Dimension, tyro.conf.subcommand("dimension")]
             | Annotated[PaperFigures, tyro.conf.subcommand("sd", default=paper)]
         )
 

@@ -1,4 +1,4 @@
-"""Operators of functions: `from_matvec` of what JAX traces, `from_scipy` of what runs on the host."""
+"""Operators of a matrix, of a function that JAX traces (`from_matvec`), and of one on the host (`from_scipy`)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +12,50 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import Array, Float
 
 from jaxmem.operators import Operator
+
+
+@jax.tree_util.register_pytree_node_class
+class MatrixOperator(Operator):
+    """A matrix that is there already.
+
+    Args:
+        matrix: shape (d, d), floating point.
+        symmetric: declare it symmetric, so that a product is counted once; not checked.
+
+    Raises:
+        ValueError: if the matrix is not square and floating point.
+    """
+
+    def __init__(self, matrix: Any, *, symmetric: bool = False) -> None:
+        matrix = jnp.asarray(matrix)
+        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not jnp.issubdtype(matrix.dtype, jnp.floating):
+            raise ValueError(
+                f"matrix: expected a square floating-point array, got shape {matrix.shape} of {matrix.dtype}"
+            )
+        self.matrix, self.is_symmetric = matrix, symmetric
+
+    @property
+    def size(self) -> int:
+        return self.matrix.shape[0]
+
+    @property
+    def dtype(self) -> Any:
+        return self.matrix.dtype
+
+    def mv(self, vector: Float[Array, " d"]) -> Float[Array, " d"]:
+        return jnp.matmul(self.matrix, vector, precision="highest")
+
+    def rmv(self, vector: Float[Array, " d"]) -> Float[Array, " d"]:
+        return jnp.matmul(vector, self.matrix, precision="highest")
+
+    def tree_flatten(self) -> tuple[tuple[Any], bool]:
+        return (self.matrix,), self.is_symmetric
+
+    @classmethod
+    def tree_unflatten(cls, is_symmetric: bool, children: tuple[Any]) -> "MatrixOperator":
+        operator = object.__new__(cls)  # transformations pass placeholders: no checks here
+        operator.matrix, operator.is_symmetric = children[0], is_symmetric
+        return operator
 
 
 @jax.tree_util.register_pytree_node_class

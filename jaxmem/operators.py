@@ -229,6 +229,25 @@ class Scaled(Derived):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class Shifted(Derived):
+    """``A + c I``: every eigenvalue moved by c."""
+
+    operator: Operator
+    shift: Any  #: c, of the operator's dtype; an argument of compiled programs, which serve all
+
+    @property
+    def is_symmetric(self) -> bool:  # type: ignore[override]
+        return self.operator.is_symmetric
+
+    def mv(self, vector: Float[Array, " d"]) -> Float[Array, " d"]:
+        return self.operator.mv(vector) + self.shift * vector
+
+    def rmv(self, vector: Float[Array, " d"]) -> Float[Array, " d"]:
+        return self.operator.rmv(vector) + self.shift * vector
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Sum(Operator):
     """A + B: one product with each. ``A - B`` is the sum with -B, such as the conditional minus the unconditional.
 
@@ -263,47 +282,3 @@ class Sum(Operator):
 
     def rmv(self, vector: Float[Array, " d"]) -> Float[Array, " d"]:
         return self.first.rmv(vector) + self.second.rmv(vector)
-
-
-@jax.tree_util.register_pytree_node_class
-class MatrixOperator(Operator):
-    """A matrix that is there already.
-
-    Args:
-        matrix: shape (d, d), floating point.
-        symmetric: declare it symmetric, so that a product is counted once; not checked.
-
-    Raises:
-        ValueError: if the matrix is not square and floating point.
-    """
-
-    def __init__(self, matrix: Any, *, symmetric: bool = False) -> None:
-        matrix = jnp.asarray(matrix)
-        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not jnp.issubdtype(matrix.dtype, jnp.floating):
-            raise ValueError(
-                f"matrix: expected a square floating-point array, got shape {matrix.shape} of {matrix.dtype}"
-            )
-        self.matrix, self.is_symmetric = matrix, symmetric
-
-    @property
-    def size(self) -> int:
-        return self.matrix.shape[0]
-
-    @property
-    def dtype(self) -> Any:
-        return self.matrix.dtype
-
-    def mv(self, vector: Float[Array, " d"]) -> Float[Array, " d"]:
-        return jnp.matmul(self.matrix, vector, precision="highest")
-
-    def rmv(self, vector: Float[Array, " d"]) -> Float[Array, " d"]:
-        return jnp.matmul(vector, self.matrix, precision="highest")
-
-    def tree_flatten(self) -> tuple[tuple[Any], bool]:
-        return (self.matrix,), self.is_symmetric
-
-    @classmethod
-    def tree_unflatten(cls, is_symmetric: bool, children: tuple[Any]) -> "MatrixOperator":
-        operator = object.__new__(cls)  # transformations pass placeholders: no checks here
-        operator.matrix, operator.is_symmetric = children[0], is_symmetric
-        return operator

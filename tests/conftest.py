@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import jaxtyping
 import pytest
 from parity import Parity, Row, table
@@ -67,6 +68,15 @@ def unchecked():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def float16():
+    """Half precision, which jaxlib 0.10 has not with ``--xla_cpu_max_isa=SSE4_2``: conversions do not link there."""
+    try:
+        jax.block_until_ready(jax.jit(lambda x: x.astype(jnp.float16) + 1)(jnp.ones(2)))
+    except jax.errors.JaxRuntimeError:
+        pytest.skip("XLA's CPU compiler has no float16 arithmetic for this instruction set")
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
-from jaxmem.operators import MatrixOperator, Operator
+from jaxmem.function_operators import MatrixOperator
+from jaxmem.operators import Operator
 
 
 def rotated(eigenvalues, seed=0):

@@ -22,6 +22,7 @@ COMMANDS = (
     ["spectrum"],
     ["reproduce", "verbatim"],
     ["reproduce", "finetune"],
+    ["reproduce", "dimension"],
     ["reproduce", "sd"],
     ["audit"],
     ["figures"],

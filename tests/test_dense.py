@@ -18,7 +18,8 @@ from parity import MULTIPLE, rounded
 
 from jaxmem import Dense, score_jacobian, spectrum
 from jaxmem.diffusion import NoiseSchedule
-from jaxmem.operators import MatrixOperator, Operator
+from jaxmem.function_operators import MatrixOperator
+from jaxmem.operators import Operator
 from jaxmem.oracles import EmpiricalScore, GaussianMixtureScore, Separable, SeparableScore, gaussian
 from jaxmem.spectra import Status, columns, dense, dense_cost
 
@@ -167,7 +168,8 @@ import sys, time
 import jax.numpy as jnp
 import numpy as np
 from jaxmem import Dense, spectrum
-from jaxmem.operators import MatrixOperator, Operator
+from jaxmem.function_operators import MatrixOperator
+from jaxmem.operators import Operator
 
 matrix = np.random.default_rng(0).normal(size=(400, 400)).astype(np.float32)
 slowly = lambda *step: time.sleep(float(sys.argv[2]))

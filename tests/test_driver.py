@@ -14,8 +14,8 @@ from killing import Stopped, signal_when
 from operators import skewed
 
 from jaxmem import Arnoldi, Lanczos, NoiseSchedule, Status, score_jacobian, spectrum
+from jaxmem.function_operators import MatrixOperator
 from jaxmem.krylov import absorb, arnoldi, begin, lanczos, next_vector
-from jaxmem.operators import MatrixOperator
 from jaxmem.oracles import GaussianMixture, GaussianMixtureScore
 from jaxmem.runs.memory import available_bytes, gigabytes, require
 from jaxmem.spectra import driver

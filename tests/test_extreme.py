@@ -10,7 +10,7 @@ from killing import Stopped
 from operators import PRODUCTS, Counted, Unregistered, nan_score, rotated
 
 from jaxmem import Extreme, NoiseSchedule, Status, score_jacobian, spectrum
-from jaxmem.operators import MatrixOperator
+from jaxmem.function_operators import MatrixOperator
 from jaxmem.oracles import Separable, SeparableScore
 from jaxmem.runs.progress import silent
 from jaxmem.spectra.block_ritz import crossings, growth, product_noise
@@ -254,8 +254,8 @@ MULTIPLE = {
 }
 
 
-def check_copies(matrix, num_pairs, which, keys, rtol=1e-4, overlooked=0, **options):
-    """Every key ends with all copies, but for as many as may be ``overlooked``."""
+def check_copies(matrix, num_pairs, which, keys, rtol=1e-4, **options):
+    """Every key ends with all copies."""
     missed = []
     symmetric_part = (matrix + matrix.T).astype(np.float64) / 2
     expected = exact(np.linalg.eigvalsh(symmetric_part), num_pairs, which)
@@ -270,7 +270,7 @@ def check_copies(matrix, num_pairs, which, keys, rtol=1e-4, overlooked=0, **opti
         if np.abs(result.eigenvalues.real - expected).max() > bound:
             missed.append((seed, result.eigenvalues))
         np.testing.assert_allclose(np.linalg.norm(result.vectors, axis=1), 1, atol=1e-5)
-    assert len(missed) <= overlooked, missed
+    assert not missed
 
 
 @pytest.mark.parametrize(("name", "num_pairs", "which"), GRAPHS)
@@ -299,7 +299,9 @@ def test_no_key_misses_a_copy_in_a_graph(name, num_pairs, which):
     ],
 )
 def test_no_key_misses_a_copy_over_a_bulk(name, num_pairs, which, options):
-    check_copies(rotated(MULTIPLE[name]), num_pairs, which, range(8), **options)
+    # Of a memorized point's spectrum nearly as many keys miss one as the bound of `stopping.OVERLOOKED` allows.
+    keys = range(200) if name == "memorized" else range(8)
+    check_copies(rotated(MULTIPLE[name]), num_pairs, which, keys, **options)
 
 
 def turned(values, rng):
@@ -322,9 +324,7 @@ def over_a_uniform_bulk():
 
 def test_what_lies_partly_in_vectors_that_have_not_converged_is_seen():
     # What is left of the matrix beside the basis has no eigenvalue beyond the level, its Schur complement has one.
-    # A look overlooks one with a probability of at most 2 % (`stopping.OVERLOOKED`), and which key that is depends on
-    # rounding: of the keys 0 to 149 none with jax 0.10.1, key 21 with jax 0.12. Two of twelve would be a chance of 2 %.
-    check_copies(over_a_uniform_bulk(), 7, "smallest", [21, 89, 106, *range(9)], overlooked=1)
+    check_copies(over_a_uniform_bulk(), 7, "smallest", [21, 89, 106, *range(40)])
 
 
 @pytest.mark.parametrize("level", [-0.9, 0.3])

@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 
 from jaxmem.diffusion import NoiseSchedule
+from jaxmem.function_operators import MatrixOperator
 from jaxmem.jacobian import score_jacobian
-from jaxmem.operators import MatrixOperator
 from jaxmem.score import bind
 
 TRACES = []

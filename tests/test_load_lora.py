@@ -282,6 +282,7 @@ class TestLoraInLivePipelines:
         with pytest.raises(ValueError, match=r"another `unet`: expected none for a pipeline with LoRA in it"):
             jm.load(adapted, unet=original / "unet")
 
+    @pytest.mark.usefixtures("float16")
     def test_half_precision(self, original, diffusers, torch, base):
         half = open_with_diffusers(diffusers, original, torch_dtype=torch.float16)
         model = jm.load(half)

@@ -13,12 +13,12 @@ import tiny_diffusion
 from flax import nnx
 
 from jaxmem.diffusion import NoiseSchedule
+from jaxmem.function_operators import MatrixOperator
 from jaxmem.jacobian import assemble, linearise_points, score_jacobian
 from jaxmem.kernels.attention import attention
 from jaxmem.krylov import begin
 from jaxmem.networks.mlp import MLP
 from jaxmem.networks.unet import UNet
-from jaxmem.operators import MatrixOperator
 from jaxmem.oracles import Separable, SeparableScore
 from jaxmem.score import GuidedScore, bind
 from jaxmem.spectra import batch, counting, driver, measure, programs

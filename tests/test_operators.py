@@ -7,7 +7,8 @@ import pytest
 import scipy.sparse.linalg
 
 import jaxmem as jm
-from jaxmem.operators import MatrixOperator, Operator
+from jaxmem.function_operators import MatrixOperator
+from jaxmem.operators import Operator
 from jaxmem.oracles import EmpiricalScore
 
 D = 40

@@ -17,7 +17,7 @@ from matplotlib.image import imread
 import jaxmem
 from jaxmem import plot
 from jaxmem.extras import MissingExtra
-from jaxmem.operators import MatrixOperator
+from jaxmem.function_operators import MatrixOperator
 from jaxmem.report.style import GENERAL, MEMORIZED
 from jaxmem.spectra import Count, Density
 

@@ -20,7 +20,8 @@ from jaxmem import (
     spectrum,
 )
 from jaxmem.diffusion import NoiseSchedule
-from jaxmem.operators import MatrixOperator, Operator
+from jaxmem.function_operators import MatrixOperator
+from jaxmem.operators import Operator
 from jaxmem.oracles import EmpiricalScore, GaussianMixture, GaussianMixtureScore, Separable, SeparableScore
 from jaxmem.spectra.batch import _one_ahead, _tridiagonal_elsewhere, _tridiagonal_on_cpu
 

@@ -9,6 +9,7 @@ import tyro
 from jaxmem.commands.output import model_name, open_stable_diffusion, say, say_result, show_run, write_page
 from jaxmem.config import (
     AuditConfig,
+    DimensionConfig,
     FilesConfig,
     FinetuneConfig,
     MnistConfig,
@@ -94,6 +95,23 @@ class Finetune:
 
         with show_progress() as progress:
             run_finetune(self.config, self.out, progress, say)
+        show_run(self.out)
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """Estimators of local dimension on twelve manifolds whose dimension is known, beside classical ones."""
+
+    config: Annotated[DimensionConfig, tyro.conf.arg(name="")]
+    out: Path
+    """Folder of the run; an unfinished run of the same configuration in it is continued."""
+
+    def __call__(self) -> None:
+        from jaxmem.experiments.dimension import run_dimension
+        from jaxmem.runs.progress import show_progress
+
+        with show_progress() as progress:
+            run_dimension(self.config, self.out, progress)
         show_run(self.out)
 
 

@@ -3,6 +3,7 @@
 Each class is one flag group of the command line; a run's manifest holds exactly these values.
 """
 
+from jaxmem.config.dimension import DimensionConfig
 from jaxmem.config.experiments import (
     MNIST_PRESETS,
     SD_PRESETS,
@@ -22,6 +23,7 @@ __all__ = [
     "TOY2D_PRESETS",
     "AuditConfig",
     "AutoencoderConfig",
+    "DimensionConfig",
     "FilesConfig",
     "FinetuneConfig",
     "GenerateConfig",

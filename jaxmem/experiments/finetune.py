@@ -35,7 +35,7 @@ from jaxmem.training import Keep, train
 #: Where a run keeps checkpoints: ``full/checkpoint-500/unet`` and ``unet_ema``, ``lora/checkpoint-500`` with the file
 #: of its factors, and ``lora-fused/checkpoint-500/unet``, the weights with these in it, which need no diffusers.
 FULL, LORA, FUSED = "full", "lora", "lora-fused"
-AVERAGES = 2  # of the last checkpoints, averaged weights are looked at beside the raw ones
+AVERAGES = 1  # of the last checkpoints, averaged weights are looked at beside the raw ones
 
 
 def run_finetune(config: FinetuneConfig, out: Path, progress: Progress = silent, say: Say = quiet) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from jaxmem.report import finetune, mnist, stable_diffusion, toy2d, verbatim
+from jaxmem.report import dimension, finetune, mnist, stable_diffusion, toy2d, verbatim
 from jaxmem.runs.directory import Run
 
 DRAWERS = {
@@ -12,6 +12,7 @@ DRAWERS = {
     "mnist": mnist.draw,
     "verbatim": verbatim.draw,
     "finetune": finetune.draw,
+    "dimension": dimension.draw,
     "generate": stable_diffusion.draw_images,
     "spectrum": stable_diffusion.draw_spectrum,
 }

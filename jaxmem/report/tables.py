@@ -32,7 +32,7 @@ def print_summary(directory: Path, figures: list[Path], console: Console, words:
     from jaxmem.report.finetune_terminal import print_finetune  # which prints by `print_table`
 
     printers = {"mnist": _mnist, "toy2d": _toy2d, "generate": _generate, "spectrum": _spectrum, "verbatim": _verbatim}
-    printers |= {"finetune": print_finetune}
+    printers |= {"finetune": print_finetune, "dimension": _dimension}
     with of_this_version(run):
         printers[run.manifest["experiment"]](metrics, config, console)
     _print_warnings(metrics, console, words)
@@ -295,3 +295,13 @@ def _verbatim(metrics: dict[str, Any], config: dict[str, Any], console: Console)
         f"{metrics['captions_returned']:.0%} of the matching captions return their training image from at least one"
         f" noise; {metrics['matching_returned']:.0%} of the images drawn for them are it."
     )
+
+
+def _dimension(metrics: dict[str, Any], config: dict[str, Any], console: Console) -> None:  # noqa: ARG001
+    """Print mean and spread of every estimator on every manifold."""
+    estimators = list(dict.fromkeys(row["estimator"] for row in metrics["table"]))
+    rows: dict[str, list[str]] = {}
+    for row in metrics["table"]:
+        begun = rows.setdefault(row["manifold"], [row["manifold"], str(row["dimension"])])
+        begun.append(f"{row['mean']:.2f} ± {row['spread']:.2f}")
+    print_table("Local dimension", ["manifold", "true", *estimators], list(rows.values()), console)

@@ -8,6 +8,7 @@ from jaxmem.spectra.estimate import Estimate
 from jaxmem.spectra.methods import Arnoldi, Dense, Extreme, Lanczos
 from jaxmem.spectra.one_operator import spectrum
 from jaxmem.spectra.result import Spectrum, Status
+from jaxmem.spectra.traces import Trace, trace
 
 __all__ = [
     "Arnoldi",
@@ -20,9 +21,11 @@ __all__ = [
     "Lanczos",
     "Spectrum",
     "Status",
+    "Trace",
     "batch_spectra",
     "count_positive",
     "dense_cost",
     "spectral_density",
     "spectrum",
+    "trace",
 ]

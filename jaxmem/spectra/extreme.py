@@ -63,7 +63,7 @@ def extreme_pairs(
 
     Status CONVERGED: the residuals are small, and no eigenvalue is missing whose absence moves a value by more than
     two tolerances (rtol ‖A‖, or the measured noise where that is more). A single missing eigenvector is overlooked
-    with a probability of at most 0.02 (`stopping.OVERLOOKED`), several together less. That is shown for a symmetric
+    with a probability of at most 0.002 (`stopping.OVERLOOKED`), several together less. That is shown for a symmetric
     operator and a chain that no restart cuts; over restarts, the growth of each stretch is added up as if the
     complement were the same, and for A itself it holds where that is normal only. Values that are nearer to each
     other than the runs resolve count as copies. INVARIANT: the same, and the last chain ended in a closed space, or

@@ -1,0 +1,96 @@
+"""Dimension from directions: those of scores around a point, and those of the Hessian's spectrum."""
+
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmem.diffusion import Schedule
+from jaxmem.dimension.result import Dimension, scales, scores_around
+from jaxmem.score import Score
+
+Gap = Literal["difference", "log"]
+SCORES_PER_DIMENSION = 4  #: of the normal bundle, as published and as released
+
+
+def normal_bundle(
+    score: Score,
+    state: Any,
+    x: Any,
+    t: Any,
+    cond: Any = None,
+    *,
+    schedule: Schedule,
+    key: Any = None,
+    num_scores: int | None = None,
+    centred: bool = True,
+    gap: Gap = "difference",
+    batch: int = 64,
+) -> Dimension:
+    """The normal bundle: D minus the number of singular values of scores around x that lie before the largest gap.
+
+    Scores at small noise point back to the manifold, so K of them around one point, ``s(αx + σ ε_k)``, span the normal
+    space: of their singular values ``D - k`` are large. The dimension is a whole number from 1 to D - 1: a point of
+    dimension 0 has no gap that says so.
+
+    As published (Stanczuk et al., "Your diffusion model secretly knows the dimension of the data manifold"), K = 4 D,
+    the scores are centred and the gap is the largest difference. Another released code
+    (`dgm_geometry`) does not centre and scales x as here; the first adds noise to an unscaled x.
+
+    Args:
+        score: the score function.
+        state: its parameters.
+        x: the clean point, of any shape.
+        t: the timestep, small.
+        cond: its condition.
+        schedule: of the score.
+        key: random key of the noises.
+        num_scores: K, more than D to see all of a normal space; by default 4 D.
+        centred: whether the mean of the scores is taken off.
+        gap: largest difference of neighbouring singular values, or of their logarithms.
+        batch: scores evaluated together.
+
+    Raises:
+        ValueError: as `jaxmem.score_jacobian`, no key, one dimension, or fewer than two scores.
+    """
+    alpha, sigma = scales(schedule, t)
+    size = jnp.size(x)
+    number = SCORES_PER_DIMENSION * size if num_scores is None else num_scores
+    if size < 2 or number < 2:
+        raise ValueError(f"x, num_scores: expected at least 2 values and 2 scores, got {size} and {number}")
+    _, scores = scores_around(score, state, alpha * jnp.asarray(x), sigma, t, cond, key, number, batch)
+    if centred:
+        scores = scores - scores.mean(0)
+    singular = np.zeros(size)
+    found = np.linalg.svd(scores, compute_uv=False)
+    singular[: len(found)] = found
+    value = float(size - _before_gap(singular, gap))
+    return Dimension(value, 0.0, (value, value), 0, number)
+
+
+def spectral_gap(eigenvalues: Any, *, gap: Gap = "difference") -> int:
+    """The number of directions behind the largest gap in the spectrum of a Hessian, those along which it is flat.
+
+    On data of dimension k, ``D - k`` eigenvalues at a small noise are near ``-1/σ²`` and k near 0; the largest gap of
+    ``|λ|`` in descending order divides them (Ventura et al., "Manifolds, random matrices and spectral gaps", 2024, who
+    take singular values of the Jacobian and have released no code). 1 to D - 1, as `normal_bundle`.
+
+    Args:
+        eigenvalues: all of one spectrum, at least two.
+        gap: largest difference of neighbouring values, or of their logarithms.
+
+    Raises:
+        ValueError: fewer than two eigenvalues, or NaN among them.
+    """
+    sizes = np.sort(np.abs(np.asarray(eigenvalues)))[::-1]
+    if sizes.ndim != 1 or len(sizes) < 2 or not np.isfinite(sizes).all():
+        raise ValueError(f"eigenvalues: expected all of one spectrum, two or more numbers, got shape {sizes.shape}")
+    return len(sizes) - _before_gap(sizes, gap)
+
+
+def _before_gap(descending: np.ndarray, gap: str) -> int:
+    """How many of these values are before the largest gap; the smallest number a float has stands for zeros."""
+    if gap not in ("difference", "log"):
+        raise ValueError(f"gap: expected difference or log, got {gap!r}")
+    values = np.log(np.maximum(descending, np.finfo(np.float64).tiny)) if gap == "log" else descending
+    return int(np.argmax(values[:-1] - values[1:])) + 1
