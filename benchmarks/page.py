@@ -23,6 +23,8 @@ SECTIONS = {
     "full_spectrum": ("benchmarks", "full spectrum"),
     "rounding": ("benchmarks", "rounding"),
     "large_models": ("large-models", "large models"),
+    "finetune": ("fine-tune", "fine-tune"),
+    "dimension": ("dimension", "dimension"),
 }
 
 
