@@ -45,7 +45,7 @@ class Manifold(NamedTuple):
     dimension: int
     score: Score
     state: Any
-    draw: Callable[[np.random.Generator, int], np.ndarray]  #: n samples, (n, D)
+    draw: Callable[[np.random.Generator, int], np.ndarray]  #: n samples of the part that is looked at, (n, D)
 
 
 def manifolds() -> dict[str, Manifold]:
