@@ -31,8 +31,9 @@ from exact_jacobian import environment
 from page import FIGURES
 
 from jaxmem import Extreme, NoiseSchedule, from_matvec, score_jacobian, spectrum
+from jaxmem.function_operators import MatrixOperator
 from jaxmem.krylov import lanczos
-from jaxmem.operators import MatrixOperator, Operator
+from jaxmem.operators import Operator
 from jaxmem.oracles import Separable, SeparableScore
 
 ROOT = Path(__file__).resolve().parent.parent

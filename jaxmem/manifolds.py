@@ -1,8 +1,8 @@
 """Scores of data on manifolds of known dimension, for estimators of dimension to be checked against.
 
 Each is a score by the contract (``score(state, x, t, cond)``); ``cond`` is ignored. Spheres and products of them are
-in closed form; a manifold that has none is a grid of points on it, far denser than the noise (`jaxmem.oracles`,
-`EmpiricalScore`); `EmbeddedScore` puts either into a larger space, exactly.
+in closed form; a manifold that has none is a grid of points on it, twice as dense as the noise at least
+(`jaxmem.oracles.EmpiricalScore`); `EmbeddedScore` puts either into a larger space, exactly.
 """
 
 from dataclasses import dataclass

@@ -298,9 +298,9 @@ class TestFiles:
 
     def test_images_and_their_memory_are_said_before_the_start(self, audited):
         lines = audited[1]
-        looked, number = 4 + NUM_MANY + NUM_HELD_OUT, 3 + NUM_MANY + NUM_HELD_OUT  # one picture lies there twice
-        # Four copies of the float32 values, the thumbnail, and blocks of a quarter of a gibibyte.
-        size = looked * (4 * 4 + 1) * 3 * SIDE**2 + 2**28
+        number = 3 + NUM_MANY + NUM_HELD_OUT  # one picture lies there twice
+        # Of pictures so small only the products of blocks count, a quarter of a gibibyte.
+        size = 2**28
         expected = (
             f"images: {4 + NUM_MANY} training images and {NUM_HELD_OUT} held-out ones, {number} looked at;"
             f" up to {size / 1e9:.1f} GB of memory to compare them"

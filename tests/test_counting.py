@@ -25,8 +25,9 @@ from jaxmem import (
     spectrum,
 )
 from jaxmem.diffusion import NoiseSchedule
+from jaxmem.function_operators import MatrixOperator
 from jaxmem.krylov import Status, lanczos, reopened
-from jaxmem.operators import MatrixOperator, SymmetricPart
+from jaxmem.operators import SymmetricPart
 from jaxmem.oracles import EmpiricalScore, Separable, SeparableScore
 from jaxmem.spectra import driver
 from jaxmem.spectra.deflation import deflate

@@ -287,9 +287,9 @@ def test_disk_and_memory_are_looked_for_first(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=r"the matrix of d = 40: needs 0.0 MB more in .*free; make room or choose"):
             spectrum(operator, folder=tmp_path / "new" / "folder", chunk=8)
     with monkeypatch.context() as patch:
-        patch.setattr(dense.psutil, "virtual_memory", _free(cost.host_bytes - 1))
+        patch.setattr(dense.memory.psutil, "virtual_memory", _free(cost.host_bytes - 1))
         with pytest.raises(
-            ValueError, match=r"its solve needs about .* of memory, of which this machine has .*free some"
+            ValueError, match=r"solve of the matrix of d = 40: needs about .* of which this machine has .*free some"
         ):
             spectrum(operator, folder=tmp_path / "new" / "folder", chunk=8)
     with monkeypatch.context() as patch:

@@ -72,11 +72,15 @@ def test_a_shift_moves_the_trace_and_both_products():
 
 
 def test_an_estimate_counts_the_products_of_its_parts():
-    # The symmetric part takes two products each; a large operator is estimated by default.
+    # A large operator is estimated by default; a difference takes two products each, a symmetric part is taken apart.
     values = jnp.linspace(0, 1, 5000)
     operator = from_matvec(lambda v: values * v, 5000)
     assert trace(operator, key=jax.random.key(0)).num_products == 300
-    assert trace(operator.symmetric, max_products=201, key=jax.random.key(0)).num_products == 200
+    assert trace(operator - operator, max_products=201, key=jax.random.key(0)).num_products == 200
+    a = matrix(FAMILIES["Gaussian"]).astype(np.float32)
+    assert trace(MatrixOperator(a).symmetric) == trace(MatrixOperator(a))
+    six = sum(operator for _ in range(6))
+    assert trace(six, key=jax.random.key(0)).num_products == 360
 
 
 def test_what_a_trace_refuses():
@@ -87,5 +91,7 @@ def test_what_a_trace_refuses():
         trace(operator, max_products=60)
     with pytest.raises(ValueError, match="chunk: expected at least 1, got 0"):
         trace(operator, chunk=0)
+    with pytest.raises(ValueError, match=r"operator: expected float32 or float64, .* got bfloat16"):
+        trace(from_matvec(lambda v: v, 10, dtype=jnp.bfloat16))
     with pytest.raises(ValueError, match="a product holds NaN or infinity"):
         trace(MatrixOperator(np.full((3, 3), np.nan, np.float32)))

@@ -453,6 +453,10 @@ def test_images_that_do_not_fit_are_all_named(tmp_path):
 def test_captions_without_an_image_are_named(tmp_path):
     lay(tmp_path, {"a.png": flat(), "a.txt": "x", "b.txt": "y", "z/c.caption": "z", "z/d.png": flat(BLUE)})
     assert read_training_images(tmp_path).unused == ("b.txt", "z/c.caption")
+    lay(tmp_path, {"0_left out/e.png": flat(GREEN), "0_left out/e.txt": "left out on purpose"})
+    assert read_training_images(tmp_path).unused == ("b.txt", "z/c.caption")
+    lay(tmp_path.parent / "list", {"all.json": '{"a.png": "x"}'})
+    assert read_training_images(tmp_path, captions=tmp_path.parent / "list/all.json").unused[-1] == "z/c.caption"
     lay(tmp_path, {"captions/z/d.txt": "x", "captions/e.txt": "y"})
     assert read_training_images(tmp_path / "z", captions=tmp_path / "captions/z").unused == ()
     assert read_training_images(tmp_path / "z", captions=tmp_path / "captions").unused == ("e.txt", "z/d.txt")

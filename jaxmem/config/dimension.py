@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from jaxmem.config.checks import LAST_SEED, at_least, whole_in_range
 
+FIRST = 2  # timestep: grids that stand for manifolds are as dense as half of its σ/α, 0.019
+
 
 @dataclass(frozen=True)
 class DimensionConfig:
@@ -22,6 +24,6 @@ class DimensionConfig:
         at_least("num_samples", self.num_samples, self.neighbours + self.num_points)
         whole_in_range("seed", self.seed, 0, LAST_SEED)
         for t in (self.timestep, *self.regression):
-            whole_in_range("timestep", t, 0, 999)
+            whole_in_range("timestep", t, FIRST, 999)
         if len(set(self.regression)) < 2:
             raise ValueError(f"regression: expected two timesteps or more that differ, got {self.regression}")

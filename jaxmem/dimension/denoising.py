@@ -2,12 +2,11 @@
 
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 
 from jaxmem.diffusion import Schedule, posterior_mean
-from jaxmem.dimension.result import Dimension, scales, scores_around
+from jaxmem.dimension.result import Dimension, scaled, scores_around
 from jaxmem.score import Score
 
 DRAWS = 256  #: noises by default; with 64 the interval of a dimension of 1 covers 92 %, a χ² being skewed
@@ -48,10 +47,9 @@ def denoising_dimension(
     """
     if draws < 2:
         raise ValueError(f"draws: expected at least 2, got {draws}")
-    alpha, sigma = scales(schedule, t)
-    clean = np.asarray(x, np.float64).reshape(-1)
-    noise, scores = scores_around(score, state, alpha * jnp.asarray(x), sigma, t, cond, key, draws, batch)
-    off = posterior_mean(scores, alpha * clean + sigma * noise, alpha, sigma) - clean
+    centre, alpha, sigma = scaled(score, schedule, x, t)
+    points, scores = scores_around(score, state, centre, sigma, t, cond, key, draws, batch)
+    off = posterior_mean(scores, points, alpha, sigma) - np.asarray(centre, np.float64).reshape(-1) / alpha
     squares = (alpha / sigma) ** 2 * np.square(off).sum(1)
     value, error = float(squares.mean()), float(squares.std(ddof=1) / np.sqrt(draws))
     half = float(scipy.stats.t.ppf(0.975, draws - 1)) * error

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmem.diffusion import Schedule
-from jaxmem.dimension.result import Dimension, scales
+from jaxmem.dimension.result import Dimension, scaled
 from jaxmem.jacobian import score_jacobian
 from jaxmem.operators import Shifted
 from jaxmem.score import Score
@@ -55,8 +55,8 @@ def flipd(
     Raises:
         ValueError: as `jaxmem.score_jacobian` and `jaxmem.trace`, or no timestep of the schedule.
     """
-    alpha, sigma = scales(schedule, t)
-    jacobian = score_jacobian(score, state, alpha * jnp.asarray(x), t, cond)
+    point, _, sigma = scaled(score, schedule, x, t)
+    jacobian = score_jacobian(score, state, point, t, cond)
     operator = Shifted(sigma**2 * jacobian, jnp.ones((), jacobian.dtype))
     found = trace(operator, max_products=max_products, key=key, chunk=chunk)
     norm = sigma**2 * float(np.sum(np.square(np.asarray(jacobian.value, np.float64))))
@@ -78,8 +78,8 @@ def fpregress(
 ) -> Dimension:
     """FPRegress: D plus the slope of ``log ρ(x, δ)`` against ``log δ``, by least squares over several noise levels.
 
-    ``log ρ`` comes from Euler steps of its slope, ``flipd - D`` at each timestep, from the smallest noise on; the paper
-    takes eight levels δ = σ/α from 0.01 to 0.1.
+    ``log ρ`` comes from Euler steps of its slope, ``flipd - D`` at each timestep but the last, from the smallest noise
+    on, as published; the paper takes eight levels δ = σ/α from 0.01 to 0.1. Of two levels it is FLIPD at the first.
 
     Args:
         score: the score function.
@@ -95,27 +95,31 @@ def fpregress(
     Raises:
         ValueError: as `flipd`, or fewer than two different timesteps.
     """
-    steps = sorted(set(timesteps), key=lambda t: float(schedule.sigma[int(t)] / schedule.alpha[int(t)]))
+    for t in timesteps:
+        schedule.check(t)
+    ratio = {int(t): float(schedule.sigma[int(t)] / schedule.alpha[int(t)]) for t in timesteps}
+    steps = sorted(ratio, key=lambda t: ratio[t])
     if len(steps) < 2:
         raise ValueError(f"timesteps: expected two or more that differ, got {list(timesteps)}")
     keys = [None] * len(steps) if key is None else list(jax.random.split(key, len(steps)))
     options: dict[str, Any] = dict(schedule=schedule, max_products=max_products, chunk=chunk)
-    found = [flipd(score, state, x, t, cond, key=k, **options) for t, k in zip(steps, keys, strict=True)]
-    ratios = [alpha_sigma[1] / alpha_sigma[0] for alpha_sigma in (scales(schedule, t) for t in steps)]
-    weights = _weights(np.log(ratios))
+    # The slope at the last level would lead beyond it.
+    found = [flipd(score, state, x, t, cond, key=k, **options) for t, k in zip(steps[:-1], keys, strict=False)]
+    weights = _weights(np.log([ratio[t] for t in steps]))
     size = jnp.size(x)
-    slopes = np.array([one.value - size for one in found])
-    error = float(np.sqrt(np.sum((weights * np.array([one.standard_error for one in found])) ** 2)))
-    value = size + float(weights @ slopes)
-    half = 1.96 * error
+    value = size + float(weights @ np.array([one.value - size for one in found]))
+    error, half = (
+        float(np.linalg.norm(weights * parts))
+        for parts in ([one.standard_error for one in found], [one.interval[1] - one.value for one in found])
+    )
     products, evaluations = sum(one.num_products for one in found), sum(one.num_evaluations for one in found)
     return Dimension(value, error, (value - half, value + half), products, evaluations)
 
 
 def _weights(levels: np.ndarray) -> np.ndarray:
-    """The weight of the slope at each level in the regression: Euler's sums and least squares are linear."""
+    """The weight of the slope at each level but the last: Euler's sums and least squares are linear."""
     steps = np.diff(levels)
     # log ρ at level k is the sum of slope_j · step_j for j < k, from 0 at the first.
     sums = np.tril(np.ones((len(levels), len(levels) - 1)), -1) * steps
     centred = levels - levels.mean()
-    return np.append(centred @ sums / (centred @ centred), 0.0)
+    return np.asarray(centred @ sums / (centred @ centred))

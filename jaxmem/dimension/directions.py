@@ -2,11 +2,11 @@
 
 from typing import Any, Literal
 
-import jax.numpy as jnp
 import numpy as np
 
 from jaxmem.diffusion import Schedule
-from jaxmem.dimension.result import Dimension, scales, scores_around
+from jaxmem.dimension.result import Dimension, scaled, scores_around
+from jaxmem.runs import memory
 from jaxmem.score import Score
 
 Gap = Literal["difference", "log"]
@@ -45,26 +45,27 @@ def normal_bundle(
         cond: its condition.
         schedule: of the score.
         key: random key of the noises.
-        num_scores: K, more than D to see all of a normal space; by default 4 D.
+        num_scores: K, more than D; by default 4 D.
         centred: whether the mean of the scores is taken off.
         gap: largest difference of neighbouring singular values, or of their logarithms.
         batch: scores evaluated together.
 
     Raises:
-        ValueError: as `jaxmem.score_jacobian`, no key, one dimension, or fewer than two scores.
+        ValueError: as `jaxmem.score_jacobian`, no key, one dimension, too few scores, or too little memory.
     """
-    alpha, sigma = scales(schedule, t)
-    size = jnp.size(x)
+    centre, _, sigma = scaled(score, schedule, x, t)
+    size = centre.size
     number = SCORES_PER_DIMENSION * size if num_scores is None else num_scores
-    if size < 2 or number < 2:
-        raise ValueError(f"x, num_scores: expected at least 2 values and 2 scores, got {size} and {number}")
-    _, scores = scores_around(score, state, alpha * jnp.asarray(x), sigma, t, cond, key, number, batch)
+    if size < 2 or number <= size:
+        raise ValueError(
+            f"x, num_scores: expected at least 2 values, and more scores than values, got {size} and {number}"
+        )
+    # As they come, in float64, centred, and a copy that LAPACK makes.
+    memory.require(28 * number * size, f"{number:,} scores of {size:,} values", "take fewer `num_scores`", of_host=True)
+    _, scores = scores_around(score, state, centre, sigma, t, cond, key, number, batch)
     if centred:
         scores = scores - scores.mean(0)
-    singular = np.zeros(size)
-    found = np.linalg.svd(scores, compute_uv=False)
-    singular[: len(found)] = found
-    value = float(size - _before_gap(singular, gap))
+    value = float(size - _before_gap(np.linalg.svd(scores, compute_uv=False), gap))
     return Dimension(value, 0.0, (value, value), 0, number)
 
 
@@ -82,9 +83,11 @@ def spectral_gap(eigenvalues: Any, *, gap: Gap = "difference") -> int:
     Raises:
         ValueError: fewer than two eigenvalues, or NaN among them.
     """
-    sizes = np.sort(np.abs(np.asarray(eigenvalues)))[::-1]
+    sizes = np.abs(np.asarray(eigenvalues))
     if sizes.ndim != 1 or len(sizes) < 2 or not np.isfinite(sizes).all():
-        raise ValueError(f"eigenvalues: expected all of one spectrum, two or more numbers, got shape {sizes.shape}")
+        bad = f"shape {sizes.shape}" if np.isfinite(sizes).all() else "NaN or infinity among them"
+        raise ValueError(f"eigenvalues: expected all of one spectrum, two or more numbers, got {bad}")
+    sizes = np.sort(sizes)[::-1]
     return len(sizes) - _before_gap(sizes, gap)
 
 

@@ -36,7 +36,7 @@ TABLE = "dimension.csv"
 #: Estimators from the score, by the names of their columns; from samples by scikit-dimension's names.
 FROM_SCORE = ("FLIPD", "FPRegress", "denoising error", "tangent count", "normal bundle", "spectral gap")
 FROM_SAMPLES = ("MLE", "TwoNN", "lPCA")
-_SPACING = 0.02  # of grids on manifolds, less than half of the smallest σ/α at which a score is looked at
+_SPACING = 0.009  # of grids on manifolds, less than half of the smallest σ/α that a `DimensionConfig` allows
 
 
 class Manifold(NamedTuple):
@@ -174,12 +174,13 @@ def estimates(manifold: Manifold, config: DimensionConfig, number: int, classica
 
 def _from_score(manifold: Manifold, x: Any, key: Any, config: DimensionConfig) -> Estimates:
     t, call = config.timestep, (manifold.score, manifold.state, x)
+    error_key, bundle_key, point_key = jax.random.split(key, 3)
     options: dict[str, Any] = dict(schedule=SCHEDULE)
     density = flipd(*call, t, **options)
     slope = fpregress(*call, config.regression, **options)
-    error = denoising_dimension(*call, t, key=key, **options)
-    bundle = normal_bundle(*call, t, key=key, **options)
-    noised = SCHEDULE.alpha[t] * x + SCHEDULE.sigma[t] * jax.random.normal(key, x.shape)
+    error = denoising_dimension(*call, t, key=error_key, **options)
+    bundle = normal_bundle(*call, t, key=bundle_key, **options)
+    noised = SCHEDULE.alpha[t] * x + SCHEDULE.sigma[t] * jax.random.normal(point_key, x.shape)
     found = spectrum(score_jacobian(*call[:2], jnp.asarray(noised, jnp.float32), t))
     count = float(tangent_count(found.eigenvalues, SCHEDULE.sigma[t]))
     values = [density.value, slope.value, error.value, count, bundle.value, float(spectral_gap(found.eigenvalues))]

@@ -29,9 +29,12 @@ def available_bytes() -> int:
     return psutil.virtual_memory().available
 
 
-def require(needed: int, what: str, remedy: str) -> None:
-    """Raise a ValueError if fewer than ``needed`` bytes are free: "what: needs about …; remedy"."""
-    available = available_bytes()
+def require(needed: int, what: str, remedy: str, *, of_host: bool = False) -> None:
+    """Raise a ValueError if fewer than ``needed`` bytes are free: "what: needs about …; remedy".
+
+    ``of_host``: of the machine, where it is for NumPy, and not of the default device.
+    """
+    available = psutil.virtual_memory().available if of_host else available_bytes()
     if needed > available:
         raise ValueError(
             f"{what}: needs about {gigabytes(needed)}, of which this machine has {gigabytes(available)} free; {remedy}"

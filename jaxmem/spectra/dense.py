@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import psutil
 import scipy.linalg
 from jaxtyping import Array
 
@@ -237,13 +236,8 @@ def _require_room(store: ColumnStore, cost: DenseCost) -> None:
 
 def require_host_memory(size: int) -> None:
     """Raise a ValueError if the solve of a matrix of this size does not fit."""
-    needed, free = solve_bytes(size), psutil.virtual_memory().available
-    if needed > free:
-        raise ValueError(
-            f"the matrix of d = {size:,}: its solve needs about {memory.gigabytes(needed)} of memory, of which this"
-            f" machine has {memory.gigabytes(free)} free; free some, or take fewer eigenvalues (Lanczos or"
-            f" Extreme)"
-        )
+    remedy = "free some, or take fewer eigenvalues (Lanczos or Extreme)"
+    memory.require(solve_bytes(size), f"the solve of the matrix of d = {size:,}", remedy, of_host=True)
 
 
 def require_disk(needed: int, folder: Path, what: str) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Array, Float
 
-from jaxmem.operators import Operator
+from jaxmem.operators import Operator, SymmetricPart
 from jaxmem.spectra.measure import check_operator
 
 LARGEST_EXACT = 4096  #: dimension up to which a trace is exact by default
@@ -44,12 +44,17 @@ def trace(operator: Operator, *, max_products: int | None = None, key: Any = Non
         chunk: products taken together.
 
     Raises:
-        ValueError: fewer than 60 products for an estimate, no key, or a product that is NaN or infinite.
+        ValueError: fewer than 60 applications of the operator for an estimate, no key, half precision, or a product
+            that is NaN or infinite.
     """
     check_operator(operator, "trace")
+    if jnp.dtype(operator.dtype).itemsize < 4:
+        raise ValueError(f"operator: expected float32 or float64, of which a sum can be exact, got {operator.dtype}")
+    if isinstance(operator, SymmetricPart):
+        operator = operator.operator  # of the same trace, for half of the products
     size, each = operator.size, operator.products_per_mv
     if max_products is None:
-        max_products = size * each if size <= LARGEST_EXACT else PRODUCTS
+        max_products = size * each if size <= LARGEST_EXACT else max(PRODUCTS, FEWEST * each)
     if chunk < 1:
         raise ValueError(f"chunk: expected at least 1, got {chunk}")
     number = max_products // each

@@ -17,7 +17,7 @@ class Reduced(NamedTuple):
     size: tuple[int, int]  #: height and width before
 
 
-def reduced(pixels: UInt8[np.ndarray, "n h w 3"], block: int = 64) -> Reduced:
+def reduced(pixels: UInt8[np.ndarray, "n h w 3"], block: int = 4) -> Reduced:
     """The images as they are compared: sides above 64 pixels are averaged down to 64, each by itself.
 
     A reduced pixel is the average of the area that it covers, with the shares of the pixels at its edges. Sides of up
@@ -25,7 +25,7 @@ def reduced(pixels: UInt8[np.ndarray, "n h w 3"], block: int = 64) -> Reduced:
 
     Args:
         pixels: the images.
-        block: images that are reduced at once.
+        block: images that are reduced at once, which takes up to 50 bytes for each of their values.
     """
     n, height, width, _ = pixels.shape
     down, across = (_averages(side, min(side, LARGEST)) for side in (height, width))

@@ -13,7 +13,7 @@ from jaxmem.training_images.preparation import Preparation, decoded, prepared
 
 DEFAULT = Preparation()
 NUM_NAMED = 10  # problems that a message spells out
-_BLOCK = 64  # images that are in memory at once, 50 MB of 512 × 512
+_BLOCK = 64  # images that are in memory at once, twice for a moment: 100 MB of 512 × 512
 
 
 class TrainingImage(NamedTuple):
@@ -57,7 +57,11 @@ class TrainingImages:
             ValueError: a file is not the one any more that was read, or images do not have the model's size where they
                 are not to be resized or cropped; all of them are named.
         """
-        return np.concatenate(list(self.blocks(height, width, preparation)))
+        found, done = np.empty((len(self), max(height, 0), max(width, 0), 3), np.uint8), 0
+        for block in self.blocks(height, width, preparation):
+            found[done : done + len(block)] = block
+            done += len(block)
+        return found
 
     def blocks(
         self, height: int, width: int, preparation: Preparation = DEFAULT

@@ -68,8 +68,8 @@ def read_training_images(source: str | Path, *, captions: str | Path | None = No
     refuse(source, problems, _REMEDY)
     if not images:
         raise ValueError(f"{source}: expected at least one image, got none; give the folder that holds them")
-    own = {stem(image.name) for image in images}
-    unused = sorted(_named(file, place or source) for name, file in beside.items() if name not in own)
+    own, home = {stem(name) for name in files}, place if place is not None and place.is_dir() else source
+    unused = sorted(_named(file, home) for name, file in beside.items() if name not in own)
     return TrainingImages(source, tuple(images), tuple(unused))
 
 

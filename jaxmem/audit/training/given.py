@@ -19,7 +19,8 @@ from jaxmem.training_images import Descriptor, Preparation, TrainingImage, Train
 from jaxmem.training_images.area import Reduced, reduced, reduced_size
 from jaxmem.training_images.duplicates import groups
 
-_BLOCKS = 2**28  # bytes of blocks: of images while they are read, of products and differences while they are compared
+_BLOCKS = 2**28  # bytes of products and differences while images are compared, block by block
+_BYTES_OF_A_BLOCK = 2 * 64 + 50 * 4  # for each value of an image: a block that is read, its stack, and its reduction
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ def _digest(images: tuple[TrainingImage, ...]) -> str:
 class Pictures:
     """All images, training images first, as a model of this size sees them.
 
-    They are read once, some after the others; what is kept of each is what it is compared by, and its thumbnail.
+    They are read some after the others, and what is kept of each is what it is compared by, and its thumbnail; those
+    that are looked at are read again.
 
     Args:
         data: the images as they were given.
@@ -115,7 +117,8 @@ class Pictures:
     """
 
     def __init__(self, data: TrainingData, model: Model, progress: Progress = silent) -> None:
-        self.data, self.size = data, model.picture_size
+        self.data = data
+        height, width = self.size = model.picture_size[0], model.picture_size[1]
         self.parts = parts = [data.images, *([] if data.held_out is None else [data.held_out])]
         if model.condition != "none":
             _refuse_unlike(data)
@@ -123,11 +126,12 @@ class Pictures:
         values, thumbnail = reduced_size(*self.size), (*thumbnail_size(*self.size), 3)
         #: Bytes for these images: of what is compared also a centred copy and that of a device, and parts of it.
         self.bytes = number * (4 * 4 * values + data.show * math.prod(thumbnail)) + _BLOCKS
-        memory.require(self.bytes, f"comparing {number:,} images", "give fewer images")
+        self.bytes += _BYTES_OF_A_BLOCK * 3 * math.prod(self.size)
+        memory.require(self.bytes, f"comparing {number:,} images", "give fewer images", of_host=True)
         self.images = Reduced(np.empty((number, values), np.float32), [], self.size)
         self.thumbnails = np.empty((number, *thumbnail), np.uint8) if data.show else None
         vectors, done = [], 0
-        for pixels in (block for part in parts for block in part.blocks(*self.size, data.preparation)):
+        for pixels in (block for part in parts for block in part.blocks(height, width, data.preparation)):
             progress("read training images", done, number)
             small, there = reduced(pixels), slice(done, done + len(pixels))
             self.images.values[there] = small.values
@@ -155,7 +159,8 @@ class Pictures:
     def pixels(self, places: Sequence[int]) -> np.ndarray:
         """Some of the images at the model's size, uint8, read again."""
         chosen = [TrainingImages(source, (image,)) for source, image in (self._files[place] for place in places)]
-        return np.concatenate([image.pixels(*self.size, self.data.preparation) for image in chosen])
+        height, width = self.size
+        return np.concatenate([image.pixels(height, width, self.data.preparation) for image in chosen])
 
 
 def _looked(

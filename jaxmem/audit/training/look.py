@@ -39,7 +39,7 @@ class Looks(NamedTuple):
     pictures: Pictures
 
     def lines(self) -> list[str]:
-        """What the images take, before anything is done with them."""
+        """What the images take: said when they were read and compared, before the run is begun."""
         held_out = len(self.pictures.records) - self.pictures.number
         beside = f" and {held_out:,} held-out ones" if held_out else ""
         return [
