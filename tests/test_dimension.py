@@ -237,7 +237,7 @@ def test_intervals_of_the_error_of_denoising_cover():
             lambda s, x: normal_bundle(s, jnp.ones(1), x, 5, schedule=SCHEDULE, key=KEY, batch=0),
             "batch: expected at least 1, got 0",
         ),
-        (lambda s, x: DimensionConfig(timestep=1), "timestep: expected 2 to 999, got 1"),
+        (lambda s, x: DimensionConfig(timestep=1), "timestep: expected 5 to 999, got 1"),
         (lambda s, x: DimensionConfig(regression=(5, 5)), "regression: expected two timesteps or more that differ"),
         (lambda s, x: DimensionConfig(num_samples=50), "num_samples: expected at least 108, got 50"),
         (lambda s, x: normal_bundle(s, jnp.ones(1), x, 5, schedule=SCHEDULE), "key: expected a random key, got none"),

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from jaxmem.config.checks import LAST_SEED, at_least, whole_in_range
 
-FIRST = 2  # timestep: grids that stand for manifolds are as dense as half of its σ/α, 0.019
+FIRST = 5  # timestep: grids that stand for manifolds are as dense as half of its σ/α, 0.030
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class DimensionConfig:
 
     num_points: int = 8  # of each manifold, drawn from its data
     timestep: int = 10  # σ/α = 0.047 on the DDPM schedule; the manifolds have sizes of about 1
-    regression: tuple[int, ...] = (2, 5, 10)  # timesteps of FPRegress, σ/α from 0.019 on; the paper's δ go from 0.01
+    regression: tuple[int, ...] = (5, 10, 15)  # timesteps of FPRegress, σ/α from 0.030 on; the paper's δ go from 0.01
     num_samples: int = 1000  # of the data, which the classical estimators see
     neighbours: int = 100  # of a point, for these: scikit-dimension's default
     seed: int = 0

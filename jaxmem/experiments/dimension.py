@@ -36,7 +36,7 @@ TABLE = "dimension.csv"
 #: Estimators from the score, by the names of their columns; from samples by scikit-dimension's names.
 FROM_SCORE = ("FLIPD", "FPRegress", "denoising error", "tangent count", "normal bundle", "spectral gap")
 FROM_SAMPLES = ("MLE", "TwoNN", "lPCA")
-_SPACING = 0.009  # of grids on manifolds, less than half of the smallest σ/α that a `DimensionConfig` allows
+_SPACING = 0.015  # of grids on manifolds, less than half of the smallest σ/α that a `DimensionConfig` allows
 
 
 class Manifold(NamedTuple):
