@@ -30,13 +30,14 @@ def main(directory: str) -> None:
 
 
 def page_section(result: dict[str, Any]) -> str:
-    """The table of the page: mean and spread over the points."""
+    """The table of the page: mean and spread over the points, where it is not 0.00."""
     table = result["table"]
     names = list(dict.fromkeys(row["estimator"] for row in table))
     rows: dict[str, list[str]] = {}
     for row in table:
         begun = rows.setdefault(row["manifold"], [row["manifold"], str(row["dimension"])])
-        begun.append(f"{row['mean']:.2f} ± {row['spread']:.2f}")
+        spread = f"{row['spread']:.2f}"
+        begun.append(f"{row['mean']:.2f}" if float(spread) == 0 else f"{row['mean']:.2f}&nbsp;±&nbsp;{spread}")
     head = ["data", "true", *names]
     return "\n".join(
         f"| {' | '.join(cells)} |" for cells in [head, ["---", *["--:"] * (len(head) - 1)], *rows.values()]
