@@ -325,8 +325,9 @@ def over_a_uniform_bulk():
 
 def test_what_lies_partly_in_vectors_that_have_not_converged_is_seen():
     # What is left of the matrix beside the basis has no eigenvalue beyond the level, its Schur complement has one.
-    # Two of 43 would be a chance of 0.4 % (`stopping.OVERLOOKED`).
-    check_copies(over_a_uniform_bulk(), 7, "smallest", [21, 89, 106, *range(40)], overlooked=1)
+    # Which key overlooks it depends on rounding: key 21 with jax 0.12, none of these with 0.10.1. Two of 42 would be a
+    # chance of 0.3 % (`stopping.OVERLOOKED`).
+    check_copies(over_a_uniform_bulk(), 7, "smallest", [*range(40), 89, 106], overlooked=1)
 
 
 @pytest.mark.parametrize("level", [-0.9, 0.3])
