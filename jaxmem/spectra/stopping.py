@@ -10,8 +10,8 @@ from jaxmem.spectra.restarted import KrylovState
 
 #: Probability, at most, that a chain overlooks a single missing eigenvector: of the Schur complement at the level
 #: asked, which has one wherever A has one more than was found. It is exact where no restart cuts the chain. The
-#: products of a check go with its logarithm. Of the spectrum of a memorized point, zeros over one multiple value, as
-#: many keys are missed as the bound lets expect: with 0.02, 7 of 1,000 and on another CPU 6 of 400; so it is small.
+#: products of a check go with its logarithm. The bound is nearly reached by the spectrum of a memorized point, zeros
+#: over one multiple value: with 0.02, 7 of 1,000 keys missed one, and on another instruction set 6 of 400.
 OVERLOOKED = 0.002
 
 
