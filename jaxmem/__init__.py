@@ -22,6 +22,7 @@ _HOME = {
     "from_torch": "jaxmem.bridge.score",
     "TorchOperator": "jaxmem.bridge.operator",
     "score_jacobian": "jaxmem.jacobian",
+    "condition_jacobian": "jaxmem.condition",
     "Operator": "jaxmem.operators",
     "from_matvec": "jaxmem.function_operators",
     "from_scipy": "jaxmem.function_operators",
@@ -34,11 +35,13 @@ _HOME = {
     "count_positive": "jaxmem.spectra",
     "spectral_density": "jaxmem.spectra",
     "trace": "jaxmem.spectra",
+    "singular_values": "jaxmem.spectra",
     "Spectrum": "jaxmem.spectra",
     "Status": "jaxmem.spectra",
     "Count": "jaxmem.spectra",
     "Density": "jaxmem.spectra",
     "Trace": "jaxmem.spectra",
+    "SingularValues": "jaxmem.spectra",
     "audit_cost": "jaxmem.audit",
     "read_audit": "jaxmem.audit",
     "compare": "jaxmem.comparison",
@@ -48,7 +51,15 @@ _HOME = {
     "read_training_images": "jaxmem.training_images",
 }
 
-_MODULES = ("audit", "detectors", "dimension", "manifolds", "oracles", "plot")  # `jaxmem.audit` is a function, too
+_MODULES = (
+    "attribution",
+    "audit",
+    "detectors",
+    "dimension",
+    "manifolds",
+    "oracles",
+    "plot",
+)  # `jaxmem.audit` is a function, too
 
 __all__ = [
     "DDIM",
@@ -66,6 +77,7 @@ __all__ = [
     "NoiseSchedule",
     "Operator",
     "ScorePair",
+    "SingularValues",
     "Spectrum",
     "StableDiffusion",
     "Status",
@@ -74,11 +86,13 @@ __all__ = [
     "TrainingData",
     "Unconditional",
     "__version__",
+    "attribution",
     "audit",
     "audit_cost",
     "batch_spectra",
     "bind",
     "compare",
+    "condition_jacobian",
     "count_positive",
     "detectors",
     "dimension",
@@ -94,18 +108,20 @@ __all__ = [
     "read_training_images",
     "sample",
     "score_jacobian",
+    "singular_values",
     "spectral_density",
     "spectrum",
     "trace",
 ]
 
 if TYPE_CHECKING:
-    from jaxmem import detectors, dimension, manifolds, oracles, plot
+    from jaxmem import attribution, detectors, dimension, manifolds, oracles, plot
     from jaxmem.audit import audit, audit_cost, read_audit
     from jaxmem.audit.training.given import TrainingData
     from jaxmem.bridge.operator import TorchOperator
     from jaxmem.bridge.score import from_torch
     from jaxmem.comparison import compare
+    from jaxmem.condition import condition_jacobian
     from jaxmem.config import AuditConfig
     from jaxmem.diffusion import FlowSchedule, NoiseSchedule
     from jaxmem.function_operators import from_matvec, from_scipy
@@ -125,11 +141,13 @@ if TYPE_CHECKING:
         Density,
         Extreme,
         Lanczos,
+        SingularValues,
         Spectrum,
         Status,
         Trace,
         batch_spectra,
         count_positive,
+        singular_values,
         spectral_density,
         spectrum,
         trace,

@@ -16,13 +16,12 @@ from jaxmem.parameters import Origin, origins, widened, widened_shapes
 from jaxmem.score import Score
 
 
-@jax.tree_util.register_pytree_node_class
-class ScoreJacobian(Operator):
-    """J = ∂s/∂x at one point, on flat vectors of length ``size = x.size``; made by `score_jacobian`.
+class Linearised:
+    """A function of a score that was linearised once: its value, and what its linear map needs beside the parameters.
 
-    The forward pass was run once; ``mv`` is the linear map alone and ``rmv`` its transpose. What the linear map needs
-    of the parameters is not copied: the residuals that *are* parameters are put back from ``state``. Parameters of
-    fewer bits than x are widened to x's type, and where need be rearranged, in each product: no wide copy is kept.
+    What the linear map needs of the parameters is not copied: the residuals that *are* parameters are put back from
+    ``state``. Parameters of fewer bits than the point are widened to its type, and where need be rearranged, in each
+    product: no wide copy is kept.
     """
 
     def __init__(self, value: Any, state: Any, residuals: tuple[Any, ...], layout: "_Layout") -> None:
@@ -30,15 +29,28 @@ class ScoreJacobian(Operator):
         self._state, self._residuals, self._layout = state, residuals, layout
 
     @property
-    def size(self) -> int:
-        return math.prod(self.value.shape)
-
-    @property
     def dtype(self) -> Any:
+        """Data type of vectors and products."""
         return self.value.dtype
 
     def _linear(self, tangent: Array) -> Array:
         return self._layout.restore(self._state, self._residuals, self.dtype)(tangent)
+
+    def check(self) -> None:
+        """Raise a ValueError where the score is not finite: its Jacobian may be."""
+        require_finite(self.value, "at this point")
+
+
+@jax.tree_util.register_pytree_node_class
+class ScoreJacobian(Linearised, Operator):
+    """J = ∂s/∂x at one point, on flat vectors of length ``size = x.size``; made by `score_jacobian`.
+
+    The forward pass was run once; ``mv`` is the linear map alone and ``rmv`` its transpose.
+    """
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.value.shape)
 
     def mv(self, vector: Float[Array, " d"]) -> Float[Array, " d"]:
         return self._linear(vector.reshape(self.value.shape)).reshape(-1)
@@ -46,10 +58,6 @@ class ScoreJacobian(Operator):
     def rmv(self, vector: Float[Array, " d"]) -> Float[Array, " d"]:
         (cotangent,) = jax.linear_transpose(self._linear, self.value)(vector.reshape(self.value.shape))
         return cotangent.reshape(-1)
-
-    def check(self) -> None:
-        # The Jacobian of a score that is NaN may be finite.
-        require_finite(self.value, "at this point")
 
     @property
     def axes(self) -> "ScoreJacobian":
@@ -83,7 +91,8 @@ class _Layout:
 
 
 @partial(jax.jit, static_argnames=("score", "precision"))
-def _linearise(score: Score, state: Any, x: Array, t: Array, cond: Any, precision: str) -> tuple[Any, ...]:
+def linearise(score: Score, state: Any, x: Array, t: Array, cond: Any, precision: str) -> tuple[Any, ...]:
+    """The value at x, and what the linear map in x needs beside the parameters; what is compiled."""
     treedefs = []
 
     def both(wide: Any, x: Array, t: Array, cond: Any) -> tuple[Any, list[Any]]:
@@ -145,7 +154,7 @@ def score_jacobian(
     x = jnp.asarray(x)
     t = jnp.asarray(t, jnp.result_type(t))  # a Python number is weakly typed otherwise: another program
     check_score(score, state, x, t, cond)
-    value, residuals = _linearise(score, state, x, t, cond, precision)
+    value, residuals = linearise(score, state, x, t, cond, precision)
     return ScoreJacobian(value, state, residuals.arrays, residuals.layout)
 
 
@@ -154,7 +163,7 @@ def linearise_points(
     score: Score, state: Any, x: Array, t: Array, cond: Any, precision: str = "highest"
 ) -> tuple[Array, _Residuals]:
     """What `batch_jacobian` compiles: the scores at n points, and what their linear maps need beside the parameters."""
-    return jax.vmap(lambda x, t, cond: _linearise(score, state, x, t, cond, precision))(x, t, cond)
+    return jax.vmap(lambda x, t, cond: linearise(score, state, x, t, cond, precision))(x, t, cond)
 
 
 def batch_jacobian(

@@ -172,6 +172,10 @@ class Model(ABC):
         """Which prompts the model reads only the beginning of."""
         return [False] * len(prompts)
 
+    def token_rows(self, prompt: str) -> list[slice] | None:  # noqa: ARG002
+        """Which rows of the prompt's condition each of its words has; None where conditions are not of tokens."""
+        return None
+
     def contradiction(self, share: float | None) -> str | None:
         """What to tell the user if the first step contradicts ``prediction``; see `jaxmem.first_step`."""
         return first_step.contradiction(self.prediction, share)

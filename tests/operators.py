@@ -1,12 +1,17 @@
 """Matrices, operators and scores that several test files take."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
+from jaxtyping import Array, Float
 
 from jaxmem.function_operators import MatrixOperator
 from jaxmem.operators import Operator
+from jaxmem.rectangular import Rectangular
 
 
 def rotated(eigenvalues, seed=0):
@@ -53,3 +58,26 @@ class Unregistered(Operator):
 def nan_score(state, x, t, cond):
     """A score that is NaN where x is above 5."""
     return jnp.where(x > 5, jnp.nan, -x)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class RectangularMatrix(Rectangular):
+    """A matrix that is there already, shape (d, n), floating point."""
+
+    matrix: Any
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, columns = self.matrix.shape
+        return rows, columns
+
+    @property
+    def dtype(self) -> Any:
+        return self.matrix.dtype
+
+    def mv(self, vector: Float[Array, " n"]) -> Float[Array, " d"]:
+        return jnp.matmul(self.matrix, vector, precision="highest")
+
+    def rmv(self, vector: Float[Array, " d"]) -> Float[Array, " n"]:
+        return jnp.matmul(vector, self.matrix, precision="highest")

@@ -10,8 +10,8 @@ from sklearn import metrics
 from jaxmem.memorization import bootstrap, thresholds
 from jaxmem.memorization.bootstrap import mean_interval, resampled_rates
 from jaxmem.memorization.evaluation import evaluate, evaluate_categories, roc
+from jaxmem.memorization.splits import threshold_split
 from jaxmem.memorization.standing import percentile, rank
-from jaxmem.memorization.thresholds import threshold_split
 from jaxmem.runs.durable import as_json
 
 DIRECTIONS = ("high", "low")

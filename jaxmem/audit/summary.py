@@ -10,8 +10,8 @@ from jaxmem.audit.ranking import Ranking
 from jaxmem.audit.tables import write_csv
 from jaxmem.memorization.evaluation import FPR_LIMITS, evaluate_categories
 from jaxmem.memorization.sharpness import below_bound
+from jaxmem.memorization.splits import threshold_split
 from jaxmem.memorization.standing import percentile, rank
-from jaxmem.memorization.thresholds import threshold_split
 from jaxmem.prompts import RESULTS_COLUMNS, STANDING_COLUMNS, from_cell
 
 if TYPE_CHECKING:

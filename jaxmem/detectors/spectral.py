@@ -5,7 +5,7 @@ import math
 from jaxmem.detectors.entry import Detector
 from jaxmem.detectors.evidence import Setting
 from jaxmem.detectors.evidence_at_timesteps import Counts, DenoisingErrors, Eigenvalues, ErrorsAt, SpectrumAt
-from jaxmem.memorization.sharpness import negative_trace_of_cube, sum_of_largest
+from jaxmem.memorization.sharpness import negative_trace_of_cube, spectral_gap, sum_of_largest
 
 ROUNDING = 1e-12  #: squared error of denoising that float32 makes of samples of unit size
 MOST_SUMMED = 5  #: eigenvalues in the sum of the largest: the first trial's choice
@@ -19,6 +19,11 @@ def _number_summed(setting: Setting) -> dict[str, int]:
 def _sum_of_largest(spectrum: SpectrumAt, k: int) -> float:
     values = spectrum.eigenvalues
     return float(sum_of_largest(values, k)) if len(values) >= k else float("nan")
+
+
+def _flipd(spectrum: SpectrumAt) -> float:
+    values = spectrum.eigenvalues
+    return len(values) + spectrum.sigma**2 * (float(values.sum()) + spectrum.square)
 
 
 def _gain(errors: ErrorsAt) -> float:
@@ -97,6 +102,26 @@ DETECTORS = (
         memorized_is="high",
         needs=Eigenvalues(),
         score=lambda spectrum: negative_trace_of_cube(spectrum.eigenvalues),
+    ),
+    Detector(
+        name="flipd",
+        title="Local dimension (FLIPD)",
+        formula="d + σ²(tr H + ‖s‖²)",
+        source="Kamkari et al., NeurIPS 2024",
+        as_released="at αx of a clean x, without noise; here at the points that sampling visits",
+        memorized_is="low",
+        needs=Eigenvalues(with_score=True),
+        score=_flipd,
+    ),
+    Detector(
+        name="spectral-gap",
+        title="Dimension before the spectral gap",
+        formula="#{i > argmax (|λ|_i - |λ|_{i+1})}, |λ| descending",
+        source="Ventura et al., 2024 (singular values of the Jacobian; no code was released)",
+        memorized_is="low",
+        needs=Eigenvalues(),
+        score=lambda spectrum: spectral_gap(spectrum.eigenvalues),
+        is_count=True,
     ),
     Detector(
         name="denoising-error",

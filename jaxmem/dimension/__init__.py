@@ -13,7 +13,8 @@ says where released code differs; all take one point, one timestep and a score b
 
 from jaxmem.dimension.denoising import denoising_dimension
 from jaxmem.dimension.density import flipd, fpregress
-from jaxmem.dimension.directions import normal_bundle, spectral_gap
+from jaxmem.dimension.directions import normal_bundle
 from jaxmem.dimension.result import Dimension
+from jaxmem.memorization.sharpness import spectral_gap
 
 __all__ = ["Dimension", "denoising_dimension", "flipd", "fpregress", "normal_bundle", "spectral_gap"]

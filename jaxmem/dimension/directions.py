@@ -1,15 +1,15 @@
-"""Dimension from directions: those of scores around a point, and those of the Hessian's spectrum."""
+"""Dimension from the directions of scores around a point."""
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from jaxmem.diffusion import Schedule
 from jaxmem.dimension.result import Dimension, scaled, scores_around
+from jaxmem.memorization.sharpness import Gap, values_before_gap
 from jaxmem.runs import memory
 from jaxmem.score import Score
 
-Gap = Literal["difference", "log"]
 SCORES_PER_DIMENSION = 4  #: of the normal bundle, as published and as released
 
 
@@ -65,35 +65,5 @@ def normal_bundle(
     _, scores = scores_around(score, state, centre, sigma, t, cond, key, number, batch)
     if centred:
         scores = scores - scores.mean(0)
-    value = float(size - _before_gap(np.linalg.svd(scores, compute_uv=False), gap))
+    value = float(size - values_before_gap(np.linalg.svd(scores, compute_uv=False), gap))
     return Dimension(value, 0.0, (value, value), 0, number)
-
-
-def spectral_gap(eigenvalues: Any, *, gap: Gap = "difference") -> int:
-    """The number of directions behind the largest gap in the spectrum of a Hessian, those along which it is flat.
-
-    On data of dimension k, ``D - k`` eigenvalues at a small noise are near ``-1/σ²`` and k near 0; the largest gap of
-    ``|λ|`` in descending order divides them (Ventura et al., "Manifolds, random matrices and spectral gaps", 2024, who
-    take singular values of the Jacobian and have released no code). 1 to D - 1, as `normal_bundle`.
-
-    Args:
-        eigenvalues: all of one spectrum, at least two.
-        gap: largest difference of neighbouring values, or of their logarithms.
-
-    Raises:
-        ValueError: fewer than two eigenvalues, or NaN among them.
-    """
-    sizes = np.abs(np.asarray(eigenvalues))
-    if sizes.ndim != 1 or len(sizes) < 2 or not np.isfinite(sizes).all():
-        bad = f"shape {sizes.shape}" if np.isfinite(sizes).all() else "NaN or infinity among them"
-        raise ValueError(f"eigenvalues: expected all of one spectrum, two or more numbers, got {bad}")
-    sizes = np.sort(sizes)[::-1]
-    return len(sizes) - _before_gap(sizes, gap)
-
-
-def _before_gap(descending: np.ndarray, gap: str) -> int:
-    """How many of these values are before the largest gap; the smallest number a float has stands for zeros."""
-    if gap not in ("difference", "log"):
-        raise ValueError(f"gap: expected difference or log, got {gap!r}")
-    values = np.log(np.maximum(descending, np.finfo(np.float64).tiny)) if gap == "log" else descending
-    return int(np.argmax(values[:-1] - values[1:])) + 1

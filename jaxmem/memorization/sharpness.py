@@ -3,10 +3,11 @@
 All take eigenvalues with the spectrum as last axis and return one number per spectrum.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+Gap = Literal["difference", "log"]
 PAPER_THRESHOLD = 1e-15  #: the paper, section 5.3: smaller eigenvalues are not counted as positive
 
 
@@ -51,3 +52,33 @@ def below_bound(eigenvalues: Any, sigma: Any, noise: Any = 0.0) -> Any:
 def negative_trace_of_cube(eigenvalues: Any) -> Any:
     """``-tr H³ = -Σ lambda_i³``, which for a Gaussian is the mean of ``‖H s‖²`` (Jeon et al. 2025)."""
     return -(np.asarray(eigenvalues).real ** 3).sum(-1)
+
+
+def spectral_gap(eigenvalues: Any, *, gap: Gap = "difference") -> int:
+    """The number of directions behind the largest gap in the spectrum of a Hessian, those along which it is flat.
+
+    On data of dimension k, ``D - k`` eigenvalues at a small noise are near ``-1/σ²`` and k near 0; the largest gap of
+    ``|λ|`` in descending order divides them (Ventura et al., "Manifolds, random matrices and spectral gaps", 2024, who
+    take singular values of the Jacobian and have released no code). 1 to D - 1, as `normal_bundle`.
+
+    Args:
+        eigenvalues: all of one spectrum, at least two.
+        gap: largest difference of neighbouring values, or of their logarithms.
+
+    Raises:
+        ValueError: fewer than two eigenvalues, or NaN among them.
+    """
+    sizes = np.abs(np.asarray(eigenvalues))
+    if sizes.ndim != 1 or len(sizes) < 2 or not np.isfinite(sizes).all():
+        bad = f"shape {sizes.shape}" if np.isfinite(sizes).all() else "NaN or infinity among them"
+        raise ValueError(f"eigenvalues: expected all of one spectrum, two or more numbers, got {bad}")
+    sizes = np.sort(sizes)[::-1]
+    return len(sizes) - values_before_gap(sizes, gap)
+
+
+def values_before_gap(descending: np.ndarray, gap: str) -> int:
+    """How many of these values are before the largest gap; the smallest number a float has stands for zeros."""
+    if gap not in ("difference", "log"):
+        raise ValueError(f"gap: expected difference or log, got {gap!r}")
+    values = np.log(np.maximum(descending, np.finfo(np.float64).tiny)) if gap == "log" else descending
+    return int(np.argmax(values[:-1] - values[1:])) + 1

@@ -8,6 +8,7 @@ from jaxmem.spectra.estimate import Estimate
 from jaxmem.spectra.methods import Arnoldi, Dense, Extreme, Lanczos
 from jaxmem.spectra.one_operator import spectrum
 from jaxmem.spectra.result import Spectrum, Status
+from jaxmem.spectra.singular import SingularValues, singular_values
 from jaxmem.spectra.traces import Trace, trace
 
 __all__ = [
@@ -19,12 +20,14 @@ __all__ = [
     "Estimate",
     "Extreme",
     "Lanczos",
+    "SingularValues",
     "Spectrum",
     "Status",
     "Trace",
     "batch_spectra",
     "count_positive",
     "dense_cost",
+    "singular_values",
     "spectral_density",
     "spectrum",
     "trace",

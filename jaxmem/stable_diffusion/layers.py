@@ -153,11 +153,18 @@ class Attention(nnx.Module):
     def __call__(
         self, x: Float[Array, "tokens features"], context: Float[Array, "context_tokens context_features"]
     ) -> Float[Array, "tokens features"]:
-        def heads(projected: Array) -> Array:
-            return projected.reshape(projected.shape[0], self.num_heads, -1).transpose(1, 0, 2)
-
-        mixed = attention(heads(self.to_q(x)), heads(self.to_k(context)), heads(self.to_v(context)))
+        mixed = attention(self._heads(self.to_q(x)), self._heads(self.to_k(context)), self._heads(self.to_v(context)))
         return self.to_out[0](mixed.transpose(1, 0, 2).reshape(x.shape))
+
+    def weights(
+        self, x: Float[Array, "tokens features"], context: Float[Array, "context_tokens context_features"]
+    ) -> Float[Array, "heads tokens context_tokens"]:
+        """``softmax(q kᵀ / √depth)``, which the attention itself never holds as a whole."""
+        q, k = self._heads(self.to_q(x)), self._heads(self.to_k(context))
+        return jax.nn.softmax(jnp.einsum("hqd,hkd->hqk", q * q.shape[-1] ** -0.5, k), axis=-1)
+
+    def _heads(self, projected: Array) -> Array:
+        return projected.reshape(projected.shape[0], self.num_heads, -1).transpose(1, 0, 2)
 
 
 class ResnetBlock(nnx.Module):

@@ -29,7 +29,7 @@ from jaxmem.stable_diffusion.live import read_live
 from jaxmem.stable_diffusion.live_comparison import unproven
 from jaxmem.stable_diffusion.settings import Reading, as_list
 from jaxmem.stable_diffusion.text_encoder import TextEncoder, encode_text
-from jaxmem.stable_diffusion.tokenizer import tokenize, whole_tokens
+from jaxmem.stable_diffusion.tokenizer import rows_of_words, tokenize, whole_tokens
 from jaxmem.stable_diffusion.unet import UNet
 from jaxmem.stable_diffusion.vae import VAE, decode_latents, mean_latents
 
@@ -209,6 +209,9 @@ class StableDiffusion(Model):
     def whole_tokens(self, prompts: Sequence[str]) -> list[list[int]]:
         """Token ids of each prompt, neither cut nor padded, with all vectors of its textual inversions."""
         return whole_tokens(self.tokenizer, prompts)
+
+    def token_rows(self, prompt: str) -> list[slice] | None:
+        return rows_of_words(self.tokenizer, prompt, self.text_encoder_config.max_position_embeddings)
 
     def sampler(self, num_steps: int = 50) -> DDIM:
         """DDIM as diffusers runs it for this model; 50 steps are its default and the paper's."""

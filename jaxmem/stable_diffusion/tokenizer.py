@@ -74,6 +74,18 @@ def whole_tokens(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
     return tokenizer(write_out(tokenizer, prompts), truncation=False, verbose=False).input_ids
 
 
+def rows_of_words(tokenizer: Any, prompt: str, length: int) -> list[slice] | None:
+    """Which tokens of a prompt each of its words has, between the two around a text; none where a word is cut off.
+
+    None where the tokens of the prompt are not those of its words.
+    """
+    whole, *words = (ids[1:-1] for ids in whole_tokens(tokenizer, [prompt, *prompt.split()]))
+    if list(itertools.chain(*words)) != whole:
+        return None
+    ends = np.minimum(1 + np.cumsum([len(ids) for ids in words]), length)
+    return [slice(int(first), int(end)) for first, end in zip([1, *ends[:-1]], ends, strict=True)]
+
+
 def tokenize(tokenizer: Any, config: TextEncoderConfig, prompts: Sequence[str]) -> np.ndarray:
     """Token ids, shape (n, tokens): padded to the encoder's length, or cut to it, with a warning.
 

@@ -1,0 +1,95 @@
+"""Which words carry a prompt, on a model whose score says it in closed form, and on the shipped one by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxmem as jm
+from jaxmem.attribution import attribute, condition_gradient
+from jaxmem.data import verbatim_model
+
+STRENGTHS = {"a": 0.1, "red": 0.5, "zorbl": 4.0, "cat": 1.0}
+CALLS: list = []
+
+
+def score(state, x, t, cond):
+    """A standard normal around the sum of the prompt's words."""
+    jax.debug.callback(lambda _: CALLS.append(None), x[0] + cond[0])
+    return state * (cond - x)
+
+
+class Words(jm.Model):
+    """Each word moves the mean along an axis of its own."""
+
+    schedule, score, state = jm.NoiseSchedule(), staticmethod(score), jnp.float32(1)
+    shape, has_pairs, condition, guidance = (4,), True, "prompt", 2.0
+
+    def conditions(self, prompts):
+        axes = dict(zip(STRENGTHS, np.eye(4, dtype=np.float32), strict=True))
+        words = [[STRENGTHS[word] * axes[word] for word in prompt.split()] for prompt in prompts]
+        return np.array([np.sum(one, 0) if one else np.zeros(4, np.float32) for one in words])
+
+
+@pytest.mark.parametrize("guidance", [None, 1.0, 0.0])
+def test_what_is_lost_is_its_closed_form(guidance):
+    model, prompt = Words(), "a zorbl red cat"
+    CALLS.clear()
+    found = attribute(model, prompt, key=jax.random.key(0), noises=3, num_steps=10, guidance=guidance)
+    jax.effects_barrier()
+    assert len(CALLS) == found.num_evaluations
+    strengths = np.array([STRENGTHS[word] for word in prompt.split()])
+    whole = np.linalg.norm(strengths)
+    lost = np.array([whole - np.sqrt(whole**2 - one**2) for one in strengths])
+    sigma = np.mean([model.schedule.sigma[t] for t in model.sampler(10).timesteps[:5]])
+    np.testing.assert_allclose(found.left_out, sigma * lost, rtol=1e-4, atol=1e-6)
+    assert found.ranked() == ["zorbl", "cat", "red", "a"]
+    assert found.gradient is None
+    with pytest.raises(ValueError, match="by: expected left_out"):
+        found.ranked("gradient")
+
+
+def test_the_gradient_of_a_word_is_that_of_its_tokens():
+    model = jm.StableDiffusion.load(verbatim_model()[0])
+    prompt = "the amber anchor"
+    rows = model.token_rows(prompt)
+    assert rows == [slice(1, 4), slice(4, 9), slice(9, 15)]  # bytes, after the token that starts a text
+    found = attribute(model, prompt, key=jax.random.key(3), timesteps=[961], noises=1)
+    key = jax.random.fold_in(jax.random.key(3), 0)
+    noise = jax.random.normal(key, model.shape)[None]
+    x = next(x[0] for t, x in model.path(noise, [prompt]) if t == 961)
+    cond, uncond = model.embed([prompt, ""])
+    tokens = condition_gradient(model.score, model.state, x, 961, cond, uncond, float(model.schedule.sigma[961]))
+    expected = [np.linalg.norm(tokens[row]) for row in rows]
+    np.testing.assert_allclose(found.gradient, expected, rtol=1e-3)
+    # Guidance of the shipped model is 7.5: one step of two evaluations, then three words, two prompts, one gradient.
+    assert found.num_evaluations == 2 + (3 + 2) + 3
+
+
+def test_words_beyond_the_encoders_length_have_no_tokens():
+    model = jm.StableDiffusion.load(verbatim_model()[0])
+    rows = model.token_rows("word " * 30)
+    assert rows[0] == slice(1, 5)
+    assert rows[-1] == slice(77, 77)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("prompt", "options", "message"),
+    [
+        ("cat", {}, "prompt: expected at least two words"),
+        ("a cat", {"timesteps": [3]}, r"timesteps: expected some of those that 50 steps visit, got \[3\]"),
+        ("a cat", {"timesteps": []}, "timesteps: expected some of those that 50 steps visit, got none"),
+        ("a cat", {"noises": 0}, "at least one noise"),
+        ("a cat", {"key": None}, "expected a random key"),
+    ],
+)
+def test_what_cannot_be_attributed_is_refused(prompt, options, message):
+    with pytest.raises(ValueError, match=message):
+        attribute(Words(), prompt, **{"key": jax.random.key(0)} | options)
+
+
+def test_a_model_without_prompts_is_refused():
+    model = jm.ClassConditional(score, jnp.float32(1), jm.NoiseSchedule(), (4,), {"one": 1, "two": 2})
+    with pytest.raises(ValueError, match="model: expected one with prompts"):
+        attribute(model, "one two", key=jax.random.key(0))
