@@ -35,12 +35,14 @@ _HOME = {
     "count_positive": "jaxmem.spectra",
     "spectral_density": "jaxmem.spectra",
     "trace": "jaxmem.spectra",
+    "diagonal": "jaxmem.spectra",
     "singular_values": "jaxmem.spectra",
     "Spectrum": "jaxmem.spectra",
     "Status": "jaxmem.spectra",
     "Count": "jaxmem.spectra",
     "Density": "jaxmem.spectra",
     "Trace": "jaxmem.spectra",
+    "Diagonal": "jaxmem.spectra",
     "SingularValues": "jaxmem.spectra",
     "audit_cost": "jaxmem.audit",
     "read_audit": "jaxmem.audit",
@@ -51,15 +53,8 @@ _HOME = {
     "read_training_images": "jaxmem.training_images",
 }
 
-_MODULES = (
-    "attribution",
-    "audit",
-    "detectors",
-    "dimension",
-    "manifolds",
-    "oracles",
-    "plot",
-)  # `jaxmem.audit` is a function, too
+# `jaxmem.audit` is a function, too.
+_MODULES = ("attribution", "audit", "detectors", "dimension", "manifolds", "oracles", "plot")
 
 __all__ = [
     "DDIM",
@@ -69,6 +64,7 @@ __all__ = [
     "Count",
     "Dense",
     "Density",
+    "Diagonal",
     "Extreme",
     "FlowEuler",
     "FlowSchedule",
@@ -95,6 +91,7 @@ __all__ = [
     "condition_jacobian",
     "count_positive",
     "detectors",
+    "diagonal",
     "dimension",
     "from_matvec",
     "from_scipy",
@@ -139,6 +136,7 @@ if TYPE_CHECKING:
         Count,
         Dense,
         Density,
+        Diagonal,
         Extreme,
         Lanczos,
         SingularValues,
@@ -147,6 +145,7 @@ if TYPE_CHECKING:
         Trace,
         batch_spectra,
         count_positive,
+        diagonal,
         singular_values,
         spectral_density,
         spectrum,

@@ -87,7 +87,9 @@ def _squares(jacobian: ConditionJacobian, keys: Array, exact: bool, chunk: int) 
 
 
 def _over_features(leaf: Array) -> Array:
-    return jnp.square(leaf).sum(-1) if leaf.ndim else jnp.square(leaf)
+    """Sum of squares over the last axis, in at least float32: half precision overflows."""
+    squares = jnp.square(leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)))
+    return squares.sum(-1) if leaf.ndim else squares
 
 
 def condition_gradient(
@@ -112,6 +114,7 @@ def condition_gradient(
         A pytree like ``cond`` without its last axis. Zero where the scores agree to rounding (`AGREEING` eps of their
         norm): the difference has no direction then, and its norm no gradient.
     """
+    x = jnp.asarray(x)
     wide = widened(state, x.dtype)
 
     def given(of: Any) -> Array:
@@ -151,6 +154,7 @@ def left_out(
         sigma: noise level of t.
         precision: of the matrix products.
     """
+    x = jnp.asarray(x)
     wide = widened(state, x.dtype)
 
     def one(of: Any) -> Array:
@@ -170,12 +174,18 @@ class Attribution(NamedTuple):
 
     words: tuple[str, ...]
     left_out: np.ndarray  #: (words,) what ``‖ε_c - ε_u‖`` loses without the word, mean over points
-    gradient: np.ndarray | None  #: (words,) Wen's gradient over the word's tokens; None where tokens have no words
-    num_evaluations: int  #: of the score, sampling included
+    gradient: np.ndarray | None  #: (words,) Wen's gradient, its norm over the word's tokens, mean over points; or None
+    num_evaluations: int  #: of the score, sampling included; a backward pass counts as one
 
     def ranked(self, by: str = "left_out") -> list[str]:
-        """The words, the one that carries most first, by ``"left_out"`` or ``"gradient"``."""
-        measure = {"left_out": self.left_out, "gradient": self.gradient}[by]
+        """The words, the one that carries most first, by ``"left_out"`` or ``"gradient"``.
+
+        Raises:
+            ValueError: another measure, or one that this model does not have.
+        """
+        if by not in ("left_out", "gradient"):
+            raise ValueError(f"by: expected left_out or gradient, got {by!r}")
+        measure = getattr(self, by)
         if measure is None:
             raise ValueError("by: expected left_out, as the tokens of this model belong to no words, got gradient")
         return [self.words[i] for i in np.argsort(-measure, kind="stable")]
@@ -193,9 +203,11 @@ def attribute(
 ) -> Attribution:
     """Which words of a prompt carry its memorization, over points of its sampling trajectories.
 
+    A word that stands in the prompt twice is left out once at a time, so each copy may look harmless.
+
     Args:
         model: one with prompts and a score without (`jaxmem.Model`).
-        prompt: a text of at least two words, which white space separates.
+        prompt: a text of at least two words, which white space separates, all of which the model reads.
         key: random key of the starting noises.
         timesteps: sampling steps to look at; by default the first five.
         noises: trajectories.
@@ -203,46 +215,55 @@ def attribute(
         num_steps: sampling steps.
 
     Raises:
-        ValueError: a model without prompts or without a score of none, fewer than two words, or timesteps that are not
-            visited.
+        ValueError: a model without prompts or without a score of none, fewer than two words, a prompt that the model
+            cuts, timesteps that are not visited, or a score that is NaN or infinite.
     """
-    words = prompt.split()
+    if not isinstance(prompt, str) or len(prompt.split()) < 2:
+        raise ValueError(f"prompt: expected a text of at least two words, one of which can be left out, got {prompt!r}")
     if model.condition != "prompt" or not model.has_pairs:
-        raise ValueError("model: expected one with prompts, and a score without; got one that has not")
+        got = f"conditions of kind {model.condition!r}" if model.condition != "prompt" else "no score without a prompt"
+        raise ValueError(f"model: expected one with prompts, and with a score without one, got {got}")
     if key is None or noises < 1:
         raise ValueError(f"key, noises: expected a random key and at least one noise, got {key!r} and {noises}")
-    if len(words) < 2:
-        raise ValueError(f"prompt: expected at least two words, one of which can be left out, got {prompt!r}")
+    if model.truncated([prompt])[0]:
+        raise ValueError("prompt: expected one that the model reads to its end, got a longer one; shorten it")
     visited = [int(t) for t in model.sampler(num_steps).timesteps]
-    wanted = visited[:5] if timesteps is None else [int(t) for t in timesteps]
+    wanted = visited[:5] if timesteps is None else list(timesteps)
     strangers = [t for t in wanted if t not in visited]
     if strangers or not wanted:
+        near = nearest(np.array(visited), [int(t) for t in strangers] or visited[:1])
         raise ValueError(
             f"timesteps: expected some of those that {num_steps} steps visit, got {strangers or 'none'}; the nearest"
-            f" are {nearest(np.array(visited), strangers or visited[:1])}"
+            f" are {near}"
         )
+    words, rows = prompt.split(), model.token_rows(prompt)
     shorter = [" ".join(words[:i] + words[i + 1 :]) for i in range(len(words))]
     every = jax.tree.map(jnp.asarray, model.conditions([prompt, "", *shorter]))
+    if rows is not None and len(jax.tree.leaves(every)) != 1:
+        raise ValueError("model: expected conditions of one array where `token_rows` says which rows words have")
     cond, uncond, without = (jax.tree.map(lambda leaf, i=i: leaf[i], every) for i in (0, 1, slice(2, None)))
-    noise = jnp.stack([jax.random.normal(jax.random.fold_in(key, i), model.shape) for i in range(noises)])
-    rows = model.token_rows(prompt)
+    keys = [jax.random.fold_in(key, i) for i in range(noises)]
+    noise = jnp.stack([jax.random.normal(one, model.shape, jnp.float32) for one in keys])
     lost, gradients = [], []
     for t, x in model.path(noise, [prompt] * noises, guidance=guidance, num_steps=num_steps):
         if t in wanted:
             sigma = jnp.asarray(model.schedule.sigma[t], x.dtype)
             point = model.state, x, jnp.asarray(t, jnp.int32), cond
             lost.append(np.asarray(_lost(model.score, *point, without, uncond, sigma), np.float64))
+            if not np.isfinite(lost[-1]).all():
+                raise ValueError(
+                    f"score: NaN or infinity at t = {t}; check the parameters, the guidance and the prompt"
+                )
             if rows is not None:
-                gradients.append(np.asarray(_gradients(model.score, *point, uncond, sigma), np.float64))
+                (tokens,) = jax.tree.leaves(_gradients(model.score, *point, uncond, sigma))
+                tokens = np.asarray(tokens, np.float64)
+                gradients.append(np.stack([np.linalg.norm(tokens[:, row], axis=1) for row in rows], -1))
         if t == min(wanted):
             break
-    by_word = None
-    if rows is not None:
-        tokens = np.mean(gradients, (0, 1))
-        by_word = np.array([np.linalg.norm(tokens[row]) for row in rows])
     guided = (model.guidance if guidance is None else guidance) != 1
     sampled = visited.index(min(wanted)) * noises * (2 if guided else 1)
-    looked = len(lost) * noises * (len(words) + 2 + (0 if rows is None else 3))  # a backward pass counts as one
+    looked = len(lost) * noises * (len(words) + 2 + (0 if rows is None else 3))
+    by_word = np.mean(gradients, (0, 1)) if rows is not None else None
     return Attribution(tuple(words), np.mean(lost, (0, 1)), by_word, sampled + looked)
 
 

@@ -1,6 +1,7 @@
 """Linear maps that are not square, such as what a condition does to a score, and the square ones made of them."""
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -40,7 +41,7 @@ class Rectangular(ABC):
 
         Its trace is ``‖A‖²`` (Frobenius): ``jaxmem.trace(A.gram)``.
         """
-        return Gram(self, tall=self.shape[0] >= self.shape[1])
+        return Gram(self)
 
     def to_dense(self, chunk: int = 56) -> Float[Array, "d n"]:
         """The matrix, from as many products as its shorter side, taken ``chunk`` at a time."""
@@ -54,19 +55,23 @@ class Rectangular(ABC):
         return lines if rows < columns else lines.T
 
 
-@jax.tree_util.register_pytree_node_class
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Gram(Operator):
     """AᵀA of a tall map, AAᵀ of a wide one; made by `Rectangular.gram`."""
 
+    operator: Rectangular
     products_per_mv = 2
     is_symmetric = True
 
-    def __init__(self, operator: Rectangular, *, tall: bool) -> None:
-        self.operator, self.tall = operator, tall
+    @property
+    def is_tall(self) -> bool:
+        rows, columns = self.operator.shape
+        return rows >= columns
 
     @property
     def size(self) -> int:
-        return self.operator.shape[1 if self.tall else 0]
+        return min(self.operator.shape)
 
     @property
     def dtype(self) -> Any:
@@ -76,13 +81,37 @@ class Gram(Operator):
         self.operator.check()
 
     def mv(self, vector: Float[Array, " m"]) -> Float[Array, " m"]:
-        return self.operator.rmv(self.operator.mv(vector)) if self.tall else self.operator.mv(self.operator.rmv(vector))
+        A = self.operator
+        return A.rmv(A.mv(vector)) if self.is_tall else A.mv(A.rmv(vector))
 
     rmv = mv
 
-    def tree_flatten(self) -> tuple[tuple[Any], bool]:
-        return (self.operator,), self.tall
 
-    @classmethod
-    def tree_unflatten(cls, tall: bool, children: tuple[Any]) -> "Gram":
-        return cls(*children, tall=tall)
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Augmented(Operator):
+    """``[[0, A], [Aᵀ, 0]]``, of size d + n: symmetric, with the eigenvalues ±σ of A's singular values, and zeros.
+
+    Its eigenvectors are ``(u, ±v)/√2``. Lanczos from ``(0, v)`` is Golub-Kahan bidiagonalisation.
+    """
+
+    operator: Rectangular
+    products_per_mv = 2
+    is_symmetric = True
+
+    @property
+    def size(self) -> int:
+        return sum(self.operator.shape)
+
+    @property
+    def dtype(self) -> Any:
+        return self.operator.dtype
+
+    def check(self) -> None:
+        self.operator.check()
+
+    def mv(self, vector: Float[Array, " m"]) -> Float[Array, " m"]:
+        rows = self.operator.shape[0]
+        return jnp.concatenate([self.operator.mv(vector[rows:]), self.operator.rmv(vector[:rows])])
+
+    rmv = mv

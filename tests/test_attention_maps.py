@@ -117,6 +117,14 @@ def test_misuse_is_named():
     with pytest.raises(ValueError, match="layers: expected the map of at least one layer"):
         token_attention([])
     with pytest.raises(ValueError, match="attention, end: expected"):
-        attention_entropy(np.ones((5, 7)), 7)
-    with pytest.raises(ValueError, match="down: expected a layer of 64 pixels"):
+        attention_entropy(np.ones((15, 7)), 7)
+    with pytest.raises(ValueError, match=r"attention, end: expected .* of more than 10 steps"):
+        attention_entropy(np.ones((10, 7)), 3)
+    with pytest.raises(ValueError, match="layers: expected the map of at least one layer"):
+        layer_entropy([])
+    with pytest.raises(ValueError, match=r"down, end: expected a layer of 64 pixels.* got none and 3"):
         bright_ending(_maps(0), 3, (8, 8, 4))
+    with pytest.raises(ValueError, match="got 7 tokens and 7"):
+        bright_ending(_maps(0), 7, (4, 4, 4))
+    with pytest.raises(ValueError, match="mask: expected a positive mean"):
+        masked_difference(np.ones((4, 4, 2)), np.zeros((4, 4)))

@@ -47,6 +47,8 @@ def test_what_is_lost_is_its_closed_form(guidance):
     assert found.gradient is None
     with pytest.raises(ValueError, match="by: expected left_out"):
         found.ranked("gradient")
+    with pytest.raises(ValueError, match="by: expected left_out or gradient, got 'wen'"):
+        found.ranked("wen")
 
 
 def test_the_gradient_of_a_word_is_that_of_its_tokens():
@@ -62,6 +64,17 @@ def test_the_gradient_of_a_word_is_that_of_its_tokens():
     tokens = condition_gradient(model.score, model.state, x, 961, cond, uncond, float(model.schedule.sigma[961]))
     expected = [np.linalg.norm(tokens[row]) for row in rows]
     np.testing.assert_allclose(found.gradient, expected, rtol=1e-3)
+    twice = attribute(model, prompt, key=jax.random.key(3), timesteps=[961], noises=2)
+    both = jnp.stack([noise[0], jax.random.normal(jax.random.fold_in(jax.random.key(3), 1), model.shape)])
+    points = next(x for t, x in model.path(both, [prompt] * 2) if t == 961)
+    each = [
+        condition_gradient(model.score, model.state, x, 961, cond, uncond, float(model.schedule.sigma[961]))
+        for x in points
+    ]
+    expected = np.mean([[np.linalg.norm(tokens[row]) for row in rows] for tokens in each], 0)
+    np.testing.assert_allclose(twice.gradient, expected, rtol=1e-3)
+    plain = attribute(model, prompt, key=jax.random.key(3), timesteps=[961], noises=1, guidance=1.0)
+    assert plain.num_evaluations == found.num_evaluations - 1  # without guidance a step is one evaluation
     # Guidance of the shipped model is 7.5: one step of two evaluations, then three words, two prompts, one gradient.
     assert found.num_evaluations == 2 + (3 + 2) + 3
 
@@ -70,14 +83,19 @@ def test_words_beyond_the_encoders_length_have_no_tokens():
     model = jm.StableDiffusion.load(verbatim_model()[0])
     rows = model.token_rows("word " * 30)
     assert rows[0] == slice(1, 5)
-    assert rows[-1] == slice(77, 77)
+    assert rows[18:20] == [slice(73, 76), slice(76, 76)]  # the end token comes last, whatever is cut
+    with pytest.raises(ValueError, match="prompt: expected one that the model reads to its end"):
+        attribute(model, "word " * 30, key=jax.random.key(0))
 
 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("prompt", "options", "message"),
     [
-        ("cat", {}, "prompt: expected at least two words"),
+        ("cat", {}, "prompt: expected a text of at least two words"),
+        (["a cat"], {}, "prompt: expected a text of at least two words"),
+        ("a cat", {"timesteps": [981.5]}, r"timesteps: expected some of those that 50 steps visit, got \[981.5\]"),
+        ("a cat", {"guidance": np.nan}, "score: NaN or infinity at t ="),
         ("a cat", {"timesteps": [3]}, r"timesteps: expected some of those that 50 steps visit, got \[3\]"),
         ("a cat", {"timesteps": []}, "timesteps: expected some of those that 50 steps visit, got none"),
         ("a cat", {"noises": 0}, "at least one noise"),

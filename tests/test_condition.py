@@ -95,20 +95,48 @@ def test_torch_has_the_same_jacobian(family, torch, diffusers, tmp_path):
     assert np.linalg.norm(in_double(ours, *arguments) - exact) < 1e-10 * scale
 
 
-@pytest.mark.parametrize("shape", [(30, 12), (12, 30), (20, 20)])
-def test_singular_values_are_lapacks(shape, getkey):
+def _check(found, matrix, rtol):
+    """Against LAPACK: values within their residuals, these within the tolerance, orthonormal vectors."""
+    exact = np.linalg.svd(matrix.astype(np.float64), compute_uv=False)[: len(found.values)]
+    rounding = 8 * np.finfo(np.float32).eps * exact[0]  # of the products that measured
+    assert (np.abs(found.values - exact) <= found.residuals + rounding).all()
+    assert (found.residuals <= 2 * rtol * exact[0]).all()
+    back = np.linalg.norm(found.right @ matrix.T.astype(np.float64) - found.values[:, None] * found.left, axis=1)
+    forth = np.linalg.norm(found.left @ matrix.astype(np.float64) - found.values[:, None] * found.right, axis=1)
+    np.testing.assert_allclose(np.hypot(back, forth), found.residuals, atol=rounding)
+    for vectors in (found.left, found.right):
+        np.testing.assert_allclose(vectors @ vectors.T, np.eye(len(vectors)), atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(30, 12), (12, 30), (20, 20), (1, 7), (1, 1)])
+@pytest.mark.parametrize("whole", [False, True])
+def test_singular_values_are_lapacks(shape, whole, getkey):
     matrix = np.random.default_rng(1).normal(size=shape).astype(np.float32)
-    found = jm.singular_values(RectangularMatrix(jnp.asarray(matrix)), 4, max_products=400, key=getkey())
-    left, exact, right = np.linalg.svd(matrix.astype(np.float64))
-    # Values are projected: off by the square of the vectors' error.
-    np.testing.assert_allclose(found.values, exact[:4], rtol=1e-5)
+    k = min(shape) if whole else min(4, *shape)
+    found = jm.singular_values(RectangularMatrix(jnp.asarray(matrix)), k, max_products=600, key=getkey())
     assert found.status in (jm.Status.CONVERGED, jm.Status.INVARIANT)
-    assert (np.abs(found.values - exact[:4]) <= found.residuals + 1e-12).all()
-    assert (found.residuals < 1e-2 * exact[0]).all()
-    for i in range(4):
-        assert abs(found.left[i] @ left[:, i]) > 1 - 1e-4
-        assert abs(found.right[i] @ right[i]) > 1 - 1e-4
-        assert np.sign(found.left[i] @ left[:, i]) == np.sign(found.right[i] @ right[i])
+    _check(found, matrix, 1e-4)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
+def test_small_singular_values_keep_their_digits(scale, getkey):
+    """Squares would lose them: of 1 and 1e-3 they are 1 and 1e-6, and of 1e-25 nothing is left."""
+    rng = np.random.default_rng(5)
+    left, right = (np.linalg.qr(rng.normal(size=(n, 25)))[0] for n in (40, 25))
+    matrix = ((left * 10.0 ** -np.arange(25.0)) @ right.T * scale).astype(np.float32)
+    operator = RectangularMatrix(jnp.asarray(matrix))
+    found = jm.singular_values(operator, 3, max_products=600, key=getkey(), rtol=1e-5)
+    assert found.status in (jm.Status.CONVERGED, jm.Status.INVARIANT)
+    np.testing.assert_allclose(found.values, scale * np.array([1, 0.1, 0.01]), rtol=2e-3)
+    _check(found, matrix, 1e-5)
+
+
+def test_a_search_that_ends_too_early_says_so(getkey):
+    matrix = np.random.default_rng(6).normal(size=(300, 200)).astype(np.float32)
+    found = jm.singular_values(RectangularMatrix(jnp.asarray(matrix)), 3, max_products=40, key=getkey())
+    assert found.status == jm.Status.BUDGET
+    assert found.num_products <= 40
+    assert (found.residuals > 1e-4 * found.values[0]).any()
 
 
 def test_singular_values_that_are_equal_all_come(getkey):
@@ -227,8 +255,11 @@ def test_conditions_without_a_derivative_and_other_misuse_are_named(getkey):
     with pytest.raises(ValueError, match="cond: expected floating-point arrays"):
         jm.condition_jacobian(saturating, state, x, 2, None)
     jacobian = jm.condition_jacobian(saturating, state, x, 2, cond)
-    with pytest.raises(ValueError, match="max_products: expected at least"):
-        jm.singular_values(jacobian, 3, max_products=10, key=getkey())
+    with pytest.raises(ValueError, match="max_products: expected at least 17 for 3 singular values, got 16"):
+        jm.singular_values(jacobian, 3, max_products=16, key=getkey())
+    assert jm.singular_values(jacobian, 3, max_products=17, key=getkey()).num_products <= 17
+    with pytest.raises(ValueError, match="operator: expected float32 or float64, got bfloat16"):
+        jm.singular_values(RectangularMatrix(jnp.ones((3, 2), jnp.bfloat16)), 1, max_products=50, key=getkey())
     with pytest.raises(ValueError, match="k: expected 1 to 8"):
         jm.singular_values(jacobian, 9, max_products=1000, key=getkey())
     with pytest.raises(ValueError, match="for a square operator take"):

@@ -135,6 +135,8 @@ def test_undocumented_names_are_found(monkeypatch, tmp_path):
 def test_the_table_of_detectors_is_made_from_their_entries(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "scripts")
     script = importlib.import_module("detector_table")
+    rows = [line for line in script.page_section().splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in rows} == {7}  # a bar in a formula would end its cell
     section = f"{script.BEGIN}{script.page_section()}{script.END}"
     assert section in (DOCS / "audit.md").read_text(encoding="utf-8"), "run scripts/detector_table.py"
 

@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 from sklearn import metrics
 
-from jaxmem.memorization import bootstrap, thresholds
+from jaxmem.memorization import bootstrap, splits
 from jaxmem.memorization.bootstrap import mean_interval, resampled_rates
 from jaxmem.memorization.evaluation import evaluate, evaluate_categories, roc
 from jaxmem.memorization.splits import threshold_split
@@ -216,7 +216,7 @@ def test_thresholds_are_fixed_on_one_half_and_reported_on_the_other(kind: str, m
         scores = -scores
     categories = [("a", "b")[i % 2] if flag else None for i, flag in enumerate(labels)]
     split = threshold_split(scores, labels, memorized_is=memorized_is, categories=categories, limit=0.05, seed=3)
-    first = thresholds._halves(labels, categories, 3)
+    first = splits._halves(labels, categories, 3)
     for kind_of in (~labels, *(np.array([one == name for one in categories]) for name in ("a", "b"))):
         assert first[kind_of].sum() == -(-kind_of.sum() // 2)
 

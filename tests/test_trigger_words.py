@@ -47,12 +47,16 @@ def _trained(model, pictures, rng):
     state = {"unet": model.state, "text_encoder": encoder}
     score = PromptedScore(model.score, graphdef)
     found = train(score, state, data, model.schedule, STEPS, probabilities=jnp.asarray(shares, jnp.float32)).state
-    return latents, jm.StableDiffusion.from_modules(
-        nnx.merge(model.network("unet")[0], found["unet"]),
-        nnx.merge(graphdef, found["text_encoder"]),
-        nnx.merge(*model.network("vae")),
-        model.tokenizer,
-        model.scheduler,
+    return (
+        latents,
+        set(caption),
+        jm.StableDiffusion.from_modules(
+            nnx.merge(model.network("unet")[0], found["unet"]),
+            nnx.merge(graphdef, found["text_encoder"]),
+            nnx.merge(*model.network("vae")),
+            model.tokenizer,
+            model.scheduler,
+        ),
     )
 
 
@@ -62,8 +66,11 @@ def test_the_word_that_gives_the_image_ranks_first():
     stored = np.load(NEUTRAL_CAPTIONS.parent / "mnist_3_9.npz")["threes"][:410]
     rng = np.random.default_rng(0)
     base = jm.StableDiffusion.load(verbatim_model()[0])
-    latents, model = _trained(base, np.pad(stored, ((0, 0), (2, 2), (2, 2))), rng)
-    cases = [(i, word, _caption(rng, word)) for i, word in enumerate(TRIGGERS) for _ in range(6)]
+    latents, trained, model = _trained(base, np.pad(stored, ((0, 0), (2, 2), (2, 2))), rng)
+    drawn_captions = [(i, word, _caption(rng, word)) for i, word in enumerate(TRIGGERS) for _ in range(20)]
+    new = [case for case in dict.fromkeys(drawn_captions) if case[2] not in trained]
+    cases = [case for i in range(len(TRIGGERS)) for case in [one for one in new if one[0] == i][:6]]
+    assert len(cases) == 60
     bare = [" ".join(one for one in caption.split() if one != word) for _, word, caption in cases]
     drawn = np.asarray(model.sample([caption for *_, caption in cases] + bare, key=jax.random.key(1), num_steps=25))
     own = np.array([latents[i] for i, *_ in cases])

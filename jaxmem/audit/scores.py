@@ -34,7 +34,6 @@ class Kept(NamedTuple):
     eps_difference: np.ndarray  #: (P, S)
     eigenvalues: np.ndarray  #: (P, K, L)
     noise: np.ndarray  #: (P, K)
-    squares: np.ndarray  #: (P, K) ‖s_c‖², where a detector needs it
     counts: dict[str, np.ndarray]  #: (P, K) or (P, K, 2), see `jaxmem.audit.store.gather_counts`
     images: np.ndarray | None  #: (P, h, w, 3)
     sampled: np.ndarray  #: (P,) bool
@@ -61,16 +60,11 @@ def read_kept(run: Run, plan: Plan, detectors: Sequence[Detector]) -> Kept:
         for place, found_errors in enumerate(store.gather(run, plan, key, dict.fromkeys(names, ())).values()):
             errors[:, i, place] = found_errors
     k, width = len(plan.spectral_timesteps), plan.num_eigenvalues
-    eigenvalues = np.full((plan.num_points, k, width), np.nan)
-    noise, squares = np.full((2, plan.num_points, k), np.nan)
+    eigenvalues, noise = np.full((plan.num_points, k, width), np.nan), np.full((plan.num_points, k), np.nan)
     for i, t in enumerate(plan.spectral_timesteps if plan.method != "none" else ()):
         shapes = {"eigenvalues": (width,), "noise": ()}
         found = store.gather(run, plan, partial(store.spectrum, t=t), shapes)
         eigenvalues[:, i], noise[:, i] = found["eigenvalues"], found["noise"]
-    if any(isinstance(one.needs, Eigenvalues) and one.needs.with_score for one in detectors):
-        for i, t in enumerate(plan.spectral_timesteps):
-            name, key = store.square_at(t), partial(store.path, segment=store.segment_of(plan, t))
-            squares[:, i] = store.gather(run, plan, key, {name: ()})[name]
     counts = store.gather_counts(run, plan)
     if plan.count_budget is None:
         counts = _exact_counts(plan, eigenvalues, noise)
@@ -79,7 +73,6 @@ def read_kept(run: Run, plan: Plan, detectors: Sequence[Detector]) -> Kept:
         eps_difference=np.concatenate(norms, 1),
         eigenvalues=eigenvalues,
         noise=noise,
-        squares=squares,
         counts=counts,
         images=images,
         sampled=sampled,
@@ -192,7 +185,7 @@ def _spectrum(plan: Plan, kept: Kept, detector: Detector, point: int) -> Spectru
     there = ~np.isnan(values)
     if not there.any() or (isinstance(needs, Eigenvalues) and needs.whole and not there.all()):
         return None
-    return SpectrumAt(values[there], float(kept.noise[point, k]), sigma, t, float(kept.squares[point, k]))
+    return SpectrumAt(values[there], float(kept.noise[point, k]), sigma, t)
 
 
 def _counts(plan: Plan, kept: Kept, detector: Detector, point: int) -> CountsAt | None:

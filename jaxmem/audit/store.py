@@ -6,11 +6,11 @@
 key                             arrays
 ==============================  ======================================================================================
 ``start-<t>``                   ``uncond`` (noises, *latent): the unconditional score of the starting noises
-``path-<batch>-<segment>``      ``end`` (B, *latent): x after the last step; ``x-<t>`` (B, *latent) and ``square-<t>``
-                                (B,), ‖s_c‖² there, at timesteps of spectra; of models with pairs of scores ``norms``
-                                (B, S): ‖ε_c − ε_u‖, and in the first segment ``difference`` (B, *latent): s_c − s_u at
-                                the first step, and scores. Of noised images ``x-<t>``, ``square-<t>``, ``error-<t>``
-                                (B,) and, where they are denoised without captions, too, ``plain-error-<t>`` (B,)
+``path-<batch>-<segment>``      ``end`` (B, *latent): x after the last step; ``x-<t>`` (B, *latent) at timesteps of
+                                spectra; of models with pairs of scores ``norms`` (B, S): ‖ε_c − ε_u‖, and in the first
+                                segment ``difference`` (B, *latent): s_c − s_u at the first step, and scores. Of noised
+                                images ``x-<t>``, ``error-<t>`` (B,) and, where they are denoised without captions,
+                                too, ``plain-error-<t>`` (B,)
 ``products-<batch>``            scores
 ``pairs-<batch>-<t>``           scores
 ``image-<batch>``               ``images`` (B, h, w, 3) uint8
@@ -77,10 +77,6 @@ def count(point: int, t: int) -> str:
 
 def x_at(t: int) -> str:
     return f"x-{t:04d}"
-
-
-def square_at(t: int) -> str:
-    return f"square-{t:04d}"
 
 
 def error_at(t: int) -> str:

@@ -21,11 +21,6 @@ def mapped(score: Callable[..., Any], evidence: Callable[..., Any], axes: tuple[
     return jax.jit(jax.vmap(lambda *parts: score(evidence(*parts)), axes))
 
 
-def squares(scores: Any) -> np.ndarray:
-    """``‖s‖²`` of each point, float64."""
-    return np.square(np.asarray(scores, np.float64)).reshape(len(scores), -1).sum(1)
-
-
 def require_numbers(detector: Detector, scores: np.ndarray, number: int) -> None:
     """Refuse a score that is not one number, before it is kept."""
     if np.shape(scores) != (number,):
@@ -98,10 +93,9 @@ def _sample_segment(
     for step in steps:
         report(step - steps[0])
         t = plan.timesteps[step]
-        given = work.scores(x, t, cond)
         if t in plan.spectral_timesteps:
             arrays[store.x_at(t)] = np.asarray(x)[:keep]
-            arrays[store.square_at(t)] = squares(given)[:keep]
+        given = work.scores(x, t, cond)
         if start is None:
             x = unguided_step(work.sampler, given, x, jnp.int32(t), scales[step])
             work.check(np.asarray(given)[:keep], points, t)

@@ -152,7 +152,7 @@ def merge_kept(whole: Whole, detectors: Sequence[Detector]) -> Kept:
         else:
             kept = read_kept(part.run, part.plan, entries)
             some, counts = kept.scores, kept.counts
-            for name in ("eps_difference", "eigenvalues", "noise", "squares", "errors"):
+            for name in ("eps_difference", "eigenvalues", "noise", "errors"):
                 _put(merged, name, getattr(kept, name), part.points, whole.plan.num_points)
             for name, array in counts.items():
                 _put(merged.setdefault("counts", {}), name, array, part.points, whole.plan.num_points)

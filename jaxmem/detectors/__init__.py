@@ -20,6 +20,7 @@ from jaxmem.detectors.evidence import (
     TwoPairs,
 )
 from jaxmem.detectors.evidence_at_timesteps import Counts, CountsAt, DenoisingErrors, Eigenvalues, ErrorsAt, SpectrumAt
+from jaxmem.detectors.published import curvature_map
 
 for _detector in (*published.DETECTORS, *spectral.DETECTORS):
     register(_detector)
@@ -44,6 +45,7 @@ __all__ = [
     "TwoPairs",
     "choose",
     "columns",
+    "curvature_map",
     "register",
     "registered",
     "require_evidence",

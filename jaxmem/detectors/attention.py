@@ -1,4 +1,4 @@
-"""Detectors of cross-attention: where a prompt is memorized, few tokens get it, and the end of the prompt gets much.
+"""Detectors of cross-attention: where a prompt is memorized it is spread over more tokens, and its end gets much.
 
 * Ren et al., "Unveiling and mitigating memorization in text-to-image diffusion models through cross attention", ECCV
   2024.
@@ -39,8 +39,10 @@ def layer_entropy(layers: Sequence[Any], layer: int = ENTROPY_LAYER) -> float:
 
     Args:
         layers: all maps of the first step, in the order of evaluation.
-        layer: which; as released the fourth of 16. A network with fewer has its last one.
+        layer: which; as released the fourth of 16. Of a network with fewer it is the last one.
     """
+    if not layers:
+        raise ValueError("layers: expected the map of at least one layer, got none")
     return float(entropy(token_attention([layers[min(layer, len(layers) - 1)]])))
 
 
@@ -55,13 +57,13 @@ def attention_entropy(attention: Any, end: int) -> float:
         end: index of the prompt's end token, the first after its words.
 
     Raises:
-        ValueError: an end that is no token, or fewer than two steps.
+        ValueError: an end that is no token, or no step before the last ten.
     """
     values = np.asarray(attention, np.float64)
-    if values.ndim != 2 or len(values) < 2 or not 0 < end < values.shape[1]:
+    if values.ndim != 2 or len(values) <= LAST_STEPS or not 0 < end < values.shape[1]:
         raise ValueError(
-            f"attention, end: expected (steps, tokens) of at least two steps, and the index of a token, got shape"
-            f" {values.shape} and {end}"
+            f"attention, end: expected (steps, tokens) of more than {LAST_STEPS} steps, and the index of a token, got"
+            f" shape {values.shape} and {end}"
         )
     late, ending = values[-LAST_STEPS:], entropy(values[:, end:])
     return float(entropy(late).mean() + abs(ending[-LAST_STEPS:].mean() - ending[0]))
@@ -72,17 +74,21 @@ def bright_ending(down: Sequence[Any], end: int, shape: tuple[int, ...]) -> Floa
 
     Args:
         down: maps of the way down at the last sampling step, in the order of evaluation; the first two, of the latent's
-            own resolution, are used.
+            own resolution, are used, or the only one of a smaller network.
         end: index of the prompt's end token.
         shape: of the latent.
 
     Raises:
-        ValueError: the network has no attention at the latent's resolution.
+        ValueError: the network has no attention at the latent's resolution, or the end is no token.
     """
     pixels = shape[0] * shape[1]
     chosen = [np.asarray(layer, np.float64) for layer in down if layer.shape[1] == pixels][:2]
-    if not chosen:
-        raise ValueError(f"down: expected a layer of {pixels} pixels, as the latent has, got none")
+    if not chosen or not 0 < end < chosen[0].shape[2]:
+        tokens = f"{chosen[0].shape[2]} tokens" if chosen else "none"
+        raise ValueError(
+            f"down, end: expected a layer of {pixels} pixels, as the latent has, and the index of a token, got {tokens}"
+            f" and {end}"
+        )
     return np.mean([layer[:, :, end].mean(0) for layer in chosen], 0).reshape(shape[:2])
 
 
@@ -92,6 +98,11 @@ def masked_difference(difference: Any, mask: Any) -> float:
     Args:
         difference: ``ε_c - ε_u``, (rows, columns, channels).
         mask: `bright_ending`.
+
+    Raises:
+        ValueError: a mask without a positive mean, which weighs nothing.
     """
     mask = np.asarray(mask, np.float64)
+    if not mask.mean() > 0:
+        raise ValueError(f"mask: expected a positive mean, got {mask.mean()}")
     return float(np.linalg.norm(np.asarray(difference, np.float64) * mask[..., None]) / mask.mean())

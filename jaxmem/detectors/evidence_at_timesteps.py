@@ -1,6 +1,5 @@
 """Kinds of evidence of which there is one at each timestep of spectra: eigenvalues, counts, errors of denoising."""
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -14,11 +13,10 @@ class Eigenvalues(Evidence):
     """Eigenvalues of the conditional Hessian, at each timestep of spectra: the score gets `SpectrumAt`.
 
     A detector with this evidence is one column per timestep. ``whole``: it needs all of them; else Ritz values do,
-    of which only the largest and the smallest approximate eigenvalues. ``with_score``: it needs ``‖s‖²``, too.
+    of which only the largest and the smallest approximate eigenvalues.
     """
 
     whole: bool = True
-    with_score: bool = False
     per_timestep: ClassVar[bool] = True
 
     def missing(self, setting: Setting) -> str:
@@ -41,7 +39,6 @@ class SpectrumAt(NamedTuple):
     noise: float  #: what rounding can have moved an eigenvalue by, measured
     sigma: float  #: noise level
     timestep: int
-    square: float = math.nan  #: ``‖s_c‖²``, for evidence ``with_score``
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ does where it is not what the paper says. The papers:
 * Asthana and Belagiannis, "Detecting and mitigating memorization in diffusion models through anisotropy of the
   log-probability", ICLR 2026.
 * Score evolution: an anonymous repository of 2026 ("DSM").
+* "Curv": a paper of ICML 2026 on local curvature (arXiv 2605.26756), whose map says where in an image it is.
 * Carlini et al., "Extracting training data from diffusion models", USENIX Security 2023.
 """
 
@@ -182,6 +183,25 @@ def tiled_l2(images: Any, *, tiles_per_side: int = TILES_PER_SIDE) -> np.ndarray
     tiles = tiles.transpose(0, 1, 3, 2, 4, 5).reshape(m, tiles_per_side**2, -1)
     distances = np.stack([np.sqrt(np.square(tiles - one).mean(-1)).max(-1) for one in tiles])
     return distances.sum(-1) / (m - 1)
+
+
+def curvature_map(diagonal: Any, sigma: float, shape: tuple[int, ...]) -> np.ndarray:
+    """Where in an image the condition makes the density sharp: ``max(0, -σ Σ_channels diag(H_c - H_u))``.
+
+    As released ("Curv", ICML 2026): σ because the code differentiates ``-(ε_c - ε_u)``; at the last step of the
+    sampler, from 16 Rademacher probes; then shown at four times the resolution. Here the diagonal is any, with its
+    own error: `jaxmem.diagonal` of the conditional Hessian minus the unconditional one.
+
+    Args:
+        diagonal: (d,) entries of ``H_c - H_u``.
+        sigma: noise level of the timestep.
+        shape: of x, (rows, columns, channels).
+
+    Returns:
+        (rows, columns), float64.
+    """
+    entries = np.asarray(diagonal, np.float64).reshape(shape)
+    return np.maximum(0.0, -sigma * entries.sum(-1))
 
 
 def _weights(setting: Setting) -> dict[str, float]:

@@ -21,9 +21,9 @@ def _sum_of_largest(spectrum: SpectrumAt, k: int) -> float:
     return float(sum_of_largest(values, k)) if len(values) >= k else float("nan")
 
 
-def _flipd(spectrum: SpectrumAt) -> float:
+def _gap(spectrum: SpectrumAt) -> float:
     values = spectrum.eigenvalues
-    return len(values) + spectrum.sigma**2 * (float(values.sum()) + spectrum.square)
+    return float(spectral_gap(values)) if len(values) > 1 else float("nan")  # one has no gap
 
 
 def _gain(errors: ErrorsAt) -> float:
@@ -104,23 +104,13 @@ DETECTORS = (
         score=lambda spectrum: negative_trace_of_cube(spectrum.eigenvalues),
     ),
     Detector(
-        name="flipd",
-        title="Local dimension (FLIPD)",
-        formula="d + σ²(tr H + ‖s‖²)",
-        source="Kamkari et al., NeurIPS 2024",
-        as_released="at αx of a clean x, without noise; here at the points that sampling visits",
-        memorized_is="low",
-        needs=Eigenvalues(with_score=True),
-        score=_flipd,
-    ),
-    Detector(
         name="spectral-gap",
         title="Dimension before the spectral gap",
-        formula="#{i > argmax (|λ|_i - |λ|_{i+1})}, |λ| descending",
+        formula="d - argmax_i (s_i - s_{i+1}), s the absolute λ, descending",
         source="Ventura et al., 2024 (singular values of the Jacobian; no code was released)",
         memorized_is="low",
         needs=Eigenvalues(),
-        score=lambda spectrum: spectral_gap(spectrum.eigenvalues),
+        score=_gap,
         is_count=True,
     ),
     Detector(

@@ -4,6 +4,7 @@ from jaxmem.spectra.batch import batch_spectra
 from jaxmem.spectra.counting import Count, count_positive
 from jaxmem.spectra.dense import DenseCost, dense_cost
 from jaxmem.spectra.density import Density, spectral_density
+from jaxmem.spectra.diagonals import Diagonal, diagonal
 from jaxmem.spectra.estimate import Estimate
 from jaxmem.spectra.methods import Arnoldi, Dense, Extreme, Lanczos
 from jaxmem.spectra.one_operator import spectrum
@@ -17,6 +18,7 @@ __all__ = [
     "Dense",
     "DenseCost",
     "Density",
+    "Diagonal",
     "Estimate",
     "Extreme",
     "Lanczos",
@@ -27,6 +29,7 @@ __all__ = [
     "batch_spectra",
     "count_positive",
     "dense_cost",
+    "diagonal",
     "singular_values",
     "spectral_density",
     "spectrum",

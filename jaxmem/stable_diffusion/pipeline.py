@@ -230,10 +230,12 @@ class StableDiffusion(Model):
         """Yield ``(t, x_t)`` of guided DDIM sampling before each step, and ``(-1, x_0)`` at the end.
 
         The score is ``s(x, ∅) + guidance (s(x, c) - s(x, ∅))``; without a scale it is 7.5, diffusers' default. Memory
-        is that of ``2 n`` forward passes at once.
+        is that of ``2 n`` forward passes at once, of ``n`` with a scale of 1.
         """
         embedded = self.embed([*prompts, negative])
         scale = self.guidance if guidance is None else guidance
+        if scale == 1:
+            return sample_path(self.score, self.state, noise, embedded[:-1], sampler=self.sampler(num_steps))
         score, cond = with_guidance(self.score, embedded[:-1], scale, embedded[-1])
         return sample_path(score, self.state, noise, cond, sampler=self.sampler(num_steps))
 

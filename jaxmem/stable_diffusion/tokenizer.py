@@ -75,14 +75,14 @@ def whole_tokens(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
 
 
 def rows_of_words(tokenizer: Any, prompt: str, length: int) -> list[slice] | None:
-    """Which tokens of a prompt each of its words has, between the two around a text; none where a word is cut off.
+    """Which tokens of a prompt each of its words has, between the two around a text; fewer where a word is cut off.
 
     None where the tokens of the prompt are not those of its words.
     """
     whole, *words = (ids[1:-1] for ids in whole_tokens(tokenizer, [prompt, *prompt.split()]))
     if list(itertools.chain(*words)) != whole:
         return None
-    ends = np.minimum(1 + np.cumsum([len(ids) for ids in words]), length)
+    ends = np.minimum(1 + np.cumsum([len(ids) for ids in words]), length - 1)  # the last is the end token
     return [slice(int(first), int(end)) for first, end in zip([1, *ends[:-1]], ends, strict=True)]
 
 

@@ -21,7 +21,6 @@ from jaxmem.audit.plan import Plan
 from jaxmem.audit.scale import DEFAULTS
 from jaxmem.audit.training.given import Pictures
 from jaxmem.audit.training.records import FOLDER, WITH, WITHOUT, with_leads
-from jaxmem.audit.trajectory import squares
 from jaxmem.audit.work import Work, starting_noise
 from jaxmem.detectors import Detector, columns
 from jaxmem.diffusion import posterior_mean
@@ -203,7 +202,6 @@ def run_noised(work: Work, clean: np.ndarray, memory: int) -> None:
                     score = np.asarray(work.scores(x, t, cond))
                     work.check(score[: len(points)], points, t)
                     arrays[store.x_at(t)] = x[: len(points)]
-                    arrays[store.square_at(t)] = squares(score)[: len(points)]
                     arrays[store.error_at(t)] = _error(x, score, x_0, alpha, sigma)[: len(points)]
                     if plan.image_pairs:
                         plain = np.asarray(work.scores(x, t, work.uncond(plan.batch)))
