@@ -74,9 +74,25 @@ def test_the_gradient_of_a_word_is_that_of_its_tokens():
     expected = np.mean([[np.linalg.norm(tokens[row]) for row in rows] for tokens in each], 0)
     np.testing.assert_allclose(twice.gradient, expected, rtol=1e-3)
     plain = attribute(model, prompt, key=jax.random.key(3), timesteps=[961], noises=1, guidance=1.0)
-    assert plain.num_evaluations == found.num_evaluations - 1  # without guidance a step is one evaluation
+    assert plain.num_evaluations == found.num_evaluations - 1
     # Guidance of the shipped model is 7.5: one step of two evaluations, then three words, two prompts, one gradient.
     assert found.num_evaluations == 2 + (3 + 2) + 3
+
+
+def test_without_guidance_a_step_is_one_evaluation(monkeypatch):
+    def refused(*_):
+        raise AssertionError("guidance of 1 needs no score without the prompt")
+
+    monkeypatch.setattr("jaxmem.stable_diffusion.pipeline.with_guidance", refused)
+    model = jm.StableDiffusion.load(verbatim_model()[0])
+    noise = jax.random.normal(jax.random.key(0), model.shape)[None]
+    path = dict(zip(range(2), model.path(noise, ["the amber anchor"], guidance=1.0), strict=False))
+    score = model.score(model.state, noise[0], path[0][0], model.embed(["the amber anchor"])[0])
+    alpha, sigma = (np.asarray(array, np.float64) for array in (model.schedule.alpha, model.schedule.sigma))
+    t, then = path[0][0], path[1][0]
+    eps = -sigma[t] * np.asarray(score, np.float64)
+    expected = alpha[then] * (np.asarray(noise[0]) - sigma[t] * eps) / alpha[t] + sigma[then] * eps  # DDIM
+    np.testing.assert_allclose(path[1][1][0], expected, atol=1e-4)
 
 
 def test_words_beyond_the_encoders_length_have_no_tokens():

@@ -32,8 +32,8 @@ def test_errors_of_an_estimate_cover():
     # 20,000 entries, those of one draw correlated: Student's t with 39 degrees of freedom puts 94.3 % there.
     assert 0.93 < covered < 0.96
     spread = np.sqrt(np.square(matrix.astype(np.float64)).sum(1) - exact**2)  # Bekas et al.: of the row's others
-    # A mean of 100 estimated errors is off by about 1 %.
-    np.testing.assert_allclose(np.mean([one.standard_errors for one in found], 0), spread / np.sqrt(40), rtol=0.2)
+    # A mean of 100 estimated errors is off by about 1.1 %; the largest of 200 by four times that, and two to spare.
+    np.testing.assert_allclose(np.mean([one.standard_errors for one in found], 0), spread / np.sqrt(40), rtol=0.08)
 
 
 def test_a_diagonal_matrix_is_exact_from_few_probes():
@@ -56,6 +56,8 @@ def test_a_map_of_curvature_is_its_closed_form():
         return jm.score_jacobian(score, gaussian(jnp.zeros(24), factors, 0.05), x, t)
 
     difference = hessian(narrow) - hessian(np.ones(shape))
+    assert jm.diagonal(difference).num_products == 48
+    assert jm.diagonal(difference, max_products=33, key=jax.random.key(0)).num_products == 32
     found = curvature_map(jm.diagonal(difference).values, sigma, shape)
     exact = sigma * (1 / (alpha**2 * narrow + sigma**2) - 1 / (alpha**2 + sigma**2)).sum(-1)
     np.testing.assert_allclose(found, exact, atol=1e-4)

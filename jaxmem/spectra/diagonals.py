@@ -12,30 +12,32 @@ from jaxmem.operators import Operator, SymmetricPart
 from jaxmem.spectra.measure import check_operator
 from jaxmem.spectra.traces import LARGEST_EXACT
 
-PRODUCTS = 64  #: of an estimate by default
-FEWEST = 8  #: products from which a spread says something
+PROBES = 64  #: of an estimate by default
+FEWEST = 8  #: probes from which a spread says something
 
 
 class Diagonal(NamedTuple):
     """The diagonal entries of an operator, what they are known to, and what they took."""
 
     values: np.ndarray  #: (d,) float64
-    standard_errors: np.ndarray  #: (d,) of estimates, from the spread of the probes; 0 where they are exact
+    standard_errors: np.ndarray  #: (d,) from the spread of the probes: 0 where they agreed, or where all d were taken
     num_products: int
 
 
 def diagonal(operator: Operator, *, max_products: int | None = None, key: Any = None, chunk: int = 56) -> Diagonal:
     """The diagonal of an operator, exact or by Rademacher probes (Bekas, Kokiopoulou and Saad 2007).
 
-    Exact: the d entries ``e_iᵀ A e_i``, from d products. Estimated from m < d products: the mean of ``w ∘ A w`` over
-    probes w of entries ±1, whose expectation is the diagonal and whose variance in entry i is the sum of the squares
-    of the other entries of row i, over m.
+    Exact: the d entries ``e_iᵀ A e_i``, from d applications of A. Estimated from m < d applications: the mean of
+    ``w ∘ A w`` over probes w of entries ±1, whose expectation is the diagonal and whose variance in entry i is the sum
+    of the squares of the other entries of row i, over m.
 
-    Memory beside the products: m · d numbers of an estimate.
+    A difference of two operators costs two products at each application. An entry with one other in its row has probes
+    that may all agree by chance, 1 time in 2^(m-1), and then an error of 0 that is wrong. Memory of an estimate beside
+    the products: about 5 m d numbers of four bytes.
 
     Args:
         operator: A; it need not be symmetric, for the diagonal of its symmetric part is the same.
-        max_products: products that may be spent; by default exact up to dimension 4,096, and 64 above.
+        max_products: products that may be spent; by default for all up to dimension 4,096, and for 64 probes above.
         key: random key; needed for an estimate.
         chunk: products taken together.
 
@@ -49,7 +51,7 @@ def diagonal(operator: Operator, *, max_products: int | None = None, key: Any = 
         operator = operator.operator  # of the same diagonal, for half of the products
     size, each = operator.size, operator.products_per_mv
     if max_products is None:
-        max_products = size * each if size <= LARGEST_EXACT else PRODUCTS * each
+        max_products = size * each if size <= LARGEST_EXACT else PROBES * each
     if chunk < 1:
         raise ValueError(f"chunk: expected at least 1, got {chunk}")
     number = min(max_products // each, size)

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxmem.krylov import Factorization, arnoldi, lanczos, scaled_norm
 from jaxmem.operators import Operator
+from jaxmem.rectangular import Rectangular
 from jaxmem.spectra.result import rounding_noise
 from jaxmem.spectra.ritz import Ritz
 
@@ -88,6 +89,11 @@ def check_operator(operator: Operator, caller: str) -> None:
         raise ValueError(
             f"operator: expected an operator, got {type(operator).__name__}; make one with score_jacobian,"
             f" from_matvec(lambda v: A @ v, size), or from_scipy(A), which takes a matrix, too"
+        )
+    if isinstance(operator, Rectangular):
+        raise ValueError(
+            f"operator: expected a square one for {caller}, got a {type(operator).__name__} of shape {operator.shape};"
+            f" take its `gram`, or jaxmem.singular_values"
         )
     strange = [leaf for leaf in jax.tree.leaves(operator) if callable(getattr(leaf, "mv", None))]
     if strange:

@@ -26,7 +26,7 @@ class SingularValues(NamedTuple):
     right: np.ndarray  #: (k, n), unit vectors v
     residuals: np.ndarray  #: (k,) ``(‖A v - σ u‖² + ‖Aᵀ u - σ v‖²)^½``, measured: a singular value is that near
     num_products: int  #: with A or Aᵀ
-    status: Status  #: of the search, as for `Extreme`; ROUNDING where residuals came out above the tolerance
+    status: Status  #: of the search, as for `Extreme`; ROUNDING where a residual is above ``rtol σ₁`` after all
 
 
 def singular_values(
@@ -43,9 +43,8 @@ def singular_values(
     """The k largest singular values and vectors of a map such as ∂s/∂c.
 
     By thick-restart Lanczos of ``[[0, A], [Aᵀ, 0]]`` (`jaxmem.rectangular.Augmented`), whose largest eigenvalues they
-    are: no value is squared, so none loses digits or overflows, and restarts, multiple values, folders and stopping
-    are those of `jaxmem.Extreme`. From a start vector of which one half is zero this is Golub-Kahan bidiagonalisation,
-    for half of the products; a restart and the look for copies need vectors of both halves.
+    are: nothing is squared, and restarts, multiple values, folders and stopping are those of `jaxmem.Extreme`. The
+    start vector has both halves, so this takes twice the products of Golub-Kahan bidiagonalisation, where one is zero.
 
     A is then projected on the vectors that were found, for k products more, and its singular values there are computed
     in float64; 2 k further products measure the residuals.
@@ -55,7 +54,8 @@ def singular_values(
         k: how many, at most the shorter side.
         max_products: most products with A or Aᵀ, all included; two for each step.
         key: random key of the start vector.
-        rtol: of the largest value: what residuals are asked to come down to.
+        rtol: of the largest value: what residuals are asked to come down to. A value that small or smaller may be
+            wrong in every digit, whatever the status: ask for less.
         chunk: products taken together at the end.
         folder: where the search is kept after every segment; the same call goes on from there.
         progress: called with the products spent.
@@ -81,7 +81,7 @@ def singular_values(
     least = 5 * k + augmented.products_per_mv  # k steps of two, one that measures rounding, three for each vector
     if max_products < least:
         raise ValueError(f"max_products: expected at least {least} for {k} singular values, got {max_products}")
-    method = Extreme(k, "largest", max_products=max_products - 3 * k, rtol=rtol)
+    method = Extreme(k, "largest", max_products=max_products - 3 * k, rtol=rtol / 2)  # of (u, v)/√2
     found = extreme_pairs(augmented, method, key=key, vectors=True, folder=folder, progress=progress)
     rows, tall = operator.shape[0], operator.shape[0] >= operator.shape[1]
     halves = np.asarray(found.vectors, np.float64)
@@ -93,7 +93,7 @@ def singular_values(
     back = _products(operator, others, not tall, chunk) - values[:, None] * ours
     residuals = np.sqrt(np.square(forth).sum(1) + np.square(back).sum(1))
     status = found.status
-    if status in (Status.CONVERGED, Status.INVARIANT) and (residuals > 2 * rtol * values[0]).any():
+    if status in (Status.CONVERGED, Status.INVARIANT) and (residuals > rtol * values[0]).any():
         status = Status.ROUNDING
     left, right = (others, ours) if tall else (ours, others)
     return SingularValues(values, left, right, residuals, found.num_products + 3 * len(values), status)
