@@ -55,23 +55,12 @@ class Rectangular(ABC):
         return lines if rows < columns else lines.T
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Gram(Operator):
-    """AᵀA of a tall map, AAᵀ of a wide one; made by `Rectangular.gram`."""
+class Symmetric(Operator):
+    """A symmetric operator made of a rectangular one: a product takes one with A and one with Aᵀ."""
 
     operator: Rectangular
     products_per_mv = 2
     is_symmetric = True
-
-    @property
-    def is_tall(self) -> bool:
-        rows, columns = self.operator.shape
-        return rows >= columns
-
-    @property
-    def size(self) -> int:
-        return min(self.operator.shape)
 
     @property
     def dtype(self) -> Any:
@@ -80,38 +69,40 @@ class Gram(Operator):
     def check(self) -> None:
         self.operator.check()
 
-    def mv(self, vector: Float[Array, " m"]) -> Float[Array, " m"]:
-        A = self.operator
-        return A.rmv(A.mv(vector)) if self.is_tall else A.mv(A.rmv(vector))
-
-    rmv = mv
+    def rmv(self, vector: Float[Array, " m"]) -> Float[Array, " m"]:
+        return self.mv(vector)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Augmented(Operator):
+class Gram(Symmetric):
+    """AᵀA of a tall map, AAᵀ of a wide one; made by `Rectangular.gram`."""
+
+    operator: Rectangular
+
+    @property
+    def size(self) -> int:
+        return min(self.operator.shape)
+
+    def mv(self, vector: Float[Array, " m"]) -> Float[Array, " m"]:
+        A = self.operator
+        return A.rmv(A.mv(vector)) if A.shape[0] >= A.shape[1] else A.mv(A.rmv(vector))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Augmented(Symmetric):
     """``[[0, A], [Aᵀ, 0]]``, of size d + n: symmetric, with the eigenvalues ±σ of A's singular values, and zeros.
 
     Its eigenvectors are ``(u, ±v)/√2``. Lanczos from ``(0, v)`` is Golub-Kahan bidiagonalisation.
     """
 
     operator: Rectangular
-    products_per_mv = 2
-    is_symmetric = True
 
     @property
     def size(self) -> int:
         return sum(self.operator.shape)
 
-    @property
-    def dtype(self) -> Any:
-        return self.operator.dtype
-
-    def check(self) -> None:
-        self.operator.check()
-
     def mv(self, vector: Float[Array, " m"]) -> Float[Array, " m"]:
         rows = self.operator.shape[0]
         return jnp.concatenate([self.operator.mv(vector[rows:]), self.operator.rmv(vector[:rows])])
-
-    rmv = mv
